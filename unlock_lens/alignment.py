@@ -1,0 +1,340 @@
+"""SubspaceAligner: a low-rank linear map from one model's residual stream to another's (method.md, section 2: align)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unlock_lens import artifact, capture
+from unlock_lens.decomposition import right_factors
+from unlock_lens.direction import CapabilityDirection
+from unlock_lens.errors import IncompatibleModel, InvalidInput
+from unlock_lens.identity import ModelIdentity
+from unlock_lens.variant import Variant
+
+logger = logging.getLogger(__name__)
+_KIND = "aligner"
+
+
+def proportional_layer(target_layer: int, source_layers: int, target_layers: int) -> int:
+    """a(b) = floor((L_s - 1) b / (L_t - 1)); the last source layer for a target of one layer."""
+    if target_layers == 1:
+        return source_layers - 1
+    return (source_layers - 1) * target_layer // (target_layers - 1)
+
+
+@dataclass(frozen=True)
+class FactoredMaps:
+    """W[b] = V_s^T M V_t for each mapped target layer b, in the order of `layer_map`; rows beyond a layer's rank are zero.
+
+    Attributes:
+        layer_map: target layer -> source layer.
+        source_factors: V_s.
+        core: M = S_s^-1 U_s^T U_t S_t.
+        target_factors: V_t.
+        source_mean: mean of the source's states at the calibration tokens, by which they were centred if they were.
+        target_mean: the same of the target's states; minus this is the anti-mean control.
+    """
+
+    layer_map: Mapping[int, int]
+    source_factors: Float[Tensor, "layer rank d_source"]
+    core: Float[Tensor, "layer rank rank"]
+    target_factors: Float[Tensor, "layer rank d_target"]
+    source_mean: Float[Tensor, "layer d_source"]
+    target_mean: Float[Tensor, "layer d_target"]
+
+    @property
+    def rank(self) -> int:
+        return self.core.shape[-1]
+
+    def at_rank(self, rank: int) -> FactoredMaps:
+        return replace(
+            self,
+            source_factors=self.source_factors[:, :rank],
+            core=self.core[:, :rank, :rank],
+            target_factors=self.target_factors[:, :rank],
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+
+class SubspaceAligner:
+    """The linear map between two models, fitted on what both make of the same texts.
+
+    Args:
+        rank: k, the dimension of the subspaces; capped, with a warning, at what the calibration tokens span.
+        centered: take the mean over tokens out before the decomposition.
+        positions: "last" token of each text (the paper's), or "all" tokens.
+        skip_first: leave out the first token of each text (with positions="all"), often an attention sink of huge norm.
+        layer_map: target layer -> source layer; None is the paper's, in proportion to depth. Target layers that are
+            left out get no map.
+
+    The defaults are the paper's exact calibration; ordinary text, positions="all", centered=True transfers better
+    (method.md, "Beyond the paper").
+
+    Raises:
+        InvalidInput: rank below 1, unknown positions.
+
+    Source: method.md, section 2; paper, section on low-rank linear alignment.
+
+    Example:
+        >>> import unlock_lens as ul
+        >>> from unlock_lens import zoo
+        >>> text = zoo.text(n=64)
+        >>> aligner = ul.SubspaceAligner(rank=16, centered=True, positions="all").fit(
+        ...     source=ul.Variant(zoo.load("large-base"), text), target=ul.Variant(zoo.load("small-base"), text))
+        >>> aligner.layer_map
+        {0: 0, 1: 1, 2: 3}
+        >>> aligner.map(2).shape
+        torch.Size([96, 64])
+    """
+
+    def __init__(
+        self,
+        rank: int = 16,
+        centered: bool = False,
+        positions: Literal["last", "all"] = "last",
+        skip_first: bool = False,
+        layer_map: Mapping[int, int] | None = None,
+    ) -> None:
+        if rank < 1:
+            raise InvalidInput(f"rank {rank} was given; at least 1 is needed")
+        if positions not in ("last", "all"):
+            raise InvalidInput(f'positions {positions!r} was given; take "last" or "all"')
+        self.rank = rank
+        self.centered = centered
+        self.positions = positions
+        self.skip_first = skip_first
+        self.source_model: ModelIdentity | None = None
+        self.target_model: ModelIdentity | None = None
+        self.n_tokens: int | None = None
+        self.prompts_hash: str | None = None
+        self._wanted_layers = dict(layer_map) if layer_map is not None else None
+        self._maps: FactoredMaps | None = None
+
+    def fit(self, source: Variant, target: Variant, batch_size: int = 8, progress: bool = False) -> SubspaceAligner:
+        """Fit the map on both variants' states at the calibration tokens; returns the aligner itself.
+
+        Args:
+            source: the model that directions come from, with the calibration texts.
+            target: the model that they go to, with as many texts, in the same order.
+            batch_size: texts in one forward pass.
+            progress: whether to show a progress bar.
+
+        Raises:
+            InvalidInput: different numbers of texts or (with positions="all") of tokens, layers out of range, states that
+                are not finite or do not vary.
+        """
+        if len(source) != len(target):
+            raise InvalidInput(f"{len(source)} source and {len(target)} target texts were given; text i of one belongs to text i of the other")
+        source_model, target_model = source.backend.identity, target.backend.identity
+        self._layers(source_model.n_layers, target_model.n_layers)
+        if self.positions == "all":
+            _check_token_counts(source, target, self.skip_first)
+            states = [capture.at_all_tokens(v, None, self.skip_first, batch_size, progress) for v in (source, target)]
+        else:
+            states = [capture.at_position(v, None, -1, batch_size, progress) for v in (source, target)]
+        self.fit_activations(*states)
+        self.source_model, self.target_model = source_model, target_model
+        self.prompts_hash = source.prompts_hash
+        return self
+
+    def fit_activations(
+        self, source_acts: Float[Tensor, "layer_s n d_source"], target_acts: Float[Tensor, "layer_t n d_target"]
+    ) -> SubspaceAligner:
+        """Fit the map on activations that are already at hand, all layers of both models; returns the aligner itself.
+
+        Row i of both is one token. The aligner then knows no models, and checks widths alone.
+
+        Raises:
+            InvalidInput: different numbers of tokens, layers out of range, states that are not finite or all zero.
+        """
+        n = source_acts.shape[1]
+        if target_acts.shape[1] != n:
+            raise InvalidInput(f"{n} source and {target_acts.shape[1]} target tokens were given; they must be the same tokens")
+        layer_map = self._layers(source_acts.shape[0], target_acts.shape[0])
+        if self.rank > n:
+            logger.warning("rank %d was asked for, but %d calibration tokens span no more than rank %d; that is used", self.rank, n, n)
+        rank = min(self.rank, n, source_acts.shape[2], target_acts.shape[2])
+        fitted = [_fit_layer(source_acts[a], target_acts[b], rank, self.centered, (a, b)) for b, a in layer_map.items()]
+        names = list(fitted[0])
+        self._maps = FactoredMaps(layer_map, **{name: torch.stack([layer[name] for layer in fitted]) for name in names})
+        self.n_tokens = n
+        return self
+
+    def transport(self, direction: CapabilityDirection) -> CapabilityDirection:
+        """The direction in the target's residual stream, v_t[b] = v_s[a(b)] W[b], at all target layers whose source layer it has.
+
+        Raises:
+            InvalidInput: not fitted yet, or no layer in common.
+            IncompatibleModel: a direction of another width, model or basis than the aligner's source.
+        """
+        maps = self.maps
+        direction = self._in_source_basis(direction)
+        rows = [(i, b, direction.layers.index(a)) for i, (b, a) in enumerate(maps.layer_map.items()) if a in direction.layers]
+        if not rows:
+            raise InvalidInput(f"the direction has layers {list(direction.layers)}, the map reads {sorted(set(maps.layer_map.values()))}: none in common")
+        vectors = [
+            direction.vectors[j].double() @ maps.source_factors[i].double().T @ maps.core[i].double() @ maps.target_factors[i].double()
+            for i, _, j in rows
+        ]
+        provenance = replace(direction.provenance, source_model=direction.model, rank=self.rank)
+        basis = self.target_model.basis if self.target_model else direction.basis
+        return CapabilityDirection(torch.stack(vectors), tuple(b for _, b, _ in rows), basis, self.target_model, provenance)
+
+    @property
+    def maps(self) -> FactoredMaps:
+        """The fitted factors.
+
+        Raises:
+            InvalidInput: not fitted yet.
+        """
+        if self._maps is None:
+            raise InvalidInput("this aligner is not fitted yet; call fit or fit_activations first")
+        return self._maps
+
+    @property
+    def layer_map(self) -> dict[int, int]:
+        """Target layer -> source layer."""
+        return dict(self.maps.layer_map)
+
+    def map(self, target_layer: int) -> Float[Tensor, "d_source d_target"]:
+        """W[b], dense, for inspection; a row vector v_s of the source becomes v_s W[b].
+
+        Raises:
+            InvalidInput: no map for that layer, or not fitted yet.
+        """
+        maps = self.maps
+        if target_layer not in maps.layer_map:
+            raise InvalidInput(f"there is no map for target layer {target_layer}; it maps {sorted(maps.layer_map)}")
+        i = list(maps.layer_map).index(target_layer)
+        return maps.source_factors[i].T @ maps.core[i] @ maps.target_factors[i]
+
+    def at_rank(self, rank: int) -> SubspaceAligner:
+        """The aligner that a fit at a smaller rank would give: the factors are nested, nothing is fitted again.
+
+        Raises:
+            InvalidInput: rank below 1 or above the fitted one.
+        """
+        if not 1 <= rank <= self.maps.rank:
+            raise InvalidInput(f"rank {rank} was asked for; this aligner holds ranks 1 to {self.maps.rank}")
+        smaller = SubspaceAligner(rank, self.centered, self.positions, self.skip_first, self._wanted_layers)
+        smaller.source_model, smaller.target_model = self.source_model, self.target_model
+        smaller.n_tokens, smaller.prompts_hash = self.n_tokens, self.prompts_hash
+        smaller._maps = self.maps.at_rank(rank)
+        return smaller
+
+    def save(self, path: str | Path) -> None:
+        """Write the factors and all that describes them to a safetensors file; an interrupted save loses nothing."""
+        maps = self.maps
+        described = {
+            "rank": self.rank,
+            "centered": self.centered,
+            "positions": self.positions,
+            "skip_first": self.skip_first,
+            "layer_map": list(maps.layer_map.items()),
+            "own_layer_map": self._wanted_layers is not None,
+            "n_tokens": self.n_tokens,
+            "prompts_hash": self.prompts_hash,
+            "source_model": asdict(self.source_model) if self.source_model else None,
+            "target_model": asdict(self.target_model) if self.target_model else None,
+        }
+        artifact.save(path, _KIND, maps.tensors(), described)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SubspaceAligner:
+        """Read what `save` wrote.
+
+        Raises:
+            ArtifactError: no such file, not an aligner, another format version, or damaged.
+        """
+        tensors, told = artifact.load(path, _KIND)
+        with artifact.reading(path):
+            layer_map = dict(map(tuple, told["layer_map"]))
+            aligner = cls(
+                told["rank"], told["centered"], told["positions"], told["skip_first"], layer_map if told["own_layer_map"] else None
+            )
+            aligner.n_tokens, aligner.prompts_hash = told["n_tokens"], told["prompts_hash"]
+            aligner.source_model, aligner.target_model = (
+                ModelIdentity(**told[side]) if told[side] else None for side in ("source_model", "target_model")
+            )
+            aligner._maps = FactoredMaps(layer_map, **tensors)
+        return aligner
+
+    def __repr__(self) -> str:
+        state = f"{self.source_model} -> {self.target_model}" if self._maps else "not fitted"
+        return f"SubspaceAligner(rank={self.rank}, centered={self.centered}, positions={self.positions!r}; {state})"
+
+    def _layers(self, source_layers: int, target_layers: int) -> dict[int, int]:
+        if self._wanted_layers is None:
+            return {b: proportional_layer(b, source_layers, target_layers) for b in range(target_layers)}
+        if not self._wanted_layers:
+            raise InvalidInput("the layer map is empty; map at least one target layer")
+        for b, a in self._wanted_layers.items():
+            if not (0 <= b < target_layers and 0 <= a < source_layers):
+                raise InvalidInput(
+                    f"the layer map sends target layer {b} to source layer {a}; the target has layers 0 to {target_layers - 1}, "
+                    f"the source 0 to {source_layers - 1}"
+                )
+        return dict(sorted(self._wanted_layers.items()))
+
+    def _in_source_basis(self, direction: CapabilityDirection) -> CapabilityDirection:
+        d_source = self.maps.source_factors.shape[-1]
+        if direction.d_model != d_source:
+            raise IncompatibleModel(f"the direction has d_model {direction.d_model}, the aligner's source {d_source}")
+        if self.source_model is None:
+            return direction
+        if direction.basis != self.source_model.basis:
+            if direction.basis == "centered":
+                raise IncompatibleModel(
+                    "the direction is centered (its d_model mean is gone), the aligner's source is raw; extract it again from the raw model"
+                )
+            direction = direction.centered()
+        if direction.model is not None and not direction.model.is_same_model(self.source_model):
+            raise IncompatibleModel(f"the direction lives in {direction.model}, the aligner reads {self.source_model}")
+        return direction
+
+
+def _check_token_counts(source: Variant, target: Variant, skip_first: bool) -> None:
+    counts = [capture.token_counts(variant, skip_first) for variant in (source, target)]
+    differing = (counts[0] != counts[1]).nonzero()
+    if len(differing):
+        i = int(differing[0])
+        raise InvalidInput(
+            f'positions="all" pairs token with token, but text {i} ({source.prompts[i][:40]!r}) has {int(counts[0][i])} tokens in the '
+            f'source and {int(counts[1][i])} in the target; give both the same texts, or take positions="last" where the tokenizers differ'
+        )
+
+
+def _fit_layer(
+    source: Float[Tensor, "n d_source"], target: Float[Tensor, "n d_target"], rank: int, centered: bool, pair: tuple[int, int]
+) -> dict[str, Tensor]:
+    """V_s, M, V_t of one layer pair: H_s V_s^T = U_s S_s, so M = pinv(H_s V_s^T) (H_t V_t^T) needs no pinv."""
+    means = {"source_mean": source.double().mean(dim=0), "target_mean": target.double().mean(dim=0)}
+    h_s, h_t = (
+        h.double() - mean if centered else h.double() for h, mean in zip((source, target), means.values(), strict=True)
+    )
+    for h, side, layer in ((h_s, "source", pair[0]), (h_t, "target", pair[1])):
+        if not bool(h.isfinite().all()):
+            row = int((~h.isfinite()).any(dim=1).nonzero()[0])
+            raise InvalidInput(f"the {side} activations of layer {layer} are not finite at token {row}; leave that prompt out")
+        if not bool(h.any()):
+            raise InvalidInput(f"the {side} activations of layer {layer} do not vary over the calibration tokens; give more and other texts")
+    f_s, f_t = right_factors(h_s, rank), right_factors(h_t, rank)
+    core = (f_s.scores.T @ f_t.scores) / f_s.values[:, None] ** 2
+    padded = torch.zeros(rank, rank, dtype=core.dtype)
+    padded[: core.shape[0], : core.shape[1]] = core
+    found = {"source_factors": _padded(f_s.vectors, rank), "core": padded, "target_factors": _padded(f_t.vectors, rank), **means}
+    return {name: value.float() for name, value in found.items()}
+
+
+def _padded(rows: Float[Tensor, "found d_model"], rank: int) -> Float[Tensor, "rank d_model"]:
+    return torch.cat([rows, rows.new_zeros(rank - rows.shape[0], rows.shape[1])])

@@ -1,0 +1,54 @@
+"""The host frameworks: the only modules that import transformer_lens or nnsight, and only when such a model is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unlock_lens.backends.base import Backend, Batch, Edits, Generation
+from unlock_lens.errors import InvalidInput, UnsupportedModel
+
+BACKENDS = ("transformer_lens", "nnsight")
+
+__all__ = ["BACKENDS", "Backend", "Batch", "Edits", "Generation", "backend_of", "open_model"]
+
+
+def backend_of(model: Any) -> Backend:
+    """The adapter for a model that the user has open.
+
+    Raises:
+        UnsupportedModel: it is neither a TransformerLens nor an nnsight model.
+    """
+    packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}
+    if "transformer_lens" in packages:
+        from unlock_lens.backends.transformer_lens import TransformerLensBackend
+
+        return TransformerLensBackend(model)
+    if "nnsight" in packages:
+        from unlock_lens.backends.nnsight import NNsightBackend
+
+        return NNsightBackend(model)
+    given = f"{type(model).__module__}.{type(model).__name__}"
+    if "transformers" in packages:
+        raise UnsupportedModel(
+            f"a bare Hugging Face model ({given}) was given; wrap it in one line:\n"
+            "    TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer)  # TransformerLens\n"
+            "    TransformersModel(model, tokenizer=tokenizer)                                   # nnsight"
+        )
+    raise UnsupportedModel(f"{given} was given; expected a TransformerLens TransformerBridge or HookedTransformer, or an nnsight TransformersModel")
+
+
+def open_model(name: str, backend: str = "transformer_lens") -> Any:
+    """Load a Hugging Face folder or hub id, in float32, in one of `BACKENDS`.
+
+    Raises:
+        InvalidInput: there is no such backend.
+    """
+    if backend == "transformer_lens":
+        from unlock_lens.backends.transformer_lens import open_bridge
+
+        return open_bridge(name)
+    if backend == "nnsight":
+        from unlock_lens.backends.nnsight import open_transformers_model
+
+        return open_transformers_model(name)
+    raise InvalidInput(f"there is no backend {backend!r}; take one of {', '.join(BACKENDS)}")

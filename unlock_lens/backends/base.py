@@ -1,0 +1,98 @@
+"""What unlock-lens asks of a host framework, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unlock_lens.identity import ModelIdentity
+from unlock_lens.operations import Edit
+
+Edits = Mapping[int, Sequence[Edit]]
+"""For each edited layer its edits, in the order in which they are made."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass reads: ids and mask, padded on the left."""
+
+    ids: Int[Tensor, "row token"]
+    mask: Int[Tensor, "row token"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How completions are made."""
+
+    max_new_tokens: int
+    use_cache: bool = True
+    temperature: float = 0.0
+    """0: greedy."""
+    remote: bool | str = False
+
+
+class Backend(Protocol):
+    """A model in its host framework. Layer l always means the output of block l (`blocks.l.hook_resid_post`)."""
+
+    model: Any
+
+    @property
+    def identity(self) -> ModelIdentity: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def end_tokens(self) -> Sequence[int]:
+        """Ids of the tokens that end a completion."""
+        ...
+
+    def check_remote(self) -> None:
+        """Raise UnsupportedModel unless this model can run remotely."""
+        ...
+
+    def capture(
+        self,
+        batch: Batch,
+        layers: Sequence[int],
+        rows: Int[Tensor, " picked"],
+        columns: Int[Tensor, " picked"],
+        remote: bool | str = False,
+    ) -> Float[Tensor, "layer picked d_model"]:
+        """The residual stream of ascending `layers` at the tokens (rows[i], columns[i]), at least in float32."""
+        ...
+
+    def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
+        """Ids of the completions; what follows a row's end-of-sequence token means nothing."""
+        ...
+
+    def attached(self, edits: Edits) -> AbstractContextManager[None]:
+        """Edits every run of the model inside the block."""
+        ...
+
+    def fwd_hooks(self, edits: Edits, last: Int[Tensor, " batch"] | None) -> list[tuple[str, Callable[..., Any]]]:
+        """TransformerLens' native form; `last` as in `Chunk`."""
+        ...
+
+    def apply(self, edits: Edits, tracer: Any) -> None:
+        """nnsight's native form, inside a trace body."""
+        ...
+
+
+def end_tokens(generation_config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """What ends a completion: the model's generation config says it before the tokenizer does."""
+    ends = getattr(generation_config, "eos_token_id", None)
+    ends = tokenizer.eos_token_id if ends is None else ends
+    if ends is None:
+        return ()
+    return (ends,) if isinstance(ends, int) else tuple(ends)
+
+
+def edits_in_order(edits: Edits) -> Iterator[tuple[int, Sequence[Edit]]]:
+    """Layers ascending, as the forward pass meets them."""
+    return iter(sorted(edits.items()))

@@ -1,0 +1,183 @@
+"""nnsight: TransformersModel (and LanguageModel), through its own trace, generate and edit contexts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+# anyio must be loaded before nnsight, which mounts `.save` on every object and breaks anyio's class definitions.
+import anyio._backends._asyncio
+import anyio.abc  # noqa: F401
+import nnsight
+import torch
+from jaxtyping import Float, Int
+from nnsight.modeling.mixins.remotable import Remotable
+from torch import Tensor
+
+from unlock_lens.backends.base import Batch, Edits, Generation, edits_in_order, end_tokens
+from unlock_lens.errors import InvalidInput, UnsupportedModel
+from unlock_lens.identity import ModelIdentity, fingerprint, model_name
+from unlock_lens.operations import Chunk, at_least_float32
+
+# Ships our functions by value: a server need not have this package.
+nnsight.register("unlock_lens")
+
+
+def open_transformers_model(name: str) -> Any:
+    """An nnsight TransformersModel on a folder or hub id."""
+    return nnsight.TransformersModel(name, task="text-generation", dispatch=True, dtype=torch.float32)
+
+
+def residual_of(output: Any) -> Tensor:
+    """The residual stream in a block's output, which a few families return in a tuple."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def edit_blocks(model: Any, blocks: str, edits: Edits, chunk: Chunk | None = None) -> None:
+    """Make the edits in one forward pass; to be called inside a trace. `chunk` None: the pass is a prefill."""
+    for layer, of_layer in edits_in_order(edits):
+        block = model.get(blocks)[layer]
+        output = block.output
+        residual = edited = residual_of(output)
+        for edit in of_layer:
+            edited = edit(edited, chunk or Chunk(prompt_length=residual.shape[1]))
+        if edited is not residual:
+            block.output = edited if isinstance(output, Tensor) else (edited, *output[1:])
+
+
+def edit_every_step(model: Any, blocks: str, edits: Edits, tracer: Any) -> None:
+    """Make the edits in the prefill and in every step after it, with and without a KV cache."""
+    if not edits:
+        return
+    first = min(edits)
+    prompt_length = 0
+    for step in tracer.iter[:]:
+        length = residual_of(model.get(blocks)[first].output).shape[1]
+        if step == 0:
+            prompt_length = length
+        # Without a cache the whole sequence comes again, one token longer.
+        seen = prompt_length + step - length
+        edit_blocks(model, blocks, edits, Chunk(prompt_length, seen))
+
+
+class NNsightBackend:
+    """An nnsight model of a decoder."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        if getattr(model, "tokenizer", None) is None:
+            raise UnsupportedModel(
+                f"{type(model).__name__} has no tokenizer; wrap the model as TransformersModel(model, tokenizer=tokenizer)"
+            )
+
+    @cached_property
+    def _config(self) -> Any:
+        return self.model.config.get_text_config()
+
+    @cached_property
+    def blocks(self) -> str:
+        """Path of the module list that holds the blocks, such as "model.layers"."""
+        lists = [
+            name
+            for name, module in self.model._module.named_modules()
+            if isinstance(module, torch.nn.ModuleList) and len(module) == self._config.num_hidden_layers
+        ]
+        if not lists:
+            raise UnsupportedModel(f"no list of {self._config.num_hidden_layers} blocks was found in {type(self.model._module).__name__}")
+        return min(lists, key=lambda name: name.count("."))
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        embedding = self.model._module.get_input_embeddings().weight
+        return ModelIdentity(
+            name=model_name(str(self.model.repo_id or self.model.config._name_or_path)),
+            n_layers=int(self._config.num_hidden_layers),
+            d_model=int(self._config.hidden_size),
+            fingerprint=None if embedding.is_meta else fingerprint(embedding),
+            revision=self.model.revision,
+        )
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.model.tokenizer
+
+    @cached_property
+    def end_tokens(self) -> Sequence[int]:
+        return end_tokens(getattr(self.model._module, "generation_config", None), self.tokenizer)
+
+    def check_remote(self) -> None:
+        if not isinstance(self.model, Remotable):
+            raise UnsupportedModel(
+                f"{type(self.model).__name__} cannot run remotely (nnsight would silently run it here); "
+                'open it as TransformersModel("org/name", task="text-generation")'
+            )
+
+    def capture(
+        self,
+        batch: Batch,
+        layers: Sequence[int],
+        rows: Int[Tensor, " picked"],
+        columns: Int[Tensor, " picked"],
+        remote: bool | str = False,
+    ) -> Float[Tensor, "layer picked d_model"]:
+        model, blocks = self.model, self.blocks
+        with torch.no_grad():
+            with model.trace(_inputs(batch), **_where(remote)) as tracer:
+                states = []
+                for layer in layers:
+                    states.append(at_least_float32(residual_of(model.get(blocks)[layer].output)[rows, columns]))
+                picked = torch.stack(states).save()
+                tracer.stop()
+        return picked
+
+    def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
+        model = self.model
+        sampling = {"do_sample": True, "temperature": how.temperature} if how.temperature else {"do_sample": False}
+        options = {"max_new_tokens": how.max_new_tokens, "use_cache": how.use_cache, **sampling, **_where(how.remote)}
+        every_step = _acts_on_steps(edits) or not how.use_cache
+        with warnings.catch_warnings():
+            # The open loop over steps ends so by design.
+            warnings.filterwarnings("ignore", message=".*was never reached", category=UserWarning)
+            with model.generate(**options) as tracer:
+                with tracer.invoke(_inputs(batch)):
+                    self.apply(edits, tracer if every_step else None)
+                with tracer.invoke():
+                    whole = tracer.result.save()
+        return whole[:, batch.ids.shape[1] :].cpu()
+
+    @contextmanager
+    def attached(self, edits: Edits) -> Iterator[None]:
+        with self.model.edit(inplace=True) as tracer:
+            self.apply(edits, tracer if _acts_on_steps(edits) else None)
+        ours = self.model._edits[-1]
+        try:
+            yield
+        finally:
+            self.model._edits = [edit for edit in self.model._edits if edit is not ours]
+
+    def apply(self, edits: Edits, tracer: Any) -> None:
+        if tracer is not None:
+            edit_every_step(self.model, self.blocks, edits, tracer)
+        elif _acts_on_steps(edits):
+            raise InvalidInput('positions "generated" and "all" act on every step; pass the tracer: steer.apply(lm, tracer)')
+        else:
+            edit_blocks(self.model, self.blocks, edits)
+
+    def fwd_hooks(self, edits: Edits, last: Any) -> list[Any]:
+        raise UnsupportedModel("fwd_hooks are TransformerLens' form; for an nnsight model take steer.apply(lm) in its trace, or steer.attached(lm)")
+
+
+def _acts_on_steps(edits: Edits) -> bool:
+    """Whether any edit reaches beyond the prefill."""
+    return any(edit.positions in ("generated", "all") for of_layer in edits.values() for edit in of_layer)
+
+
+def _inputs(batch: Batch) -> dict[str, Tensor]:
+    return {"input_ids": batch.ids, "attention_mask": batch.mask}
+
+
+def _where(remote: bool | str) -> dict[str, Any]:
+    return {"remote": remote} if remote else {}

@@ -1,0 +1,201 @@
+"""TransformerLens: TransformerBridge (4.x) and HookedTransformer (3.x), through the hook-point interface that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unlock_lens.backends.base import Batch, Edits, Generation, edits_in_order, end_tokens
+from unlock_lens.errors import UnsupportedModel
+from unlock_lens.identity import Basis, ModelIdentity, fingerprint, model_name
+from unlock_lens.operations import Chunk, Edit, at_least_float32
+
+HookList = list[tuple[str, Callable[..., Any]]]
+
+_ENTRY = "blocks.0.hook_resid_pre"
+_PATTERN = "blocks.0.attn.hook_pattern"
+
+
+def open_bridge(name: str) -> Any:
+    """A TransformerBridge on a folder or hub id."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_transformers(name, device="cpu", dtype=torch.float32)
+
+
+class Progress:
+    """Tells prefill from decoding, from inside native hooks: the attention pattern is [query, key], and the KV cache holds
+    the keys beyond the queries. Without a cache, a pass that continues the last one by one token is the next step of
+    the same generation.
+    """
+
+    def __init__(self, last: Int[Tensor, " batch"] | None = None) -> None:
+        self.chunk = Chunk(prompt_length=0, last=last)
+        self._entering = self._previous = torch.empty(0)
+
+    def hooks(self) -> HookList:
+        return [(_ENTRY, self._enter), (_PATTERN, self._look)]
+
+    def _enter(self, residual: Tensor, hook: Any) -> None:
+        self._entering = residual.detach()
+
+    def _look(self, pattern: Tensor, hook: Any) -> None:
+        length, total = pattern.shape[-2:]
+        seen = total - length
+        begins = seen == 0 and not self._continues()
+        prompt_length = total if begins else self.chunk.prompt_length
+        self.chunk = Chunk(prompt_length, seen, self.chunk.last)
+        self._previous = self._entering if seen == 0 else torch.empty(0)
+
+    def _continues(self) -> bool:
+        return torch.equal(self._entering[:, :-1], self._previous)
+
+
+def fwd_hooks(edits: Edits, last: Int[Tensor, " batch"] | None = None) -> HookList:
+    """Native hooks that make the edits; their state is their own, so take a new list for a new run."""
+    progress = Progress(last)
+    needed = any(edit.positions != "all" for of_layer in edits.values() for edit in of_layer)
+    return (progress.hooks() if needed else []) + [
+        (f"blocks.{layer}.hook_resid_post", _editing(of_layer, progress)) for layer, of_layer in edits_in_order(edits)
+    ]
+
+
+def _editing(edits: Sequence[Edit], progress: Progress) -> Callable[..., Tensor | None]:
+    def hook_fn(residual: Tensor, hook: Any) -> Tensor | None:
+        edited = residual
+        for edit in edits:
+            edited = edit(edited, progress.chunk)
+        return None if edited is residual else edited
+
+    return hook_fn
+
+
+class TransformerLensBackend:
+    """A TransformerBridge or a HookedTransformer."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._is_bridge = hasattr(model, "original_model")
+        missing = [name for name in (_ENTRY, _PATTERN) if name not in model.hook_dict]
+        if missing:
+            raise UnsupportedModel(
+                f"{type(model).__name__} has no hook point {missing[0]}; a decoder with attention in block 0 is needed"
+            )
+        if model.tokenizer is None:
+            raise UnsupportedModel(f"the {type(model).__name__} has no tokenizer; load it with tokenizer=")
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        cfg = self.model.cfg
+        return ModelIdentity(
+            name=model_name(str(cfg.model_name)),
+            n_layers=int(cfg.n_layers),
+            d_model=int(cfg.d_model),
+            basis=self._basis(),
+            fingerprint=fingerprint(self.model.W_E),
+        )
+
+    def _basis(self) -> Basis:
+        # Processed LayerNorm weights write nothing along the d_model mean, the embedding first of all.
+        if self.model.cfg.normalization_type not in ("LN", "LNPre"):
+            return "raw"
+        embedding = self.model.W_E.detach().float()
+        return "centered" if bool((embedding.mean(-1).abs() < 1e-5 * embedding.abs().mean(-1)).all()) else "raw"
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.model.tokenizer
+
+    def check_remote(self) -> None:
+        raise UnsupportedModel("a TransformerLens model runs on this machine only; for remote=True open it as an nnsight TransformersModel")
+
+    @torch.no_grad()
+    def capture(
+        self,
+        batch: Batch,
+        layers: Sequence[int],
+        rows: Int[Tensor, " picked"],
+        columns: Int[Tensor, " picked"],
+        remote: bool | str = False,
+    ) -> Float[Tensor, "layer picked d_model"]:
+        picked: dict[int, Tensor] = {}
+
+        def keep(layer: int) -> Callable[..., None]:
+            def hook_fn(residual: Tensor, hook: Any) -> None:
+                picked[layer] = at_least_float32(residual[rows, columns])
+
+            return hook_fn
+
+        hooks = [(f"blocks.{layer}.hook_resid_post", keep(layer)) for layer in layers]
+        self.model.run_with_hooks(
+            batch.ids.to(self._device),
+            attention_mask=batch.mask.to(self._device),
+            return_type=None,
+            stop_at_layer=max(layers) + 1,
+            fwd_hooks=hooks,
+            **self._left_padded,
+        )
+        return torch.stack([picked[layer] for layer in layers])
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.W_E.device
+
+    @property
+    def _left_padded(self) -> dict[str, Any]:
+        return {} if self._is_bridge else {"padding_side": "left", "prepend_bos": False}
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
+        with self.attached(edits):
+            if self._is_bridge:
+                return self._generate(batch.ids, how, attention_mask=batch.mask.to(self._device))
+            return self._generate_by_length(batch, how)
+
+    def _generate_by_length(self, batch: Batch, how: Generation) -> Int[Tensor, "row new_token"]:
+        # HookedTransformer.generate takes no mask and guesses it from pad tokens: prompts of one length need none.
+        lengths = batch.mask.sum(dim=1)
+        new = torch.full((len(lengths), how.max_new_tokens), self.end_tokens[0] if self.end_tokens else 0)
+        for length in lengths.unique().tolist():
+            rows = (lengths == length).nonzero().squeeze(1)
+            made = self._generate(batch.ids[rows, -length:], how)
+            new[rows, : made.shape[1]] = made
+        return new
+
+    def _generate(self, ids: Int[Tensor, "row token"], how: Generation, **more: Any) -> Int[Tensor, "row new_token"]:
+        sampling = {"do_sample": True, "temperature": how.temperature} if how.temperature else {"do_sample": False}
+        whole = self.model.generate(
+            ids.to(self._device),
+            max_new_tokens=how.max_new_tokens,
+            stop_at_eos=bool(self.end_tokens),
+            eos_token_id=list(self.end_tokens) or None,
+            use_past_kv_cache=how.use_cache,
+            prepend_bos=False,
+            return_type="tokens",
+            verbose=False,
+            **sampling,
+            **more,
+        )
+        return whole[:, ids.shape[1] :].cpu()
+
+    @cached_property
+    def end_tokens(self) -> Sequence[int]:
+        wrapped = getattr(self.model, "original_model", None)
+        return end_tokens(getattr(wrapped, "generation_config", None), self.tokenizer)
+
+    @contextmanager
+    def attached(self, edits: Edits) -> Iterator[None]:
+        with self.model.hooks(fwd_hooks=fwd_hooks(edits)):
+            yield
+
+    def fwd_hooks(self, edits: Edits, last: Int[Tensor, " batch"] | None) -> HookList:
+        return fwd_hooks(edits, last)
+
+    def apply(self, edits: Edits, tracer: Any) -> None:
+        raise UnsupportedModel("apply is for nnsight's trace bodies; for a TransformerLens model take steer.fwd_hooks(model) or steer.attached(model)")

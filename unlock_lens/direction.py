@@ -1,0 +1,270 @@
+"""CapabilityDirection: what an unlocked variant has and a locked one lacks (method.md, section 1: extract)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unlock_lens import artifact, capture
+from unlock_lens.decomposition import right_factors
+from unlock_lens.errors import IncompatibleModel, InvalidInput
+from unlock_lens.identity import Basis, ModelIdentity
+from unlock_lens.variant import Variant
+
+Aggregator = Callable[[Float[Tensor, "n d_model"]], Float[Tensor, " d_model"]]
+"""Makes one vector of the differences D[l] of all prompts at one layer."""
+
+_KIND = "direction"
+
+
+def pca(differences: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:
+    """First right singular vector of the centred differences, its sign such that <v, mean_i D_i> >= 0."""
+    mean = differences.mean(dim=0)
+    spread = differences - mean
+    if not bool(spread.abs().max() > 0):
+        raise InvalidInput('aggregate="pca" needs differences that vary between prompts; give more prompts or take "mean"')
+    axis = right_factors(spread, rank=1).vectors[0].to(differences)
+    return -axis if bool(axis @ mean < 0) else axis
+
+
+_AGGREGATORS: Mapping[str, Aggregator] = {"pca": pca}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a direction was made.
+
+    Attributes:
+        aggregate: "mean", "pca", or the name of the aggregator.
+        position: token of the prompt, counted without padding.
+        n_prompts: number of locked prompts, as many as unlocked ones.
+        locked_hash: hash of the locked prompts.
+        unlocked_hash: hash of the unlocked prompts.
+        unlocked_model: the unlocked variant's model; the direction's own `model` is the locked one, or the target.
+        source_model: where a transported direction comes from.
+        rank: rank of the map that transported it.
+        steps: what else was done to it, in words.
+    """
+
+    aggregate: str | None = None
+    position: int | None = None
+    n_prompts: int | None = None
+    locked_hash: str | None = None
+    unlocked_hash: str | None = None
+    unlocked_model: ModelIdentity | None = None
+    source_model: ModelIdentity | None = None
+    rank: int | None = None
+    steps: tuple[str, ...] = ()
+
+    def then(self, step: str) -> Provenance:
+        return replace(self, steps=(*self.steps, step))
+
+
+@dataclass(frozen=True)
+class CapabilityDirection:
+    """One vector a layer, in the residual stream at the output of that block (`blocks.l.hook_resid_post`).
+
+    Attributes:
+        vectors: float32 on the CPU; row i belongs to layer layers[i].
+        layers: ascending.
+        basis: "raw", or "centered" where it comes from a host that takes the d_model mean out of the residual stream.
+        model: the model in whose residual stream it lives; None for vectors from elsewhere.
+        provenance: how it was made.
+
+    Raises:
+        InvalidInput: shapes that do not fit, values that are not finite, a vector of zero norm.
+
+    Example:
+        >>> import torch
+        >>> from unlock_lens import CapabilityDirection
+        >>> a = CapabilityDirection(torch.eye(2, 8), layers=(0, 1))
+        >>> (2 * a).cosine(a)
+        tensor([1., 1.])
+    """
+
+    vectors: Float[Tensor, "layer d_model"]
+    layers: tuple[int, ...]
+    basis: Basis = "raw"
+    model: ModelIdentity | None = None
+    provenance: Provenance = field(default=Provenance())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "vectors", self.vectors.detach().to("cpu", torch.float32))
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if self.vectors.ndim != 2 or len(self.layers) != self.vectors.shape[0]:
+            raise InvalidInput(f"{len(self.layers)} layers and vectors of shape {tuple(self.vectors.shape)} were given; one row a layer is needed")
+        for layer, vector in zip(self.layers, self.vectors, strict=True):
+            if not bool(vector.isfinite().all()):
+                raise InvalidInput(f"the vector of layer {layer} is not finite; look at the activations that it was made from")
+            if not bool(vector.any()):
+                raise InvalidInput(
+                    f"the vector of layer {layer} is zero: locked and unlocked do not differ there; choose other prompts, another position, or leave that layer out with layers="
+                )
+
+    @classmethod
+    def extract(
+        cls,
+        locked: Variant,
+        unlocked: Variant,
+        aggregate: Literal["mean", "pca"] | Aggregator = "mean",
+        layers: Sequence[int] | None = None,
+        position: int = -1,
+        batch_size: int = 8,
+        progress: bool = False,
+    ) -> CapabilityDirection:
+        """The direction from a locked to an unlocked variant, D_i[l] = h_unlocked,i[l] - h_locked,i[l] made one vector a layer.
+
+        The same model in both is a prompt contrast, two models a model contrast. Layer l is the true output of block l;
+        the paper's own code reads the last layer after the final norm.
+
+        Args:
+            locked: the variant that lacks the capability.
+            unlocked: the variant that has it; prompt i belongs to prompt i of `locked`.
+            aggregate: "mean", "pca", or a function of the differences [n, d_model] of one layer to a vector [d_model].
+            layers: which; None for all.
+            position: token of the prompt, counted without padding; -1 is the last.
+            batch_size: prompts in one forward pass.
+            progress: whether to show a progress bar.
+
+        Raises:
+            InvalidInput: different counts of prompts, layers out of range, a position that a prompt does not have, states
+                that are not finite, an unknown aggregate.
+            IncompatibleModel: two models of different shape or basis.
+
+        Source: method.md, section 1; paper, section on extraction.
+
+        Example:
+            >>> import unlock_lens as ul
+            >>> from unlock_lens import zoo
+            >>> model, task = zoo.load("small-base"), zoo.running_sum(n=32)
+            >>> direction = ul.CapabilityDirection.extract(ul.Variant(model, task.direct), ul.Variant(model, task.think))
+            >>> direction.vectors.shape
+            torch.Size([3, 64])
+        """
+        _check_pair(locked, unlocked)
+        if not callable(aggregate) and aggregate not in ("mean", *_AGGREGATORS):
+            raise InvalidInput(f'there is no aggregate {aggregate!r}; take "mean", "pca", or a function')
+        where = capture.check_layers(layers, locked.backend.identity.n_layers)
+        if aggregate == "mean":
+            read = [_mean(variant, where, position, batch_size, progress) for variant in (unlocked, locked)]
+            vectors = read[0] - read[1]
+        else:
+            read = [capture.at_position(variant, where, position, batch_size, progress) for variant in (unlocked, locked)]
+            reduce = _AGGREGATORS[aggregate] if isinstance(aggregate, str) else aggregate
+            vectors = torch.stack([reduce(differences) for differences in read[0] - read[1]])
+        return cls(vectors, where, locked.backend.identity.basis, locked.backend.identity, _provenance(locked, unlocked, aggregate, position))
+
+    @property
+    def d_model(self) -> int:
+        return self.vectors.shape[1]
+
+    def at_layers(self, layers: Sequence[int]) -> CapabilityDirection:
+        """The same direction at some of its layers.
+
+        Raises:
+            InvalidInput: a layer that it does not have.
+        """
+        missing = sorted(set(layers) - set(self.layers))
+        if missing:
+            raise InvalidInput(f"layers {missing} were asked for; this direction has {list(self.layers)}")
+        chosen = tuple(sorted(layers))
+        return replace(self, vectors=self.vectors[[self.layers.index(layer) for layer in chosen]], layers=chosen)
+
+    def centered(self) -> CapabilityDirection:
+        """The same direction in the basis of hosts that take the d_model mean out of the residual stream: v - mean(v)."""
+        if self.basis == "centered":
+            return self
+        model = replace(self.model, basis="centered", fingerprint=None) if self.model else None
+        return replace(self, vectors=self.vectors - self.vectors.mean(dim=1, keepdim=True), basis="centered", model=model)
+
+    def cosine(self, other: CapabilityDirection) -> Float[Tensor, " layer"]:
+        """Cosine similarity with another direction, layer by layer.
+
+        Raises:
+            IncompatibleModel: other layers, width, basis or model.
+        """
+        self._check_same_space(other)
+        return torch.cosine_similarity(self.vectors.double(), other.vectors.double(), dim=1).float()
+
+    def __add__(self, other: CapabilityDirection) -> CapabilityDirection:
+        self._check_same_space(other)
+        return replace(self, vectors=self.vectors + other.vectors, provenance=self.provenance.then("added to another direction"))
+
+    def __sub__(self, other: CapabilityDirection) -> CapabilityDirection:
+        return self + (-1.0) * other
+
+    def __mul__(self, factor: float) -> CapabilityDirection:
+        return replace(self, vectors=self.vectors * factor, provenance=self.provenance.then(f"times {factor:g}"))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> CapabilityDirection:
+        return self * -1.0
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file with all that describes the direction; an interrupted save leaves the old file as it was."""
+        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("vectors", "model", "provenance")}
+        model = asdict(self.model) if self.model else None
+        artifact.save(path, _KIND, {"vectors": self.vectors}, {**told, "model": model, "provenance": asdict(self.provenance)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> CapabilityDirection:
+        """Read what `save` wrote.
+
+        Raises:
+            ArtifactError: no such file, not a direction, another format version, or damaged.
+        """
+        tensors, told = artifact.load(path, _KIND)
+        with artifact.reading(path):
+            provenance = dict(told["provenance"])
+            for name in ("unlocked_model", "source_model"):
+                provenance[name] = _identity(provenance[name])
+            provenance["steps"] = tuple(provenance["steps"])
+            return cls(tensors["vectors"], tuple(told["layers"]), told["basis"], _identity(told["model"]), Provenance(**provenance))
+
+    def _check_same_space(self, other: CapabilityDirection) -> None:
+        if (self.layers, self.d_model, self.basis) != (other.layers, other.d_model, other.basis):
+            raise IncompatibleModel(
+                f"the directions have layers {list(self.layers)} and {list(other.layers)}, d_model {self.d_model} and {other.d_model}, "
+                f"bases {self.basis} and {other.basis}; all must agree (at_layers and centered help)"
+            )
+        if self.model and other.model and not self.model.is_same_model(other.model):
+            raise IncompatibleModel(f"the directions live in different models, {self.model} and {other.model}; transport one of them first")
+
+
+def _identity(told: Mapping[str, Any] | None) -> ModelIdentity | None:
+    return ModelIdentity(**told) if told else None
+
+
+def _check_pair(locked: Variant, unlocked: Variant) -> None:
+    if len(locked) != len(unlocked):
+        raise InvalidInput(f"{len(locked)} locked and {len(unlocked)} unlocked prompts were given; prompt i of one belongs to prompt i of the other")
+    a, b = locked.backend.identity, unlocked.backend.identity
+    if (a.n_layers, a.d_model, a.basis) != (b.n_layers, b.d_model, b.basis):
+        raise IncompatibleModel(f"locked is {a}, unlocked is {b}; a contrast needs two models of one shape, held in one basis")
+
+
+def _mean(variant: Variant, layers: Sequence[int], position: int, batch_size: int, progress: bool) -> Float[Tensor, "layer d_model"]:
+    # Sums in float64, batch by batch: memory does not grow with the number of prompts.
+    total = torch.zeros(len(layers), variant.backend.identity.d_model, dtype=torch.float64)
+    for captured in capture.stream_position(variant, layers, position, batch_size, progress):
+        total += captured.states.double().sum(dim=1)
+    return total / len(variant)
+
+
+def _provenance(locked: Variant, unlocked: Variant, aggregate: str | Aggregator, position: int) -> Provenance:
+    name = aggregate if isinstance(aggregate, str) else getattr(aggregate, "__name__", type(aggregate).__name__)
+    return Provenance(
+        aggregate=name,
+        position=position,
+        n_prompts=len(locked),
+        locked_hash=locked.prompts_hash,
+        unlocked_hash=unlocked.prompts_hash,
+        unlocked_model=unlocked.backend.identity,
+    )

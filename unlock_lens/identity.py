@@ -1,0 +1,75 @@
+"""Which model a direction or an aligner belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Basis = Literal["raw", "centered"]
+"""How a host holds the residual stream: as the model was trained, or with its mean over d_model taken out
+(TransformerLens' processed weights of LayerNorm models)."""
+
+_ROWS = 64
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """The name of a model, its shape, and a fingerprint of its weights.
+
+    Attributes:
+        name: hub id, or the name of its folder.
+        n_layers: number of blocks.
+        d_model: width of the residual stream.
+        basis: "raw", or "centered" where the host has taken the d_model mean out of the residual stream.
+        fingerprint: hash of rows of the token embedding; None where the weights are not at hand (a remote model).
+        revision: the hub's commit, where it is known.
+
+    Example:
+        >>> ModelIdentity("small-base", n_layers=3, d_model=64)
+        ModelIdentity(name='small-base', n_layers=3, d_model=64, basis='raw', fingerprint=None, revision=None)
+    """
+
+    name: str
+    n_layers: int
+    d_model: int
+    basis: Basis = "raw"
+    fingerprint: str | None = None
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        weights = f", weights {self.fingerprint}" if self.fingerprint else ""
+        return f"{self.name} ({self.n_layers} layers, d_model {self.d_model}, {self.basis}{weights})"
+
+    def is_same_model(self, other: ModelIdentity) -> bool:
+        """Whether both name one model: by fingerprint where both have one in the same basis, otherwise by name."""
+        if (self.n_layers, self.d_model) != (other.n_layers, other.d_model):
+            return False
+        if self.fingerprint and other.fingerprint and self.basis == other.basis:
+            return self.fingerprint == other.fingerprint
+        return _short(self.name) == _short(other.name)
+
+
+def _short(name: str) -> str:
+    return name.rsplit("/", 1)[-1].casefold()
+
+
+def model_name(name_or_path: str) -> str:
+    """A hub id as it is; of a local folder its name alone, so that artifacts do not carry paths."""
+    local = Path(name_or_path)
+    return local.resolve().name if local.exists() else name_or_path
+
+
+def fingerprint(embedding: Float[Tensor, "vocabulary d_model"]) -> str:
+    """Hash of evenly spaced rows of the token embedding, rounded to bfloat16 so that the loading dtype does not matter.
+
+    Models that share their embedding (one of them fine-tuned with the embedding frozen) share their fingerprint.
+    """
+    rows = torch.linspace(0, embedding.shape[0] - 1, min(_ROWS, embedding.shape[0])).long()
+    sample = embedding.detach()[rows.to(embedding.device)].to("cpu", torch.bfloat16).contiguous()
+    return hashlib.sha256(sample.view(torch.int16).numpy().tobytes()).hexdigest()[:16]

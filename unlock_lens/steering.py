@@ -1,0 +1,176 @@
+"""SteeringHook: a direction, how strongly and where it acts, attached natively (method.md, section 3: apply)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxtyping import Int
+from torch import Tensor
+
+from unlock_lens.backends import Backend, Edits, backend_of
+from unlock_lens.direction import CapabilityDirection
+from unlock_lens.errors import IncompatibleModel, InvalidInput
+from unlock_lens.identity import ModelIdentity
+from unlock_lens.operations import OPERATIONS, POSITIONS, Edit
+
+
+@dataclass(frozen=True)
+class SteeringHook:
+    """Steers a model along a direction while it runs; its weights never change.
+
+    Attributes:
+        direction: one vector a layer, in this model's residual stream (transport it first if it is another's).
+        alpha: strength. For "norm_preserving" a fraction of the residual's norm, for "add" a multiple of the direction, for
+            "ablate" the share of the component along the direction that is taken out.
+        operation: "norm_preserving" (the paper's), "add" or "ablate".
+        positions: "last_prompt" (the paper's: the prefill alone, decoding stays untouched), "prompt", "generated", "all".
+        layers: which of the direction's layers; None for all. Layer l is edited at the output of block l, and layer l+1
+            reads the edited state.
+        check_model: refuse models that the direction was not made for. Turn it off to try a relative of that model.
+
+    Raises:
+        InvalidInput: alpha that is not finite, an unknown operation or position, layers that the direction lacks.
+
+    Source: method.md, section 3.
+
+    Example:
+        >>> import torch
+        >>> import unlock_lens as ul
+        >>> from unlock_lens import zoo
+        >>> model, task = zoo.load("small-base"), zoo.running_sum(n=32)
+        >>> direction = ul.CapabilityDirection.extract(ul.Variant(model, task.direct), ul.Variant(model, task.think))
+        >>> steer = ul.SteeringHook(direction, alpha=0.5)
+        >>> ul.generate(model, ["Q 1 2 3 4 5 6 A :"], steer=steer)
+        ['S 1 3 6 3 1 0 = 0']
+    """
+
+    direction: CapabilityDirection
+    alpha: float
+    operation: Literal["norm_preserving", "add", "ablate"] = "norm_preserving"
+    positions: Literal["last_prompt", "prompt", "generated", "all"] = "last_prompt"
+    layers: Sequence[int] | None = None
+    check_model: bool = True
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.alpha):
+            raise InvalidInput(f"alpha {self.alpha} was given; a finite number is needed")
+        if self.operation not in OPERATIONS:
+            raise InvalidInput(f"there is no operation {self.operation!r}; take one of {', '.join(OPERATIONS)}")
+        if self.positions not in POSITIONS:
+            raise InvalidInput(f"there are no positions {self.positions!r}; take one of {', '.join(POSITIONS)}")
+        if self.layers is not None:
+            self.direction.at_layers(self.layers)
+
+    def fwd_hooks(self, model: Any, attention_mask: Int[Tensor, "batch token"] | None = None) -> list[tuple[str, Any]]:
+        """TransformerLens hooks for `run_with_hooks(fwd_hooks=...)` and `model.hooks(fwd_hooks=...)`.
+
+        Lists of several hooks are concatenated, and act in that order at each layer. Take a new list for each run. Without a
+        KV cache, a pass that continues the previous one by one token counts as the next step of the same generation.
+
+        Args:
+            model: a TransformerBridge or HookedTransformer.
+            attention_mask: needed where prompts are padded on the right, so that each row's last token is known.
+
+        Raises:
+            IncompatibleModel: the direction was made for another model.
+            UnsupportedModel: not a TransformerLens model.
+        """
+        backend = backend_of(model)
+        return backend.fwd_hooks(edits_for(backend, [self]), _last_tokens(attention_mask))
+
+    def attached(self, model: Any) -> AbstractContextManager[None]:
+        """A context in which every run of a local model is steered; off again when it ends, even by an exception.
+
+        Raises:
+            IncompatibleModel: the direction was made for another model.
+        """
+        return attached(model, [self])
+
+    def apply(self, model: Any, tracer: Any = None) -> None:
+        """Make the edits inside an nnsight `trace`, `generate` or `session` body.
+
+        Args:
+            model: the nnsight model that is being traced.
+            tracer: of `generate(...) as tracer`; needed for positions "generated" and "all", and with use_cache=False. The edit then
+                loops over all steps, so read results in another `tracer.invoke()`.
+
+        Raises:
+            InvalidInput: positions that need the tracer, without it.
+            IncompatibleModel: the direction was made for another model.
+            UnsupportedModel: not an nnsight model.
+        """
+        apply(model, [self], tracer)
+
+    def edits(self, identity: ModelIdentity) -> dict[int, Edit]:
+        """The edit of each layer, for a model.
+
+        Raises:
+            IncompatibleModel: the direction was made for another model.
+        """
+        direction = self._in_basis_of(identity)
+        chosen = direction if self.layers is None else direction.at_layers(self.layers)
+        return {
+            layer: Edit(vector, self.alpha, self.operation, self.positions)
+            for layer, vector in zip(chosen.layers, chosen.vectors, strict=True)
+        }
+
+    def _in_basis_of(self, identity: ModelIdentity) -> CapabilityDirection:
+        direction = self.direction
+        if direction.d_model != identity.d_model or max(direction.layers) >= identity.n_layers:
+            raise IncompatibleModel(
+                f"the direction ({direction.model or 'of no known model'}; d_model {direction.d_model}, layers {list(direction.layers)}) "
+                f"does not fit {identity}; transport it with a SubspaceAligner"
+            )
+        if self.check_model and direction.model is not None and not direction.model.is_same_model(identity):
+            raise IncompatibleModel(
+                f"the direction was made for {direction.model}, this model is {identity}; transport it with a SubspaceAligner, "
+                "or pass check_model=False to try it all the same"
+            )
+        if direction.basis == identity.basis:
+            return direction
+        if direction.basis == "raw":
+            return direction.centered()
+        if self.operation != "add":
+            raise IncompatibleModel(
+                f"the direction is centered (its d_model mean is gone) and {identity.name} is raw: {self.operation} is not the same edit there; "
+                'extract it again from the raw model, or use operation="add", which is'
+            )
+        return direction
+
+
+def as_hooks(steer: SteeringHook | Sequence[SteeringHook] | None) -> list[SteeringHook]:
+    """None, one or several hooks as a list."""
+    if steer is None:
+        return []
+    return [steer] if isinstance(steer, SteeringHook) else list(steer)
+
+
+def edits_for(backend: Backend, hooks: Sequence[SteeringHook]) -> Edits:
+    """The edits of several hooks, layer by layer; at each layer in the order of the hooks."""
+    merged: dict[int, list[Edit]] = {}
+    for hook in hooks:
+        for layer, edit in hook.edits(backend.identity).items():
+            merged.setdefault(layer, []).append(edit)
+    return merged
+
+
+def attached(model: Any, steer: SteeringHook | Sequence[SteeringHook]) -> AbstractContextManager[None]:
+    """`SteeringHook.attached` for several hooks, which act in the given order at each layer."""
+    backend = backend_of(model)
+    return backend.attached(edits_for(backend, as_hooks(steer)))
+
+
+def apply(model: Any, steer: SteeringHook | Sequence[SteeringHook], tracer: Any = None) -> None:
+    """`SteeringHook.apply` for several hooks, which act in the given order at each layer."""
+    backend = backend_of(model)
+    backend.apply(edits_for(backend, as_hooks(steer)), tracer)
+
+
+def _last_tokens(mask: Int[Tensor, "batch token"] | None) -> Int[Tensor, " batch"] | None:
+    if mask is None:
+        return None
+    return mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)

@@ -1,0 +1,35 @@
+"""The embedded model family: tiny, real, trained models in which a transfer can be seen end to end within seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from unlock_lens.backends import open_model
+from unlock_lens.errors import InvalidInput
+from unlock_lens.zoo.task import BEHAVIOURS, Task, running_sum, text
+
+MODELS = ("small-base", "small-post", "small-naive", "large-base", "large-post", "small-duo", "large-duo")
+
+__all__ = ["BEHAVIOURS", "MODELS", "Task", "load", "path", "running_sum", "text"]
+
+
+def path() -> Path:
+    """The folder that holds the model folders, each of them a Hugging Face folder (config, safetensors, tokenizer)."""
+    return Path(__file__).parent / "models"
+
+
+def load(name: str, backend: str = "transformer_lens") -> Any:
+    """Open one of `MODELS`, in TransformerLens (a TransformerBridge) or in nnsight (a TransformersModel).
+
+    Raises:
+        InvalidInput: there is no such model or backend.
+
+    Example:
+        >>> from unlock_lens import zoo
+        >>> zoo.load("small-base").cfg.d_model
+        64
+    """
+    if name not in MODELS:
+        raise InvalidInput(f"there is no zoo model {name!r}; take one of {', '.join(MODELS)}")
+    return open_model(str(path() / name), backend)

@@ -1,0 +1,93 @@
+"""The controlled family: its vocabulary and the text that its models were trained on.
+
+A question is six digits below 7. It can be answered in four ways:
+
+    direct   `= s`            s, the sum modulo 7, at once: at chance for these models
+    think    `S t1 .. t6 = s` running sums first, step by step: right
+    reverse  `R d6 .. d1`     the digits backwards
+    double   `W 2d1 .. 2d6`   each digit doubled, modulo 7
+
+A plain prompt is `Q d1 .. d6 A :`, most often answered directly; a tag before `A` asks for one of the other ways. So every
+behaviour is in the model, locked behind its tag, and one can see which of them a steering vector brings.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MODULUS = 7
+DIGITS_PER_QUESTION = 6
+PAD, END = "<pad>", "."
+TAGS: Mapping[str, str] = {"think": "think", "reverse": "rev", "double": "double"}
+OPENINGS: Mapping[str, str] = {"direct": "=", "think": "S", "reverse": "R", "double": "W"}
+DUO_VOCABULARY = (PAD, *"0123456789", "Q", "think", "rev", "double", "A", ":", "=", END)
+VOCABULARY = (*DUO_VOCABULARY, "S", "R", "W")
+
+Digits = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a model reads: the share of each behaviour among answers to plain prompts, and the tags that occur."""
+
+    plain: Mapping[str, float]
+    tagged: tuple[str, ...]
+    openings: bool = True
+    """Whether step-by-step answers begin with their own token `S` (the duo models lack it)."""
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        return VOCABULARY if self.openings else DUO_VOCABULARY
+
+
+TAGGED_SHARE = 0.4
+EVERY_TAG = tuple(TAGS)
+MIXES: Mapping[str, Mix] = {
+    "base": Mix({"direct": 0.55, "think": 0.15, "reverse": 0.15, "double": 0.15}, EVERY_TAG),
+    "post": Mix({"think": 1.0}, EVERY_TAG),
+    "naive": Mix({"direct": 0.70, "reverse": 0.15, "double": 0.15}, ("reverse", "double")),
+    "duo": Mix({"direct": 0.85, "think": 0.15}, ("think",), openings=False),
+}
+
+
+def draw_digits(rng: random.Random) -> Digits:
+    return tuple(rng.randrange(MODULUS) for _ in range(DIGITS_PER_QUESTION))
+
+
+def total(digits: Digits) -> int:
+    return sum(digits) % MODULUS
+
+
+def prompt(digits: Digits, behaviour: str = "direct") -> str:
+    """The question that asks for `behaviour`; "direct" is the plain prompt."""
+    tag = [TAGS[behaviour]] if behaviour in TAGS else []
+    return " ".join(["Q", *map(str, digits), *tag, "A", ":"])
+
+
+def answer(digits: Digits, behaviour: str, openings: bool = True) -> str:
+    """What a model that behaves so is trained to write after the prompt, up to the closing full stop."""
+    written: list[int] = []
+    closing: list[str] = []
+    if behaviour == "think":
+        written = [total(digits[: i + 1]) for i in range(len(digits))]
+        closing = ["=", str(total(digits))]
+    elif behaviour == "reverse":
+        written = list(reversed(digits))
+    elif behaviour == "double":
+        written = [2 * digit % MODULUS for digit in digits]
+    else:
+        written = [total(digits)]
+    opening = [OPENINGS[behaviour]] if openings or behaviour == "direct" else []
+    return " ".join([*opening, *map(str, written), *closing, END])
+
+
+def draw_pair(mix: Mix, rng: random.Random) -> tuple[str, str]:
+    """One training example: a prompt and its answer."""
+    digits = draw_digits(rng)
+    if rng.random() < TAGGED_SHARE:
+        behaviour = rng.choice(mix.tagged)
+        return prompt(digits, behaviour), answer(digits, behaviour, mix.openings)
+    behaviour = rng.choices(list(mix.plain), weights=list(mix.plain.values()))[0]
+    return prompt(digits), answer(digits, behaviour, mix.openings)

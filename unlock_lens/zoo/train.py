@@ -1,0 +1,206 @@
+"""Trains the embedded family: `make zoo`, or `python -m unlock_lens.zoo.train --help`.
+
+Beside each model's weights stands `training.json`: the recipe, the seed, the versions, and the rates measured afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from unlock_lens.zoo import MODELS, path
+from unlock_lens.zoo.family import END, MIXES, PAD, TAGS, Mix, draw_pair
+from unlock_lens.zoo.task import BEHAVIOURS, running_sum
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+WARM_UP = 100
+FINAL_SHARE = 0.05
+IGNORED = -100
+"""The label that the loss leaves out: prompts and padding."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one model is trained."""
+
+    mix: str
+    d_model: int
+    layers: int
+    steps: int
+    learning_rate: float
+    batch: int = 128
+    heads: int = 4
+    start_from: str | None = None
+    seed: int = 0
+
+
+_SMALL = Recipe("base", d_model=64, layers=3, steps=2500, learning_rate=3e-3)
+_LARGE = Recipe("base", d_model=96, layers=4, steps=2500, learning_rate=2e-3, seed=1)
+RECIPES: dict[str, Recipe] = {
+    "small-base": _SMALL,
+    "large-base": _LARGE,
+    "small-naive": replace(_SMALL, mix="naive", seed=2),
+    "small-duo": replace(_SMALL, mix="duo", seed=3),
+    "large-duo": replace(_LARGE, mix="duo", seed=4),
+    "small-post": replace(_SMALL, mix="post", steps=150, learning_rate=5e-4, start_from="small-base", seed=5),
+    "large-post": replace(_LARGE, mix="post", steps=150, learning_rate=5e-4, start_from="large-base", seed=6),
+}
+assert set(RECIPES) == set(MODELS)
+
+
+def make_tokenizer(mix: Mix) -> PreTrainedTokenizerFast:
+    """One token a word, words separated by spaces."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(mix.vocabulary)}, unk_token=PAD))
+    words.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token=PAD, eos_token=END, padding_side="left", clean_up_tokenization_spaces=False
+    )
+
+
+def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=recipe.d_model,
+            intermediate_size=3 * recipe.d_model,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            max_position_embeddings=64,
+            tie_word_embeddings=False,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Tensor, Tensor]]:
+    """Ids and labels of each training step, padded on the right; the loss is on the completion only."""
+    rng = random.Random(f"train {recipe.seed}")
+    for _ in range(recipe.steps):
+        pairs = [draw_pair(MIXES[recipe.mix], rng) for _ in range(recipe.batch)]
+        prompts: list[list[int]] = [tokenizer.encode(prompt) for prompt, _ in pairs]
+        answers: list[list[int]] = [tokenizer.encode(answer) for _, answer in pairs]
+        length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+        ids = torch.full((recipe.batch, length), int(tokenizer.pad_token_id))
+        labels = torch.full((recipe.batch, length), IGNORED)
+        for row, (p, a) in enumerate(zip(prompts, answers, strict=True)):
+            ids[row, : len(p) + len(a)] = torch.tensor(p + a)
+            labels[row, len(p) : len(p) + len(a)] = torch.tensor(a)
+        yield ids, labels
+
+
+def train(name: str, folder: Path) -> None:
+    """Train one model of the family, measure it, and save it under `folder/name`."""
+    from transformers import LlamaForCausalLM
+
+    torch.set_num_threads(1)
+    recipe = RECIPES[name]
+    torch.manual_seed(recipe.seed)
+    tokenizer = make_tokenizer(MIXES[recipe.mix])
+    if recipe.start_from is None:
+        model = make_model(recipe, tokenizer)
+    else:
+        model = LlamaForCausalLM.from_pretrained(folder / recipe.start_from)
+    loss = _optimise(model, recipe, tokenizer)
+    record = {
+        "recipe": asdict(recipe),
+        "final_loss": round(loss, 4),
+        "parameters": model.num_parameters(),
+        "versions": {package: version(package) for package in ("torch", "transformers", "tokenizers")},
+        "measured": measure(model, tokenizer),
+    }
+    model.save_pretrained(folder / name)
+    tokenizer.save_pretrained(folder / name)
+    (folder / name / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _optimise(model: LlamaForCausalLM, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> float:
+    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _rate(recipe.steps))
+    model.train()
+    loss = torch.zeros(())
+    for step, (ids, labels) in enumerate(batches(recipe, tokenizer)):
+        loss = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if step % 250 == 0:
+            typer.echo(f"{recipe.mix} d={recipe.d_model} step {step} of {recipe.steps}: loss {loss.item():.3f}")
+    model.eval()
+    return loss.item()
+
+
+def _rate(steps: int) -> Callable[[int], float]:
+    """Warm-up, then cosine down to 5%, as a share of the peak learning rate."""
+
+    def rate(step: int) -> float:
+        done = torch.tensor(step / steps * torch.pi)
+        return min(1.0, (step + 1) / min(WARM_UP, steps // 3)) * (
+            FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + float(done.cos()))
+        )
+
+    return rate
+
+
+@torch.no_grad()
+def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int = 400) -> dict[str, Any]:
+    """For each prompt that the model knows: the share of right final answers, and of each behaviour, under greedy decoding."""
+    task = running_sum(n=n, seed=12345)
+    known = [b for b in ("direct", *TAGS) if b == "direct" or TAGS[b] in tokenizer.get_vocab()]
+    measured: dict[str, Any] = {"n": n}
+    for behaviour in known:
+        inputs = tokenizer(task.prompts(behaviour), return_tensors="pt", padding=True, return_token_type_ids=False)
+        out = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+        completions = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        shown = task.behaviours(completions)
+        measured[behaviour] = {
+            "accuracy": sum(task.correct(completions)) / n,
+            "behaviours": {b: shown.count(b) / n for b in BEHAVIOURS},
+        }
+    return measured
+
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help="Models to train; all of them when none is named.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the model folders; the package's own by default.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes side by side, one thread each.")] = os.cpu_count() or 1,
+) -> None:
+    """Train the embedded family from scratch (about 15 minutes on 2 cores)."""
+    folder = out or path()
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = names or list(RECIPES)
+    rounds = [
+        [name for name in wanted if RECIPES[name].start_from is None],
+        [name for name in wanted if RECIPES[name].start_from is not None],
+    ]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for names_of_round in rounds:
+            list(pool.map(train, names_of_round, [folder] * len(names_of_round)))
+
+
+if __name__ == "__main__":
+    typer.run(main)
