@@ -134,7 +134,9 @@ class SubspaceAligner:
                 are not finite or do not vary.
         """
         if len(source) != len(target):
-            raise InvalidInput(f"{len(source)} source and {len(target)} target texts were given; text i of one belongs to text i of the other")
+            raise InvalidInput(
+                f"{len(source)} source and {len(target)} target texts were given; text i of one belongs to text i of the other"
+            )
         source_model, target_model = source.backend.identity, target.backend.identity
         self._layers(source_model.n_layers, target_model.n_layers)
         if self.positions == "all":
@@ -162,7 +164,9 @@ class SubspaceAligner:
             raise InvalidInput(f"{n} source and {target_acts.shape[1]} target tokens were given; they must be the same tokens")
         layer_map = self._layers(source_acts.shape[0], target_acts.shape[0])
         if self.rank > n:
-            logger.warning("rank %d was asked for, but %d calibration tokens span no more than rank %d; that is used", self.rank, n, n)
+            logger.warning(
+                "rank %d was asked for, but %d calibration tokens span no more than rank %d; that is used", self.rank, n, n
+            )
         rank = min(self.rank, n, source_acts.shape[2], target_acts.shape[2])
         fitted = [_fit_layer(source_acts[a], target_acts[b], rank, self.centered, (a, b)) for b, a in layer_map.items()]
         names = list(fitted[0])
@@ -181,9 +185,14 @@ class SubspaceAligner:
         direction = self._in_source_basis(direction)
         rows = [(i, b, direction.layers.index(a)) for i, (b, a) in enumerate(maps.layer_map.items()) if a in direction.layers]
         if not rows:
-            raise InvalidInput(f"the direction has layers {list(direction.layers)}, the map reads {sorted(set(maps.layer_map.values()))}: none in common")
+            raise InvalidInput(
+                f"the direction has layers {list(direction.layers)}, the map reads {sorted(set(maps.layer_map.values()))}: none in common"
+            )
         vectors = [
-            direction.vectors[j].double() @ maps.source_factors[i].double().T @ maps.core[i].double() @ maps.target_factors[i].double()
+            direction.vectors[j].double()
+            @ maps.source_factors[i].double().T
+            @ maps.core[i].double()
+            @ maps.target_factors[i].double()
             for i, _, j in rows
         ]
         provenance = replace(direction.provenance, source_model=direction.model, rank=self.rank)
@@ -260,7 +269,11 @@ class SubspaceAligner:
         with artifact.reading(path):
             layer_map = dict(map(tuple, told["layer_map"]))
             aligner = cls(
-                told["rank"], told["centered"], told["positions"], told["skip_first"], layer_map if told["own_layer_map"] else None
+                told["rank"],
+                told["centered"],
+                told["positions"],
+                told["skip_first"],
+                layer_map if told["own_layer_map"] else None,
             )
             aligner.n_tokens, aligner.prompts_hash = told["n_tokens"], told["prompts_hash"]
             aligner.source_model, aligner.target_model = (
@@ -319,20 +332,25 @@ def _fit_layer(
 ) -> dict[str, Tensor]:
     """V_s, M, V_t of one layer pair: H_s V_s^T = U_s S_s, so M = pinv(H_s V_s^T) (H_t V_t^T) needs no pinv."""
     means = {"source_mean": source.double().mean(dim=0), "target_mean": target.double().mean(dim=0)}
-    h_s, h_t = (
-        h.double() - mean if centered else h.double() for h, mean in zip((source, target), means.values(), strict=True)
-    )
+    h_s, h_t = (h.double() - mean if centered else h.double() for h, mean in zip((source, target), means.values(), strict=True))
     for h, side, layer in ((h_s, "source", pair[0]), (h_t, "target", pair[1])):
         if not bool(h.isfinite().all()):
             row = int((~h.isfinite()).any(dim=1).nonzero()[0])
             raise InvalidInput(f"the {side} activations of layer {layer} are not finite at token {row}; leave that prompt out")
         if not bool(h.any()):
-            raise InvalidInput(f"the {side} activations of layer {layer} do not vary over the calibration tokens; give more and other texts")
+            raise InvalidInput(
+                f"the {side} activations of layer {layer} do not vary over the calibration tokens; give more and other texts"
+            )
     f_s, f_t = right_factors(h_s, rank), right_factors(h_t, rank)
     core = (f_s.scores.T @ f_t.scores) / f_s.values[:, None] ** 2
     padded = torch.zeros(rank, rank, dtype=core.dtype)
     padded[: core.shape[0], : core.shape[1]] = core
-    found = {"source_factors": _padded(f_s.vectors, rank), "core": padded, "target_factors": _padded(f_t.vectors, rank), **means}
+    found = {
+        "source_factors": _padded(f_s.vectors, rank),
+        "core": padded,
+        "target_factors": _padded(f_t.vectors, rank),
+        **means,
+    }
     return {name: value.float() for name, value in found.items()}
 
 

@@ -62,7 +62,9 @@ def load(path: str | Path, kind: str | None = None) -> tuple[dict[str, Tensor], 
         with safe_open(path, framework="pt") as file:
             raw = (file.metadata() or {}).get(_KEY)
             if raw is None:
-                raise ArtifactError(f"{path} is a safetensors file, but not one of unlock-lens; expected a saved direction or aligner")
+                raise ArtifactError(
+                    f"{path} is a safetensors file, but not one of unlock-lens; expected a saved direction or aligner"
+                )
             metadata = json.loads(raw)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         _check(path, kind, tensors, metadata)

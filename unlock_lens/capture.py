@@ -42,9 +42,24 @@ def at_position(
     """
     layers = check_layers(layers, variant.backend.identity.n_layers)
     states = torch.empty(len(layers), len(variant), variant.backend.identity.d_model)
-    for captured in stream_position(variant, layers, position, batch_size, progress):
+    for captured in _stream_position(variant, layers, position, batch_size, progress):
         states[:, captured.prompts] = captured.states.to(states)
     return states
+
+
+def mean_at_position(
+    variant: Variant, layers: Sequence[int] | None = None, position: int = -1, batch_size: int = 8, progress: bool = False
+) -> Float[Tensor, "layer d_model"]:
+    """The mean of `at_position` over prompts, summed in float64 batch by batch: memory does not grow with their number.
+
+    Raises:
+        InvalidInput: as `at_position`.
+    """
+    layers = check_layers(layers, variant.backend.identity.n_layers)
+    total = torch.zeros(len(layers), variant.backend.identity.d_model, dtype=torch.float64)
+    for captured in _stream_position(variant, layers, position, batch_size, progress):
+        total += captured.states.double().sum(dim=1)
+    return total / len(variant)
 
 
 def at_all_tokens(
@@ -77,10 +92,9 @@ def token_counts(variant: Variant, skip_first: bool) -> Int[Tensor, " prompt"]:
     return counts
 
 
-def stream_position(
+def _stream_position(
     variant: Variant, layers: Sequence[int], position: int, batch_size: int, progress: bool
 ) -> Iterator[Captured]:
-    """As `at_position`, batch by batch."""
     _check_position(variant, position)
 
     def pick(tokens: Tokens) -> tuple[Tensor, Tensor]:

@@ -98,7 +98,9 @@ class CapabilityDirection:
         object.__setattr__(self, "vectors", self.vectors.detach().to("cpu", torch.float32))
         object.__setattr__(self, "layers", tuple(self.layers))
         if self.vectors.ndim != 2 or len(self.layers) != self.vectors.shape[0]:
-            raise InvalidInput(f"{len(self.layers)} layers and vectors of shape {tuple(self.vectors.shape)} were given; one row a layer is needed")
+            raise InvalidInput(
+                f"{len(self.layers)} layers and vectors of shape {tuple(self.vectors.shape)} were given; one row a layer is needed"
+            )
         for layer, vector in zip(self.layers, self.vectors, strict=True):
             if not bool(vector.isfinite().all()):
                 raise InvalidInput(f"the vector of layer {layer} is not finite; look at the activations that it was made from")
@@ -152,13 +154,19 @@ class CapabilityDirection:
             raise InvalidInput(f'there is no aggregate {aggregate!r}; take "mean", "pca", or a function')
         where = capture.check_layers(layers, locked.backend.identity.n_layers)
         if aggregate == "mean":
-            read = [_mean(variant, where, position, batch_size, progress) for variant in (unlocked, locked)]
+            read = [capture.mean_at_position(v, where, position, batch_size, progress) for v in (unlocked, locked)]
             vectors = read[0] - read[1]
         else:
-            read = [capture.at_position(variant, where, position, batch_size, progress) for variant in (unlocked, locked)]
+            read = [capture.at_position(v, where, position, batch_size, progress) for v in (unlocked, locked)]
             reduce = _AGGREGATORS[aggregate] if isinstance(aggregate, str) else aggregate
             vectors = torch.stack([reduce(differences) for differences in read[0] - read[1]])
-        return cls(vectors, where, locked.backend.identity.basis, locked.backend.identity, _provenance(locked, unlocked, aggregate, position))
+        return cls(
+            vectors,
+            where,
+            locked.backend.identity.basis,
+            locked.backend.identity,
+            _provenance(locked, unlocked, aggregate, position),
+        )
 
     @property
     def d_model(self) -> int:
@@ -194,7 +202,9 @@ class CapabilityDirection:
 
     def __add__(self, other: CapabilityDirection) -> CapabilityDirection:
         self._check_same_space(other)
-        return replace(self, vectors=self.vectors + other.vectors, provenance=self.provenance.then("added to another direction"))
+        return replace(
+            self, vectors=self.vectors + other.vectors, provenance=self.provenance.then("added to another direction")
+        )
 
     def __sub__(self, other: CapabilityDirection) -> CapabilityDirection:
         return self + (-1.0) * other
@@ -226,7 +236,9 @@ class CapabilityDirection:
             for name in ("unlocked_model", "source_model"):
                 provenance[name] = _identity(provenance[name])
             provenance["steps"] = tuple(provenance["steps"])
-            return cls(tensors["vectors"], tuple(told["layers"]), told["basis"], _identity(told["model"]), Provenance(**provenance))
+            return cls(
+                tensors["vectors"], tuple(told["layers"]), told["basis"], _identity(told["model"]), Provenance(**provenance)
+            )
 
     def _check_same_space(self, other: CapabilityDirection) -> None:
         if (self.layers, self.d_model, self.basis) != (other.layers, other.d_model, other.basis):
@@ -235,7 +247,9 @@ class CapabilityDirection:
                 f"bases {self.basis} and {other.basis}; all must agree (at_layers and centered help)"
             )
         if self.model and other.model and not self.model.is_same_model(other.model):
-            raise IncompatibleModel(f"the directions live in different models, {self.model} and {other.model}; transport one of them first")
+            raise IncompatibleModel(
+                f"the directions live in different models, {self.model} and {other.model}; transport one of them first"
+            )
 
 
 def _identity(told: Mapping[str, Any] | None) -> ModelIdentity | None:
@@ -244,18 +258,12 @@ def _identity(told: Mapping[str, Any] | None) -> ModelIdentity | None:
 
 def _check_pair(locked: Variant, unlocked: Variant) -> None:
     if len(locked) != len(unlocked):
-        raise InvalidInput(f"{len(locked)} locked and {len(unlocked)} unlocked prompts were given; prompt i of one belongs to prompt i of the other")
+        raise InvalidInput(
+            f"{len(locked)} locked and {len(unlocked)} unlocked prompts were given; prompt i of one belongs to prompt i of the other"
+        )
     a, b = locked.backend.identity, unlocked.backend.identity
     if (a.n_layers, a.d_model, a.basis) != (b.n_layers, b.d_model, b.basis):
         raise IncompatibleModel(f"locked is {a}, unlocked is {b}; a contrast needs two models of one shape, held in one basis")
-
-
-def _mean(variant: Variant, layers: Sequence[int], position: int, batch_size: int, progress: bool) -> Float[Tensor, "layer d_model"]:
-    # Sums in float64, batch by batch: memory does not grow with the number of prompts.
-    total = torch.zeros(len(layers), variant.backend.identity.d_model, dtype=torch.float64)
-    for captured in capture.stream_position(variant, layers, position, batch_size, progress):
-        total += captured.states.double().sum(dim=1)
-    return total / len(variant)
 
 
 def _provenance(locked: Variant, unlocked: Variant, aggregate: str | Aggregator, position: int) -> Provenance:

@@ -54,7 +54,9 @@ def generate(
     """
     check_prompts(prompts)
     if max_new_tokens < 1 or not temperature >= 0:
-        raise InvalidInput(f"max_new_tokens {max_new_tokens} and temperature {temperature} were given; at least 1 and 0 are needed")
+        raise InvalidInput(
+            f"max_new_tokens {max_new_tokens} and temperature {temperature} were given; at least 1 and 0 are needed"
+        )
     backend = backend_of(model)
     if remote:
         backend.check_remote()
@@ -62,7 +64,9 @@ def generate(
     tokens = tokenize(backend.tokenizer, prompts, add_special_tokens)
     how = Generation(max_new_tokens, use_cache, temperature, remote)
     completions = [""] * len(prompts)
-    for rows in tqdm(tokens.batches(batch_size), desc=f"generating with {backend.identity.name}", unit="batch", disable=not progress):
+    for rows in tqdm(
+        tokens.batches(batch_size), desc=f"generating with {backend.identity.name}", unit="batch", disable=not progress
+    ):
         batch = tokens.rows(rows)
         new = backend.generate(Batch(batch.ids, batch.mask), edits, how)
         for row, ids in zip(rows.tolist(), new, strict=True):

@@ -34,7 +34,9 @@ def backend_of(model: Any) -> Backend:
             "    TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer)  # TransformerLens\n"
             "    TransformersModel(model, tokenizer=tokenizer)                                   # nnsight"
         )
-    raise UnsupportedModel(f"{given} was given; expected a TransformerLens TransformerBridge or HookedTransformer, or an nnsight TransformersModel")
+    raise UnsupportedModel(
+        f"{given} was given; expected a TransformerLens TransformerBridge or HookedTransformer, or an nnsight TransformersModel"
+    )
 
 
 def open_model(name: str, backend: str = "transformer_lens") -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -36,26 +37,26 @@ class Generation:
     remote: bool | str = False
 
 
-class Backend(Protocol):
-    """A model in its host framework. Layer l always means the output of block l (`blocks.l.hook_resid_post`)."""
+class Backend(ABC):
+    """A model in its host framework. Layer l always means the output of block l (`blocks.l.hook_resid_post`).
+
+    Attributes:
+        model: as the user has it open.
+        identity: its name, shape, basis and fingerprint.
+        tokenizer: its Hugging Face tokenizer.
+        end_tokens: ids of the tokens that end a completion.
+    """
 
     model: Any
+    identity: ModelIdentity
+    tokenizer: Any
+    end_tokens: Sequence[int]
 
-    @property
-    def identity(self) -> ModelIdentity: ...
-
-    @property
-    def tokenizer(self) -> Any: ...
-
-    @property
-    def end_tokens(self) -> Sequence[int]:
-        """Ids of the tokens that end a completion."""
-        ...
-
+    @abstractmethod
     def check_remote(self) -> None:
         """Raise UnsupportedModel unless this model can run remotely."""
-        ...
 
+    @abstractmethod
     def capture(
         self,
         batch: Batch,
@@ -65,23 +66,22 @@ class Backend(Protocol):
         remote: bool | str = False,
     ) -> Float[Tensor, "layer picked d_model"]:
         """The residual stream of ascending `layers` at the tokens (rows[i], columns[i]), at least in float32."""
-        ...
 
+    @abstractmethod
     def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
         """Ids of the completions; what follows a row's end-of-sequence token means nothing."""
-        ...
 
+    @abstractmethod
     def attached(self, edits: Edits) -> AbstractContextManager[None]:
         """Edits every run of the model inside the block."""
-        ...
 
+    @abstractmethod
     def fwd_hooks(self, edits: Edits, last: Int[Tensor, " batch"] | None) -> list[tuple[str, Callable[..., Any]]]:
         """TransformerLens' native form; `last` as in `Chunk`."""
-        ...
 
+    @abstractmethod
     def apply(self, edits: Edits, tracer: Any) -> None:
         """nnsight's native form, inside a trace body."""
-        ...
 
 
 def end_tokens(generation_config: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 
 # anyio must be loaded before nnsight, which mounts `.save` on every object and breaks anyio's class definitions.
@@ -17,7 +16,7 @@ from jaxtyping import Float, Int
 from nnsight.modeling.mixins.remotable import Remotable
 from torch import Tensor
 
-from unlock_lens.backends.base import Batch, Edits, Generation, edits_in_order, end_tokens
+from unlock_lens.backends.base import Backend, Batch, Edits, Generation, edits_in_order, end_tokens
 from unlock_lens.errors import InvalidInput, UnsupportedModel
 from unlock_lens.identity import ModelIdentity, fingerprint, model_name
 from unlock_lens.operations import Chunk, at_least_float32
@@ -63,50 +62,31 @@ def edit_every_step(model: Any, blocks: str, edits: Edits, tracer: Any) -> None:
         edit_blocks(model, blocks, edits, Chunk(prompt_length, seen))
 
 
-class NNsightBackend:
-    """An nnsight model of a decoder."""
+class NNsightBackend(Backend):
+    """An nnsight model of a decoder.
+
+    Attributes:
+        blocks: path of the module list that holds the blocks, such as "model.layers".
+    """
 
     def __init__(self, model: Any) -> None:
-        self.model = model
         if getattr(model, "tokenizer", None) is None:
             raise UnsupportedModel(
                 f"{type(model).__name__} has no tokenizer; wrap the model as TransformersModel(model, tokenizer=tokenizer)"
             )
-
-    @cached_property
-    def _config(self) -> Any:
-        return self.model.config.get_text_config()
-
-    @cached_property
-    def blocks(self) -> str:
-        """Path of the module list that holds the blocks, such as "model.layers"."""
-        lists = [
-            name
-            for name, module in self.model._module.named_modules()
-            if isinstance(module, torch.nn.ModuleList) and len(module) == self._config.num_hidden_layers
-        ]
-        if not lists:
-            raise UnsupportedModel(f"no list of {self._config.num_hidden_layers} blocks was found in {type(self.model._module).__name__}")
-        return min(lists, key=lambda name: name.count("."))
-
-    @cached_property
-    def identity(self) -> ModelIdentity:
-        embedding = self.model._module.get_input_embeddings().weight
-        return ModelIdentity(
-            name=model_name(str(self.model.repo_id or self.model.config._name_or_path)),
-            n_layers=int(self._config.num_hidden_layers),
-            d_model=int(self._config.hidden_size),
+        config = model.config.get_text_config()
+        embedding = model._module.get_input_embeddings().weight
+        self.model = model
+        self.tokenizer = model.tokenizer
+        self.end_tokens = end_tokens(getattr(model._module, "generation_config", None), model.tokenizer)
+        self.identity = ModelIdentity(
+            name=model_name(str(model.repo_id or model.config._name_or_path)),
+            n_layers=int(config.num_hidden_layers),
+            d_model=int(config.hidden_size),
             fingerprint=None if embedding.is_meta else fingerprint(embedding),
-            revision=self.model.revision,
+            revision=model.revision,
         )
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.model.tokenizer
-
-    @cached_property
-    def end_tokens(self) -> Sequence[int]:
-        return end_tokens(getattr(self.model._module, "generation_config", None), self.tokenizer)
+        self.blocks = _blocks_path(model._module, self.identity.n_layers)
 
     def check_remote(self) -> None:
         if not isinstance(self.model, Remotable):
@@ -167,7 +147,9 @@ class NNsightBackend:
             edit_blocks(self.model, self.blocks, edits)
 
     def fwd_hooks(self, edits: Edits, last: Any) -> list[Any]:
-        raise UnsupportedModel("fwd_hooks are TransformerLens' form; for an nnsight model take steer.apply(lm) in its trace, or steer.attached(lm)")
+        raise UnsupportedModel(
+            "fwd_hooks are TransformerLens' form; for an nnsight model take steer.apply(lm) in its trace, or steer.attached(lm)"
+        )
 
 
 def _acts_on_steps(edits: Edits) -> bool:
@@ -181,3 +163,10 @@ def _inputs(batch: Batch) -> dict[str, Tensor]:
 
 def _where(remote: bool | str) -> dict[str, Any]:
     return {"remote": remote} if remote else {}
+
+
+def _blocks_path(module: torch.nn.Module, n_layers: int) -> str:
+    lists = [name for name, part in module.named_modules() if isinstance(part, torch.nn.ModuleList) and len(part) == n_layers]
+    if not lists:
+        raise UnsupportedModel(f"{type(module).__name__} has no list of {n_layers} blocks; a decoder is needed")
+    return min(lists, key=lambda name: name.count("."))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unlock_lens.backends.base import Batch, Edits, Generation, edits_in_order, end_tokens
+from unlock_lens.backends.base import Backend, Batch, Edits, Generation, edits_in_order, end_tokens
 from unlock_lens.errors import UnsupportedModel
 from unlock_lens.identity import Basis, ModelIdentity, fingerprint, model_name
 from unlock_lens.operations import Chunk, Edit, at_least_float32
@@ -76,12 +75,10 @@ def _editing(edits: Sequence[Edit], progress: Progress) -> Callable[..., Tensor 
     return hook_fn
 
 
-class TransformerLensBackend:
+class TransformerLensBackend(Backend):
     """A TransformerBridge or a HookedTransformer."""
 
     def __init__(self, model: Any) -> None:
-        self.model = model
-        self._is_bridge = hasattr(model, "original_model")
         missing = [name for name in (_ENTRY, _PATTERN) if name not in model.hook_dict]
         if missing:
             raise UnsupportedModel(
@@ -89,31 +86,23 @@ class TransformerLensBackend:
             )
         if model.tokenizer is None:
             raise UnsupportedModel(f"the {type(model).__name__} has no tokenizer; load it with tokenizer=")
-
-    @cached_property
-    def identity(self) -> ModelIdentity:
-        cfg = self.model.cfg
-        return ModelIdentity(
-            name=model_name(str(cfg.model_name)),
-            n_layers=int(cfg.n_layers),
-            d_model=int(cfg.d_model),
-            basis=self._basis(),
-            fingerprint=fingerprint(self.model.W_E),
+        wrapped = getattr(model, "original_model", None)
+        self.model = model
+        self.tokenizer = model.tokenizer
+        self.end_tokens = end_tokens(getattr(wrapped, "generation_config", None), model.tokenizer)
+        self.identity = ModelIdentity(
+            name=model_name(str(model.cfg.model_name)),
+            n_layers=int(model.cfg.n_layers),
+            d_model=int(model.cfg.d_model),
+            basis=_basis(model),
+            fingerprint=fingerprint(model.W_E),
         )
-
-    def _basis(self) -> Basis:
-        # Processed LayerNorm weights write nothing along the d_model mean, the embedding first of all.
-        if self.model.cfg.normalization_type not in ("LN", "LNPre"):
-            return "raw"
-        embedding = self.model.W_E.detach().float()
-        return "centered" if bool((embedding.mean(-1).abs() < 1e-5 * embedding.abs().mean(-1)).all()) else "raw"
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.model.tokenizer
+        self._is_bridge = wrapped is not None
 
     def check_remote(self) -> None:
-        raise UnsupportedModel("a TransformerLens model runs on this machine only; for remote=True open it as an nnsight TransformersModel")
+        raise UnsupportedModel(
+            "a TransformerLens model runs on this machine only; for remote=True open it as an nnsight TransformersModel"
+        )
 
     @torch.no_grad()
     def capture(
@@ -184,11 +173,6 @@ class TransformerLensBackend:
         )
         return whole[:, ids.shape[1] :].cpu()
 
-    @cached_property
-    def end_tokens(self) -> Sequence[int]:
-        wrapped = getattr(self.model, "original_model", None)
-        return end_tokens(getattr(wrapped, "generation_config", None), self.tokenizer)
-
     @contextmanager
     def attached(self, edits: Edits) -> Iterator[None]:
         with self.model.hooks(fwd_hooks=fwd_hooks(edits)):
@@ -198,4 +182,15 @@ class TransformerLensBackend:
         return fwd_hooks(edits, last)
 
     def apply(self, edits: Edits, tracer: Any) -> None:
-        raise UnsupportedModel("apply is for nnsight's trace bodies; for a TransformerLens model take steer.fwd_hooks(model) or steer.attached(model)")
+        raise UnsupportedModel(
+            "apply is for nnsight's trace bodies; for a TransformerLens model take steer.fwd_hooks(model) or steer.attached(model)"
+        )
+
+
+def _basis(model: Any) -> Basis:
+    # Processed LayerNorm weights write nothing along the d_model mean, the embedding first of all.
+    if model.cfg.normalization_type not in ("LN", "LNPre"):
+        return "raw"
+    embedding = model.W_E.detach().float()
+    centered = embedding.mean(-1).abs() < 1e-5 * embedding.abs().mean(-1)
+    return "centered" if bool(centered.all()) else "raw"

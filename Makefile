@@ -1,0 +1,56 @@
+# Every target makes the environment that it needs. `make` alone lists the targets.
+PYTHON ?= python3
+# More processes than this only wait for each other: torch has threads of its own.
+WORKERS ?= 2
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+VENV := .venv
+TL3 := .venv-tl3
+
+.PHONY: help demo test test-tl3 test-real check format zoo clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/ready  ## see capabilities move between two small models, with controls (half a minute)
+	$(VENV)/bin/unlock-lens demo
+
+test: $(VENV)/ready  ## run the tests
+	$(VENV)/bin/pytest -n $(WORKERS) -m "not real"
+
+test-tl3: $(TL3)/ready  ## run the tests of the hosts with TransformerLens 3.x and its HookedTransformer
+	$(TL3)/bin/pytest -n $(WORKERS) -m "not real" tests/hosts
+
+test-real: $(VENV)/real  ## steer a real pretrained model (SmolLM2-135M-Instruct) in every host, and show what it writes
+	OMP_NUM_THREADS=2 $(VENV)/bin/pytest -m real -s tests/real
+
+check: $(VENV)/ready  ## lint, format and type checks
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/pyright
+
+format: $(VENV)/ready  ## format the code
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+zoo: $(VENV)/ready  ## train the embedded family anew (20 minutes on 2 cores)
+	$(VENV)/bin/python -m unlock_lens.zoo.train
+
+clean:  ## remove the environments
+	rm -rf $(VENV) $(TL3)
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(VENV)/real: $(VENV)/ready
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[real]'
+	touch $@
+
+$(TL3)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(TL3)
+	sed 's/^transformer-lens==.*/transformer-lens==3.9.0/' constraints.txt > $(TL3)/constraints.txt
+	$(TL3)/bin/pip install --quiet --constraint $(TL3)/constraints.txt --editable '.[dev]'
+	touch $@

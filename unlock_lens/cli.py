@@ -1,0 +1,279 @@
+"""The command line: `unlock-lens demo | extract | align | steer | inspect`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from unlock_lens.errors import InvalidInput, UnlockLensError
+
+app = typer.Typer(
+    help="Move a capability from one language model into another.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+
+class BackendName(str, Enum):
+    transformer_lens = "transformer_lens"
+    nnsight = "nnsight"
+
+
+class Aggregate(str, Enum):
+    mean = "mean"
+    pca = "pca"
+
+
+class Positions(str, Enum):
+    last = "last"
+    all = "all"
+
+
+class SteerPositions(str, Enum):
+    last_prompt = "last_prompt"
+    prompt = "prompt"
+    generated = "generated"
+    all = "all"
+
+
+class Operation(str, Enum):
+    norm_preserving = "norm_preserving"
+    add = "add"
+    ablate = "ablate"
+
+
+BackendOption = Annotated[BackendName, typer.Option(help="Framework that runs the models.")]
+BatchSize = Annotated[int, typer.Option(help="Prompts in one forward pass.", min=1)]
+Out = Annotated[Path, typer.Option(help="File to write.")]
+Field = Annotated[str | None, typer.Option(help="Key of the text in JSONL files; by default question, prompt or text.")]
+
+
+@app.command()
+def demo(
+    backend: BackendOption = BackendName.transformer_lens,
+    n: Annotated[
+        int, typer.Option(help="Problems that are reported; half as many others choose rank and strength.", min=2)
+    ] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of all problems and texts.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Transfer capabilities within the embedded model family, with every control (half a minute).
+
+    Example: `unlock-lens demo --backend nnsight --json > demo.json`
+    """
+    from unlock_lens import demo as demonstration
+    from unlock_lens import demo_report
+
+    found = demonstration.run(backend.value, n, seed, progress=not as_json)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        demo_report.show(found, console)
+
+
+@app.command()
+def extract(
+    model: Annotated[str, typer.Option(help="Folder or hub id of the locked model.")],
+    questions: Annotated[Path, typer.Option(help="Text file (one question a line) or JSONL file.")],
+    out: Out,
+    locked: Annotated[str, typer.Option(help="Template of the locked prompts.")] = "{question}",
+    unlocked: Annotated[str | None, typer.Option(help="Template of the unlocked prompts; by default the locked one.")] = None,
+    unlocked_model: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the unlocked model; by default the same.")
+    ] = None,
+    aggregate: Annotated[
+        Aggregate, typer.Option(help="How the prompts' differences become one vector a layer.")
+    ] = Aggregate.mean,
+    layers: Annotated[str | None, typer.Option(help="Layers, such as 4,5,6 or 4-12; all by default.")] = None,
+    position: Annotated[int, typer.Option(help="Token of the prompt, counted without padding; -1 is the last.")] = -1,
+    batch_size: BatchSize = 8,
+    backend: BackendOption = BackendName.transformer_lens,
+    field: Field = None,
+) -> None:
+    """Extract a capability direction: what the unlocked variant has and the locked one lacks.
+
+    Example: `unlock-lens extract --model org/base --questions q.jsonl --locked "{question} Answer:"
+    --unlocked "{question} Answer: Let's think step by step." --out cot.safetensors`
+    """
+    from unlock_lens import CapabilityDirection, Variant
+    from unlock_lens.backends import open_model
+    from unlock_lens.inputs import fill, read_texts
+
+    if unlocked is None and unlocked_model is None:
+        raise InvalidInput("locked and unlocked are the same; give --unlocked (another template) or --unlocked-model")
+    asked = read_texts(questions, field)
+    prompts = [fill(template, asked) for template in (locked, unlocked or locked)]
+    chosen = parse_layers(layers)
+    _check_writable(out)
+    opened = open_model(model, backend.value)
+    other = open_model(unlocked_model, backend.value) if unlocked_model else opened
+    direction = CapabilityDirection.extract(
+        Variant(opened, prompts[0]), Variant(other, prompts[1]), aggregate.value, chosen, position, batch_size, progress=True
+    )
+    direction.save(out)
+    console.print(f"wrote {out}: {len(direction.layers)} layers, d_model {direction.d_model}, from {len(asked)} questions")
+
+
+@app.command()
+def align(
+    source: Annotated[str, typer.Option(help="Folder or hub id of the model that the direction comes from.")],
+    target: Annotated[str, typer.Option(help="Folder or hub id of the model that it goes to.")],
+    text: Annotated[Path, typer.Option(help="Calibration texts: text file (one a line) or JSONL file.")],
+    out: Annotated[Path, typer.Option(help="File for the transported direction; without --direction, for the aligner.")],
+    direction: Annotated[Path | None, typer.Option(help="Direction to transport.")] = None,
+    template: Annotated[str, typer.Option(help="Template around each text.")] = "{question}",
+    rank: Annotated[int, typer.Option(help="Rank of the map.")] = 48,
+    positions: Annotated[Positions, typer.Option(help="Tokens of each text to calibrate on.")] = Positions.all,
+    centered: Annotated[bool, typer.Option(help="Take the mean over tokens out.")] = True,
+    skip_first: Annotated[bool, typer.Option(help="Leave out the first token of each text.")] = False,
+    paper: Annotated[bool, typer.Option("--paper", help="The paper's calibration: last token, uncentered.")] = False,
+    save_aligner: Annotated[Path | None, typer.Option(help="File for the aligner itself.")] = None,
+    batch_size: BatchSize = 8,
+    backend: BackendOption = BackendName.transformer_lens,
+    field: Field = None,
+) -> None:
+    """Fit the map between two models on ordinary text, and carry a direction over.
+
+    Example: `unlock-lens align --source org/large --target org/small --text text.jsonl --rank 128
+    --direction cot.safetensors --out cot-small.safetensors`
+    """
+    from unlock_lens import CapabilityDirection, SubspaceAligner, Variant
+    from unlock_lens.backends import open_model
+    from unlock_lens.inputs import fill, read_texts
+
+    texts = fill(template, read_texts(text, field))
+    found = CapabilityDirection.load(direction) if direction else None
+    aligner = (
+        SubspaceAligner(rank, centered=False, positions="last")
+        if paper
+        else SubspaceAligner(rank, centered, positions.value, skip_first)
+    )
+    aligner_file = save_aligner if found else out
+    for file in filter(None, (out, save_aligner)):
+        _check_writable(file)
+    models = [open_model(name, backend.value) for name in (source, target)]
+    aligner.fit(Variant(models[0], texts), Variant(models[1], texts), batch_size, progress=True)
+    if aligner_file:
+        aligner.save(aligner_file)
+        console.print(f"wrote {aligner_file}: {aligner}")
+    if found:
+        aligner.transport(found).save(out)
+        console.print(f"wrote {out}: the direction in the residual stream of {aligner.target_model}")
+
+
+@app.command()
+def steer(
+    model: Annotated[str, typer.Option(help="Folder or hub id of the model to steer.")],
+    direction: Annotated[Path, typer.Option(help="Direction in this model's residual stream.")],
+    prompts: Annotated[Path, typer.Option(help="Text file (one a line) or JSONL file.")],
+    alpha: Annotated[float, typer.Option(help="Strength; for norm_preserving a fraction of the residual's norm.")],
+    template: Annotated[str, typer.Option(help="Template around each prompt.")] = "{question}",
+    operation: Annotated[Operation, typer.Option(help="What is done to the residual stream.")] = Operation.norm_preserving,
+    positions: Annotated[SteerPositions, typer.Option(help="Which tokens are edited.")] = SteerPositions.last_prompt,
+    layers: Annotated[str | None, typer.Option(help="Layers, such as 4,5,6 or 4-12; all by default.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of a completion at most.", min=1)] = 64,
+    out: Annotated[Path | None, typer.Option(help="JSONL file for prompts and both completions.")] = None,
+    check_model: Annotated[bool, typer.Option(help="Refuse a direction that was made for another model.")] = True,
+    batch_size: BatchSize = 8,
+    backend: BackendOption = BackendName.transformer_lens,
+    field: Field = None,
+) -> None:
+    """Complete prompts without and with steering, side by side.
+
+    Example: `unlock-lens steer --model org/small --direction cot-small.safetensors --alpha 0.3 --prompts q.txt
+    --template "{question} Answer:"`
+    """
+    from unlock_lens import CapabilityDirection, SteeringHook, generate
+    from unlock_lens.backends import open_model
+    from unlock_lens.inputs import fill, read_texts
+
+    asked = fill(template, read_texts(prompts, field))
+    hook = SteeringHook(
+        CapabilityDirection.load(direction), alpha, operation.value, positions.value, parse_layers(layers), check_model
+    )
+    if out:
+        _check_writable(out)
+    opened = open_model(model, backend.value)
+    steered, unsteered = (
+        generate(opened, asked, steer=applied, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=True)
+        for applied in (hook, None)
+    )
+    rows = [{"prompt": p, "unsteered": u, "steered": s} for p, u, s in zip(asked, unsteered, steered, strict=True)]
+    if out:
+        out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        console.print(f"wrote {out}: {len(rows)} prompts with both completions")
+    else:
+        console.print(_table(rows))
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A saved direction or aligner.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Say what an artifact holds: kind, model, layers, how it was made, norms.
+
+    Example: `unlock-lens inspect cot.safetensors`
+    """
+    from unlock_lens import artifact
+
+    tensors, metadata = artifact.load(file)
+    if metadata["kind"] == "direction":
+        metadata["norms"] = [round(norm, 4) for norm in tensors["vectors"].norm(dim=1).tolist()]
+    if as_json:
+        typer.echo(json.dumps(metadata, indent=2))
+        return
+    console.print(_table([{"what": key, "value": _told(value)} for key, value in metadata.items()]))
+
+
+def parse_layers(spec: str | None) -> list[int] | None:
+    """ "4,5,8-10" as layers; None for all."""
+    if spec is None:
+        return None
+    layers: list[int] = []
+    for part in spec.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise InvalidInput(f"layers {spec!r} were given; write them as 4,5,6 or 4-12")
+        layers.extend(range(int(first), int(last or first) + 1))
+    return layers
+
+
+def _check_writable(file: Path) -> None:
+    """Before any long work."""
+    if file.is_dir() or not file.parent.is_dir():
+        raise InvalidInput(f"{file} cannot be written: give a file in a folder that exists")
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(*rows[0], show_lines=True)
+    for row in rows:
+        table.add_row(*(console.render_str(str(value), markup=False) for value in row.values()))
+    return table
+
+
+def _told(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def main() -> None:
+    """Entry point: the library's own errors are told in a line, without a traceback."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    try:
+        app()
+    except UnlockLensError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()
