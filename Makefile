@@ -17,10 +17,10 @@ demo: $(VENV)/ready  ## see capabilities move between two small models, with con
 	$(VENV)/bin/unlock-lens demo
 
 test: $(VENV)/ready  ## run the tests
-	$(VENV)/bin/pytest -n $(WORKERS) -m "not real"
+	$(VENV)/bin/pytest -n $(WORKERS) --dist loadfile -m "not real"
 
 test-tl3: $(TL3)/ready  ## run the tests of the hosts with TransformerLens 3.x and its HookedTransformer
-	$(TL3)/bin/pytest -n $(WORKERS) -m "not real" tests/hosts
+	$(TL3)/bin/pytest -n $(WORKERS) --dist loadfile -m "not real" tests/hosts
 
 test-real: $(VENV)/real  ## steer a real pretrained model (SmolLM2-135M-Instruct) in every host, and show what it writes
 	OMP_NUM_THREADS=2 $(VENV)/bin/pytest -m real -s tests/real

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,57 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens import artifact, capture
-from unlock_lens.decomposition import right_factors
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.identity import ModelIdentity
+from unlock_lens.linear_map import FactoredMaps, fit_layer, proportional_layer
 from unlock_lens.variant import Variant
 
 logger = logging.getLogger(__name__)
 _KIND = "aligner"
-
-
-def proportional_layer(target_layer: int, source_layers: int, target_layers: int) -> int:
-    """a(b) = floor((L_s - 1) b / (L_t - 1)); the last source layer for a target of one layer."""
-    if target_layers == 1:
-        return source_layers - 1
-    return (source_layers - 1) * target_layer // (target_layers - 1)
-
-
-@dataclass(frozen=True)
-class FactoredMaps:
-    """W[b] = V_s^T M V_t for each mapped target layer b, in the order of `layer_map`; rows beyond a layer's rank are zero.
-
-    Attributes:
-        layer_map: target layer -> source layer.
-        source_factors: V_s.
-        core: M = S_s^-1 U_s^T U_t S_t.
-        target_factors: V_t.
-        source_mean: mean of the source's states at the calibration tokens, by which they were centred if they were.
-        target_mean: the same of the target's states; minus this is the anti-mean control.
-    """
-
-    layer_map: Mapping[int, int]
-    source_factors: Float[Tensor, "layer rank d_source"]
-    core: Float[Tensor, "layer rank rank"]
-    target_factors: Float[Tensor, "layer rank d_target"]
-    source_mean: Float[Tensor, "layer d_source"]
-    target_mean: Float[Tensor, "layer d_target"]
-
-    @property
-    def rank(self) -> int:
-        return self.core.shape[-1]
-
-    def at_rank(self, rank: int) -> FactoredMaps:
-        return replace(
-            self,
-            source_factors=self.source_factors[:, :rank],
-            core=self.core[:, :rank, :rank],
-            target_factors=self.target_factors[:, :rank],
-        )
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
 class SubspaceAligner:
@@ -163,15 +120,12 @@ class SubspaceAligner:
         if target_acts.shape[1] != n:
             raise InvalidInput(f"{n} source and {target_acts.shape[1]} target tokens were given; they must be the same tokens")
         layer_map = self._layers(source_acts.shape[0], target_acts.shape[0])
-        if self.rank > n:
-            logger.warning(
-                "rank %d was asked for, but %d calibration tokens span no more than rank %d; that is used", self.rank, n, n
-            )
         rank = min(self.rank, n, source_acts.shape[2], target_acts.shape[2])
-        fitted = [_fit_layer(source_acts[a], target_acts[b], rank, self.centered, (a, b)) for b, a in layer_map.items()]
+        fitted = [fit_layer(source_acts[a], target_acts[b], rank, self.centered, (a, b)) for b, a in layer_map.items()]
         names = list(fitted[0])
         self._maps = FactoredMaps(layer_map, **{name: torch.stack([layer[name] for layer in fitted]) for name in names})
         self.n_tokens = n
+        self._tell_cap()
         return self
 
     def transport(self, direction: CapabilityDirection) -> CapabilityDirection:
@@ -195,7 +149,7 @@ class SubspaceAligner:
             @ maps.target_factors[i].double()
             for i, _, j in rows
         ]
-        provenance = replace(direction.provenance, source_model=direction.model, rank=self.rank)
+        provenance = replace(direction.provenance, source_model=direction.model, rank=maps.rank)
         basis = self.target_model.basis if self.target_model else direction.basis
         return CapabilityDirection(torch.stack(vectors), tuple(b for _, b, _ in rows), basis, self.target_model, provenance)
 
@@ -286,6 +240,18 @@ class SubspaceAligner:
         state = f"{self.source_model} -> {self.target_model}" if self._maps else "not fitted"
         return f"SubspaceAligner(rank={self.rank}, centered={self.centered}, positions={self.positions!r}; {state})"
 
+    def _tell_cap(self) -> None:
+        spanned = {b: min(s, t) for b, s, t in zip(self.maps.layer_map, *self.maps.spanned, strict=True)}
+        least = min(spanned, key=lambda b: spanned[b])
+        if spanned[least] < self.rank:
+            logger.warning(
+                "rank %d was asked for, but the %d calibration tokens span no more than rank %d at target layer %d; that is used there",
+                self.rank,
+                self.n_tokens,
+                spanned[least],
+                least,
+            )
+
     def _layers(self, source_layers: int, target_layers: int) -> dict[int, int]:
         if self._wanted_layers is None:
             return {b: proportional_layer(b, source_layers, target_layers) for b in range(target_layers)}
@@ -325,34 +291,3 @@ def _check_token_counts(source: Variant, target: Variant, skip_first: bool) -> N
             f'positions="all" pairs token with token, but text {i} ({source.prompts[i][:40]!r}) has {int(counts[0][i])} tokens in the '
             f'source and {int(counts[1][i])} in the target; give both the same texts, or take positions="last" where the tokenizers differ'
         )
-
-
-def _fit_layer(
-    source: Float[Tensor, "n d_source"], target: Float[Tensor, "n d_target"], rank: int, centered: bool, pair: tuple[int, int]
-) -> dict[str, Tensor]:
-    """V_s, M, V_t of one layer pair: H_s V_s^T = U_s S_s, so M = pinv(H_s V_s^T) (H_t V_t^T) needs no pinv."""
-    means = {"source_mean": source.double().mean(dim=0), "target_mean": target.double().mean(dim=0)}
-    h_s, h_t = (h.double() - mean if centered else h.double() for h, mean in zip((source, target), means.values(), strict=True))
-    for h, side, layer in ((h_s, "source", pair[0]), (h_t, "target", pair[1])):
-        if not bool(h.isfinite().all()):
-            row = int((~h.isfinite()).any(dim=1).nonzero()[0])
-            raise InvalidInput(f"the {side} activations of layer {layer} are not finite at token {row}; leave that prompt out")
-        if not bool(h.any()):
-            raise InvalidInput(
-                f"the {side} activations of layer {layer} do not vary over the calibration tokens; give more and other texts"
-            )
-    f_s, f_t = right_factors(h_s, rank), right_factors(h_t, rank)
-    core = (f_s.scores.T @ f_t.scores) / f_s.values[:, None] ** 2
-    padded = torch.zeros(rank, rank, dtype=core.dtype)
-    padded[: core.shape[0], : core.shape[1]] = core
-    found = {
-        "source_factors": _padded(f_s.vectors, rank),
-        "core": padded,
-        "target_factors": _padded(f_t.vectors, rank),
-        **means,
-    }
-    return {name: value.float() for name, value in found.items()}
-
-
-def _padded(rows: Float[Tensor, "found d_model"], rank: int) -> Float[Tensor, "rank d_model"]:
-    return torch.cat([rows, rows.new_zeros(rank - rows.shape[0], rows.shape[1])])

@@ -89,7 +89,7 @@ def _check(path: Path, kind: str | None, tensors: Mapping[str, Tensor], metadata
             f"it was written by unlock-lens {metadata.get('library_version', '?')}"
         )
     if kind is not None and metadata["kind"] != kind:
-        raise ArtifactError(f"{path} holds a {metadata['kind']}; a {kind} was expected")
+        raise ArtifactError(f"{path} holds: {metadata['kind']}; expected: {kind}")
     if metadata["shapes"] != {name: list(tensor.shape) for name, tensor in tensors.items()}:
         raise ArtifactError(f"the shapes in {path} are not those that its metadata tells; save it again")
     if metadata["content_hash"] != _content_hash(tensors):

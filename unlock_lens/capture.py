@@ -95,7 +95,7 @@ def token_counts(variant: Variant, skip_first: bool) -> Int[Tensor, " prompt"]:
 def _stream_position(
     variant: Variant, layers: Sequence[int], position: int, batch_size: int, progress: bool
 ) -> Iterator[Captured]:
-    _check_position(variant, position)
+    check_position(variant, position)
 
     def pick(tokens: Tokens) -> tuple[Tensor, Tensor]:
         width = tokens.ids.shape[1]
@@ -152,7 +152,8 @@ def check_layers(layers: Sequence[int] | None, n_layers: int) -> tuple[int, ...]
     return chosen
 
 
-def _check_position(variant: Variant, position: int) -> None:
+def check_position(variant: Variant, position: int) -> None:
+    """Raise InvalidInput unless every prompt has a token at that position."""
     needed = -position if position < 0 else position + 1
     short = (variant.tokens.lengths < needed).nonzero()
     if len(short):

@@ -107,12 +107,17 @@ class _Bench:
         return Arm(self.run(self.reported, self.reported.prompts(behaviour)))
 
     def best(self, candidates: Candidates, score: Callable[[Outcome], float]) -> Arm:
-        """The rank and strength that score best on the problems to choose on (the mildest of equals), reported on the others."""
+        """The rank and strength that score best on the problems to choose on, reported on the others.
+
+        Of equals the middle one: both ends of a plateau are close to its edge.
+        """
         tried = [
             (score(self.run(self.choosing, self.choosing.direct, SteeringHook(direction, alpha))), alpha, rank, direction)
             for alpha, (rank, direction) in product(ALPHAS, list(candidates))
         ]
-        _, alpha, rank, direction = max(tried, key=lambda trial: trial[0])
+        best_score = max(trial[0] for trial in tried)
+        equals = [trial for trial in tried if trial[0] == best_score]
+        _, alpha, rank, direction = equals[len(equals) // 2]
         return Arm(self.run(self.reported, self.reported.direct, SteeringHook(direction, alpha)), rank, alpha)
 
 

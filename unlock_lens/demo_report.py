@@ -92,7 +92,8 @@ def _arms_table(transfer: Transfer) -> Table:
 def _specificity_table(demo: Demo) -> Table:
     table = _titled("Which behaviour arrives")
     table.add_column("direction")
-    table.add_column("from -> to", no_wrap=True)
+    table.add_column("from")
+    table.add_column("to")
     for name in BEHAVIOURS:
         table.add_column(name, justify="right")
     for row in demo.specificity:
@@ -101,7 +102,7 @@ def _specificity_table(demo: Demo) -> Table:
             Text(f"{share:.0%}", style="bold" if name == row.capability else "dim")
             for name, share in zip(BEHAVIOURS, shares, strict=True)
         ]
-        table.add_row(row.capability, f"{row.source} -> {row.target}", *cells)
+        table.add_row(row.capability, row.source.removesuffix("-base"), row.target.removesuffix("-base"), *cells)
     return table
 
 

@@ -153,6 +153,8 @@ class CapabilityDirection:
         if not callable(aggregate) and aggregate not in ("mean", *_AGGREGATORS):
             raise InvalidInput(f'there is no aggregate {aggregate!r}; take "mean", "pca", or a function')
         where = capture.check_layers(layers, locked.backend.identity.n_layers)
+        for variant in (locked, unlocked):
+            capture.check_position(variant, position)
         if aggregate == "mean":
             read = [capture.mean_at_position(v, where, position, batch_size, progress) for v in (unlocked, locked)]
             vectors = read[0] - read[1]

@@ -27,12 +27,12 @@ def norm_preserving(residual: Tensor, vector: Tensor, alpha: float) -> Tensor:
 
 
 def add(residual: Tensor, vector: Tensor, alpha: float) -> Tensor:
-    """h <- h + alpha v; alpha is a multiple of the direction as it was extracted."""
+    """H <- h + alpha v; alpha is a multiple of the direction as it was extracted."""
     return residual + alpha * vector
 
 
 def ablate(residual: Tensor, vector: Tensor, alpha: float) -> Tensor:
-    """h <- h - alpha <h, u> u with u = v / ||v||; alpha 1 takes the whole component along v out."""
+    """H <- h - alpha <h, u> u with u = v / ||v||; alpha 1 takes the whole component along v out."""
     unit = vector / vector.norm()
     return residual - alpha * (residual @ unit).unsqueeze(-1) * unit
 

@@ -81,7 +81,7 @@ class Backend(ABC):
 
     @abstractmethod
     def apply(self, edits: Edits, tracer: Any) -> None:
-        """nnsight's native form, inside a trace body."""
+        """Nnsight's native form, inside a trace body."""
 
 
 def end_tokens(generation_config: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -62,6 +62,21 @@ def edit_every_step(model: Any, blocks: str, edits: Edits, tracer: Any) -> None:
         edit_blocks(model, blocks, edits, Chunk(prompt_length, seen))
 
 
+def apply_edits(model: Any, blocks: str, edits: Edits, tracer: Any) -> None:
+    """Make the edits inside a trace body: in every step where a tracer is given, otherwise in the prefill alone."""
+    if tracer is not None:
+        edit_every_step(model, blocks, edits, tracer)
+    elif acts_on_steps(edits):
+        raise InvalidInput('positions "generated" and "all" act on every step; pass the tracer: steer.apply(lm, tracer)')
+    else:
+        edit_blocks(model, blocks, edits)
+
+
+def acts_on_steps(edits: Edits) -> bool:
+    """Whether any edit reaches beyond the prefill."""
+    return any(edit.positions in ("generated", "all") for of_layer in edits.values() for edit in of_layer)
+
+
 class NNsightBackend(Backend):
     """An nnsight model of a decoder.
 
@@ -80,11 +95,11 @@ class NNsightBackend(Backend):
         self.tokenizer = model.tokenizer
         self.end_tokens = end_tokens(getattr(model._module, "generation_config", None), model.tokenizer)
         self.identity = ModelIdentity(
-            name=model_name(str(model.repo_id or model.config._name_or_path)),
+            name=model_name(str(getattr(model, "repo_id", None) or model.config._name_or_path)),
             n_layers=int(config.num_hidden_layers),
             d_model=int(config.hidden_size),
             fingerprint=None if embedding.is_meta else fingerprint(embedding),
-            revision=model.revision,
+            revision=getattr(model, "revision", None),
         )
         self.blocks = _blocks_path(model._module, self.identity.n_layers)
 
@@ -104,47 +119,40 @@ class NNsightBackend(Backend):
         remote: bool | str = False,
     ) -> Float[Tensor, "layer picked d_model"]:
         model, blocks = self.model, self.blocks
-        with torch.no_grad():
-            with model.trace(_inputs(batch), **_where(remote)) as tracer:
-                states = []
-                for layer in layers:
-                    states.append(at_least_float32(residual_of(model.get(blocks)[layer].output)[rows, columns]))
-                picked = torch.stack(states).save()
-                tracer.stop()
+        with torch.no_grad(), model.trace(_inputs(batch), **_where(remote)) as tracer:
+            states = []
+            for layer in layers:
+                states.append(at_least_float32(residual_of(model.get(blocks)[layer].output)[rows, columns]))
+            picked = torch.stack(states).save()
+            tracer.stop()
         return picked
 
     def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
-        model = self.model
+        # The trace body is shipped with what it names, so it names neither self nor the backend.
+        model, blocks = self.model, self.blocks
         sampling = {"do_sample": True, "temperature": how.temperature} if how.temperature else {"do_sample": False}
         options = {"max_new_tokens": how.max_new_tokens, "use_cache": how.use_cache, **sampling, **_where(how.remote)}
-        every_step = _acts_on_steps(edits) or not how.use_cache
-        with warnings.catch_warnings():
-            # The open loop over steps ends so by design.
-            warnings.filterwarnings("ignore", message=".*was never reached", category=UserWarning)
-            with model.generate(**options) as tracer:
-                with tracer.invoke(_inputs(batch)):
-                    self.apply(edits, tracer if every_step else None)
-                with tracer.invoke():
-                    whole = tracer.result.save()
+        every_step = acts_on_steps(edits) or not how.use_cache
+        with _open_loops_end_quietly(), model.generate(**options) as tracer:
+            with tracer.invoke(_inputs(batch)):
+                self.apply(edits, tracer if every_step else None)
+            with tracer.invoke():
+                whole = tracer.result.save()
         return whole[:, batch.ids.shape[1] :].cpu()
 
     @contextmanager
     def attached(self, edits: Edits) -> Iterator[None]:
         with self.model.edit(inplace=True) as tracer:
-            self.apply(edits, tracer if _acts_on_steps(edits) else None)
+            self.apply(edits, tracer if acts_on_steps(edits) else None)
         ours = self.model._edits[-1]
         try:
-            yield
+            with _open_loops_end_quietly():
+                yield
         finally:
             self.model._edits = [edit for edit in self.model._edits if edit is not ours]
 
     def apply(self, edits: Edits, tracer: Any) -> None:
-        if tracer is not None:
-            edit_every_step(self.model, self.blocks, edits, tracer)
-        elif _acts_on_steps(edits):
-            raise InvalidInput('positions "generated" and "all" act on every step; pass the tracer: steer.apply(lm, tracer)')
-        else:
-            edit_blocks(self.model, self.blocks, edits)
+        apply_edits(self.model, self.blocks, edits, tracer)
 
     def fwd_hooks(self, edits: Edits, last: Any) -> list[Any]:
         raise UnsupportedModel(
@@ -152,9 +160,12 @@ class NNsightBackend(Backend):
         )
 
 
-def _acts_on_steps(edits: Edits) -> bool:
-    """Whether any edit reaches beyond the prefill."""
-    return any(edit.positions in ("generated", "all") for of_layer in edits.values() for edit in of_layer)
+@contextmanager
+def _open_loops_end_quietly() -> Iterator[None]:
+    """A loop over all steps ends by asking for one step too many, of which nnsight warns."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*was never reached", category=UserWarning)
+        yield
 
 
 def _inputs(batch: Batch) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 WARM_UP = 100
 FINAL_SHARE = 0.05
+MEASURED_ON = {"n": 400, "seed": 12345}
 IGNORED = -100
 """The label that the loss leaves out: prompts and padding."""
 
@@ -167,12 +168,12 @@ def _rate(steps: int) -> Callable[[int], float]:
 
 
 @torch.no_grad()
-def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int = 400) -> dict[str, Any]:
-    """For each prompt that the model knows: the share of right final answers, and of each behaviour, under greedy decoding."""
-    task = running_sum(n=n, seed=12345)
-    known = [b for b in ("direct", *TAGS) if b == "direct" or TAGS[b] in tokenizer.get_vocab()]
-    measured: dict[str, Any] = {"n": n}
-    for behaviour in known:
+def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """For each kind of prompt: the share of right final answers, and of each behaviour, under greedy decoding."""
+    task = running_sum(**MEASURED_ON)
+    n = MEASURED_ON["n"]
+    measured: dict[str, Any] = dict(MEASURED_ON)
+    for behaviour in ("direct", *TAGS):
         inputs = tokenizer(task.prompts(behaviour), return_tensors="pt", padding=True, return_token_type_ids=False)
         out = model.generate(**inputs, max_new_tokens=12, do_sample=False)
         completions = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -1,0 +1,389 @@
+"""The native forms: hook lists and contexts of TransformerLens, trace bodies and edits of nnsight; and that nothing stays behind."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import unlock_lens as ul
+from tests.hosts.models import HOSTS, PARTNERS, PROMPTS, open_hooked, open_host
+from tests.hosts.test_oracle import ALPHA, STEPS, oracle_completions, up_to_end
+from tests.oracle import Oracle, norm_preserving
+from unlock_lens import operations
+from unlock_lens.variant import Tokens, tokenize
+
+KIND = "qwen2"
+
+
+@pytest.fixture(scope="module")
+def oracle(oracle_of: Any) -> Oracle:
+    return oracle_of(KIND)
+
+
+@pytest.fixture(scope="module")
+def nnsight_model(model_of: Any) -> Any:
+    return model_of(KIND, "nnsight")
+
+
+@pytest.fixture(scope="module", params=[host for host in HOSTS if host != "nnsight"])
+def lens_model(request: pytest.FixtureRequest, model_of: Any) -> Any:
+    return model_of(KIND, request.param)
+
+
+def direction_for(model: Any) -> ul.CapabilityDirection:
+    return ul.CapabilityDirection.extract(ul.Variant(model, PROMPTS), ul.Variant(model, PARTNERS))
+
+
+def tokens_for(model: Any, prompts: list[str] | None = None) -> Tokens:
+    return tokenize(model.tokenizer, prompts or PROMPTS)
+
+
+def oracle_logits(oracle: Oracle, prompt: str, direction: ul.CapabilityDirection, alpha: float) -> Tensor:
+    ids = oracle.tokenizer.encode(prompt)
+
+    def edit(layer: int, h: Tensor) -> Tensor:
+        return torch.cat([h[:-1], norm_preserving(h[-1:], direction.vectors[layer].double(), alpha)])
+
+    return oracle.run(ids, edit)[1][-1]
+
+
+def lens_texts(model: Any, steps: int = STEPS, cached: bool = True, prompts: list[str] | None = None) -> list[str]:
+    """TransformerLens' own generate, prompt by prompt, so that it needs no mask."""
+    texts: list[str] = []
+    for prompt in prompts or PROMPTS:
+        ids = torch.tensor([model.tokenizer.encode(prompt)])
+        whole = model.generate(
+            ids,
+            max_new_tokens=steps,
+            do_sample=False,
+            use_past_kv_cache=cached,
+            stop_at_eos=False,
+            prepend_bos=False,
+            return_type="tokens",
+            verbose=False,
+        )
+        written = up_to_end(whole[0, ids.shape[1] :].tolist(), model.tokenizer.eos_token_id)
+        texts.append(model.tokenizer.decode(written, skip_special_tokens=True))
+    return texts
+
+
+# TransformerLens
+
+
+def test_run_with_hooks_edits_the_last_token(lens_model: Any, oracle: Oracle) -> None:
+    direction = direction_for(lens_model)
+    steer = ul.SteeringHook(direction, ALPHA)
+    for prompt in PROMPTS:
+        ids = torch.tensor([lens_model.tokenizer.encode(prompt)])
+        logits = lens_model.run_with_hooks(ids, fwd_hooks=steer.fwd_hooks(lens_model), prepend_bos=False)
+        torch.testing.assert_close(
+            logits[0, -1].double(), oracle_logits(oracle, prompt, direction, ALPHA), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_run_with_hooks_with_padding_on_the_right(lens_model: Any, oracle: Oracle) -> None:
+    direction = direction_for(lens_model)
+    left = tokens_for(lens_model)
+    rolled = [torch.stack([row.roll(int(n)) for row, n in zip(t, left.lengths, strict=True)]) for t in (left.ids, left.mask)]
+    hooks = ul.SteeringHook(direction, ALPHA).fwd_hooks(lens_model, attention_mask=rolled[1])
+    logits = lens_model.run_with_hooks(rolled[0], fwd_hooks=hooks, attention_mask=rolled[1], prepend_bos=False)
+    for i, prompt in enumerate(PROMPTS):
+        found = logits[i, left.lengths[i] - 1].double()
+        torch.testing.assert_close(found, oracle_logits(oracle, prompt, direction, ALPHA), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_hooks_context_with_the_models_own_generate(lens_model: Any, oracle: Oracle, cached: bool) -> None:
+    """Several generations in one context, with and without the KV cache: each steers its own prompt."""
+    direction = direction_for(lens_model)
+    with lens_model.hooks(fwd_hooks=ul.SteeringHook(direction, ALPHA).fwd_hooks(lens_model)):
+        found = lens_texts(lens_model, cached=cached)
+    assert found == oracle_completions(oracle, direction, "norm_preserving", "last_prompt")
+
+
+def test_one_token_after_another_without_a_cache_is_one_generation(lens_model: Any, oracle: Oracle) -> None:
+    """A loop written by hand, the whole sequence each time, gives what the model's own generate gives."""
+    direction = direction_for(lens_model)
+    ids: list[int] = lens_model.tokenizer.encode(PROMPTS[0])
+    true = oracle.greedy(PROMPTS[0], dict(enumerate(direction.vectors)), ALPHA, STEPS)
+    with lens_model.hooks(fwd_hooks=ul.SteeringHook(direction, ALPHA).fwd_hooks(lens_model)):
+        for _ in range(STEPS):
+            ids.append(int(lens_model(torch.tensor([ids]), prepend_bos=False)[0, -1].argmax()))
+    assert ids[-STEPS:] == true
+
+
+def test_lists_of_several_hooks_act_in_their_order(lens_model: Any) -> None:
+    direction = direction_for(lens_model)
+    turn, remove = ul.SteeringHook(direction, 0.5), ul.SteeringHook(direction, 1.0, "ablate")
+    ids = torch.tensor([lens_model.tokenizer.encode(PROMPTS[0])])
+
+    def component(*hooks: ul.SteeringHook) -> float:
+        kept: list[Tensor] = []
+        fwd_hooks = [pair for hook in hooks for pair in hook.fwd_hooks(lens_model)]
+        fwd_hooks.append(("blocks.1.hook_resid_post", lambda h, hook: kept.append(h[0, -1].detach())))
+        lens_model.run_with_hooks(ids, fwd_hooks=fwd_hooks, prepend_bos=False)
+        return float(torch.cosine_similarity(kept[0], direction.vectors[1], dim=0))
+
+    assert component(turn, remove) == pytest.approx(0, abs=1e-5)
+    assert component(remove, turn) > 0.1
+
+
+# nnsight
+
+
+def nnsight_texts(model: Any, ids: Tensor, start: int) -> list[str]:
+    written = [up_to_end(row, model.tokenizer.eos_token_id) for row in ids[:, start:].tolist()]
+    return [model.tokenizer.decode(row, skip_special_tokens=True) for row in written]
+
+
+def test_apply_in_a_trace(nnsight_model: Any, oracle: Oracle) -> None:
+    direction = direction_for(nnsight_model)
+    steer = ul.SteeringHook(direction, ALPHA)
+    with torch.no_grad(), nnsight_model.trace(PROMPTS):
+        steer.apply(nnsight_model)
+        logits = nnsight_model.output.logits[:, -1].save()
+    for found, prompt in zip(logits, PROMPTS, strict=True):
+        torch.testing.assert_close(found.double(), oracle_logits(oracle, prompt, direction, ALPHA), rtol=1e-4, atol=1e-4)
+
+
+def test_apply_in_generate_edits_the_prefill_alone(nnsight_model: Any, oracle: Oracle) -> None:
+    direction = direction_for(nnsight_model)
+    steer = ul.SteeringHook(direction, ALPHA)
+    with nnsight_model.generate(max_new_tokens=STEPS, do_sample=False) as tracer:
+        with tracer.invoke(PROMPTS):
+            steer.apply(nnsight_model)
+        with tracer.invoke():
+            ids = tracer.result.save()
+    start = tokens_for(nnsight_model).ids.shape[1]
+    assert nnsight_texts(nnsight_model, ids, start) == oracle_completions(oracle, direction, "norm_preserving", "last_prompt")
+
+
+def test_each_invoke_has_its_own_edit(nnsight_model: Any, oracle: Oracle) -> None:
+    """One batch, one prompt steered one way, one the other, one not at all."""
+    direction = direction_for(nnsight_model)
+    up, down = ul.SteeringHook(direction, ALPHA), ul.SteeringHook(-direction, ALPHA)
+    with torch.no_grad(), nnsight_model.trace() as tracer:
+        with tracer.invoke(PROMPTS[0]):
+            up.apply(nnsight_model)
+            first = nnsight_model.output.logits[0, -1].save()
+        with tracer.invoke(PROMPTS[2]):
+            down.apply(nnsight_model)
+            second = nnsight_model.output.logits[0, -1].save()
+        with tracer.invoke(PROMPTS[1]):
+            third = nnsight_model.output.logits[0, -1].save()
+    for found, prompt, alpha in ((first, PROMPTS[0], ALPHA), (second, PROMPTS[2], -ALPHA), (third, PROMPTS[1], 0.0)):
+        torch.testing.assert_close(found.double(), oracle_logits(oracle, prompt, direction, alpha), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("positions", ["last_prompt", "prompt", "generated", "all"])
+def test_apply_with_the_tracer_acts_on_every_step(nnsight_model: Any, oracle: Oracle, positions: Any, use_cache: bool) -> None:
+    direction = direction_for(nnsight_model)
+    steer = ul.SteeringHook(direction, ALPHA, positions=positions)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*was never reached")
+        with nnsight_model.generate(max_new_tokens=STEPS, do_sample=False, use_cache=use_cache) as tracer:
+            with tracer.invoke(PROMPTS):
+                steer.apply(nnsight_model, tracer)
+            with tracer.invoke():
+                ids = tracer.result.save()
+    start = tokens_for(nnsight_model).ids.shape[1]
+    assert nnsight_texts(nnsight_model, ids, start) == oracle_completions(oracle, direction, "norm_preserving", positions)
+
+
+def test_apply_in_a_session(nnsight_model: Any, oracle: Oracle) -> None:
+    direction = direction_for(nnsight_model)
+    steer = ul.SteeringHook(direction, ALPHA)
+    with torch.no_grad(), nnsight_model.session():
+        with nnsight_model.trace(PROMPTS[0]):
+            steer.apply(nnsight_model)
+            steered = nnsight_model.output.logits[0, -1].save()
+        with nnsight_model.trace(PROMPTS[0]):
+            plain = nnsight_model.output.logits[0, -1].save()
+    torch.testing.assert_close(steered.double(), oracle_logits(oracle, PROMPTS[0], direction, ALPHA), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(plain.double(), oracle_logits(oracle, PROMPTS[0], direction, 0.0), rtol=1e-4, atol=1e-4)
+
+
+def test_apply_says_when_it_needs_the_tracer(nnsight_model: Any) -> None:
+    steer = ul.SteeringHook(direction_for(nnsight_model), ALPHA, positions="generated")
+    with pytest.raises(ul.InvalidInput, match=r"pass the tracer: steer.apply\(lm, tracer\)"):
+        steer.apply(nnsight_model)
+
+
+def test_language_model_works_as_transformers_model_does(folders: Any, oracle: Oracle) -> None:
+    from nnsight import LanguageModel
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="LanguageModel is deprecated")
+        model = LanguageModel(folders[KIND, "a"], dispatch=True, dtype=torch.float32)
+    direction = direction_for(model)
+    found = ul.generate(model, PROMPTS, steer=ul.SteeringHook(direction, ALPHA), max_new_tokens=STEPS)
+    assert found == oracle_completions(oracle, direction, "norm_preserving", "last_prompt")
+
+
+# All hosts
+
+
+@pytest.fixture
+def any_model(host: str, model_of: Any) -> Any:
+    return model_of(KIND, host)
+
+
+def logits_of(model: Any) -> Tensor:
+    ids = torch.tensor([model.tokenizer.encode(PROMPTS[2])])
+    if hasattr(model, "trace"):
+        with torch.no_grad(), model.trace({"input_ids": ids}):
+            logits = model.output.logits.save()
+        return logits
+    with torch.no_grad():
+        return model(ids)
+
+
+def leftovers(model: Any) -> int:
+    module = getattr(model, "_module", model)
+    hooks = sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
+    return hooks + len(getattr(model, "_edits", []))
+
+
+@pytest.mark.parametrize("end", [None, ValueError, KeyboardInterrupt])
+def test_nothing_stays_behind(any_model: Any, end: type[BaseException] | None) -> None:
+    """After success, an exception, an interrupt inside `attached`: no hook is left, and the plain output is bitwise what it was."""
+    before, hooks = logits_of(any_model), leftovers(any_model)
+    steer = ul.SteeringHook(direction_for(any_model), ALPHA)
+
+    def steered() -> None:
+        with steer.attached(any_model):
+            assert not torch.equal(logits_of(any_model), before)
+            if end is not None:
+                raise end
+
+    if end is None:
+        steered()
+    else:
+        with pytest.raises(end):
+            steered()
+    assert leftovers(any_model) == hooks
+    assert torch.equal(logits_of(any_model), before)
+
+
+@pytest.mark.parametrize("end", [ValueError, KeyboardInterrupt])
+def test_nothing_stays_behind_when_an_edit_itself_fails(
+    any_model: Any, end: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, hooks = logits_of(any_model), leftovers(any_model)
+    steer = ul.SteeringHook(direction_for(any_model), ALPHA)
+
+    def fails(residual: Tensor, vector: Tensor, alpha: float) -> Tensor:
+        raise end
+
+    monkeypatch.setitem(operations.OPERATIONS, "norm_preserving", fails)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(end):
+        ul.generate(any_model, PROMPTS, steer=steer, max_new_tokens=2)
+    monkeypatch.undo()
+    assert leftovers(any_model) == hooks
+    assert torch.equal(logits_of(any_model), before)
+
+
+def test_attached_steers_the_models_own_generate(any_model: Any, oracle: Oracle) -> None:
+    direction = direction_for(any_model)
+    with ul.SteeringHook(direction, ALPHA).attached(any_model):
+        if hasattr(any_model, "trace"):
+            with any_model.generate(PROMPTS, max_new_tokens=STEPS, do_sample=False) as tracer:
+                ids = tracer.result.save()
+            found = nnsight_texts(any_model, ids, tokens_for(any_model).ids.shape[1])
+        else:
+            found = lens_texts(any_model)
+    assert found == oracle_completions(oracle, direction, "norm_preserving", "last_prompt")
+
+
+def test_several_hooks_at_once_act_in_the_order_given(any_model: Any) -> None:
+    """Adding and then taking the component out is not the same as taking it out and then adding."""
+    direction = direction_for(any_model)
+    turn, remove = ul.SteeringHook(direction, 0.9, layers=[2]), ul.SteeringHook(direction, 1.0, "ablate", layers=[2])
+    with ul.attached(any_model, [turn, remove]):
+        removed_last = logits_of(any_model)
+    with ul.attached(any_model, [remove]):
+        removed = logits_of(any_model)
+    with ul.attached(any_model, [remove, turn]):
+        turned_last = logits_of(any_model)
+    with turn.attached(any_model), remove.attached(any_model):
+        nested = logits_of(any_model)
+    assert torch.equal(nested, removed_last)
+    assert not torch.allclose(removed_last, turned_last, atol=1e-3)
+    assert not torch.allclose(removed, turned_last, atol=1e-3)
+
+
+def test_a_completion_does_not_depend_on_its_batch(any_model: Any) -> None:
+    steer = ul.SteeringHook(direction_for(any_model), ALPHA)
+    together = ul.generate(any_model, PROMPTS, steer=steer, max_new_tokens=STEPS, batch_size=5)
+    alone = ul.generate(any_model, PROMPTS, steer=steer, max_new_tokens=STEPS, batch_size=1)
+    assert together == alone
+
+
+def test_sampling_is_repeatable_and_not_greedy(any_model: Any) -> None:
+    made: list[list[str]] = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        made.append(ul.generate(any_model, PROMPTS, max_new_tokens=STEPS, temperature=2.0))
+    assert made[0] == made[1]
+    assert made[0] != made[2]
+
+
+# Bases
+
+
+def test_a_raw_direction_serves_a_centered_layer_norm_model(folders: Any, model_of: Any) -> None:
+    """Taking the d_model mean out is exact for directions: found in the centered model, they are the raw ones, centered."""
+    raw = direction_for(model_of("gpt2", "bridge"))
+    folder = folders["gpt2", "a"]
+    models = [open_host(folder, "bridge")]
+    models[0].enable_compatibility_mode()
+    if "hooked" in HOSTS:
+        models.append(open_hooked(folder, fold_ln=True, center_writing_weights=True))
+    for model in models:
+        centered = direction_for(model)
+        assert centered.basis == "centered"
+        torch.testing.assert_close(raw.centered().vectors, centered.vectors, rtol=1e-3, atol=1e-4)
+        steer = ul.SteeringHook(raw, 1.0, "add")
+        assert ul.generate(model, PROMPTS, steer=steer, max_new_tokens=STEPS) == ul.generate(
+            model_of("gpt2", "bridge"), PROMPTS, steer=steer, max_new_tokens=STEPS
+        )
+
+
+def test_a_centered_direction_serves_a_raw_model_for_add_alone(folders: Any, model_of: Any) -> None:
+    model = open_host(folders["gpt2", "a"], "bridge")
+    model.enable_compatibility_mode()
+    centered = direction_for(model)
+    raw_model = model_of("gpt2", "nnsight")
+    added = ul.SteeringHook(centered, 1.0, "add")
+    true = ul.generate(model, PROMPTS, steer=added, max_new_tokens=STEPS)
+    assert ul.generate(raw_model, PROMPTS, steer=added, max_new_tokens=STEPS) == true
+    with pytest.raises(
+        ul.IncompatibleModel, match=r'centered .* is raw: norm_preserving is not the same edit there.*operation="add"'
+    ):
+        ul.generate(raw_model, PROMPTS, steer=ul.SteeringHook(centered, 0.5))
+
+
+def test_compatibility_mode_edits_once(folders: Any) -> None:
+    """Aliased hook points must not fire twice: a Llama model's residual stream is the same with and without the mode."""
+    plain, compatible = (open_host(folders["llama", "a"], "bridge") for _ in range(2))
+    compatible.enable_compatibility_mode()
+    steer = ul.SteeringHook(direction_for(plain), 1.0, "add")
+    found = [ul.generate(model, PROMPTS, steer=steer, max_new_tokens=STEPS) for model in (plain, compatible)]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("host", ["bridge", "nnsight"])
+def test_half_precision_models(folders: Any, host: str) -> None:
+    """Statistics are float32, edits come back in the model's own dtype."""
+    model = open_host(folders[KIND, "a"], host)
+    module = getattr(model, "_module", model)
+    module.to(torch.bfloat16)
+    direction = direction_for(model)
+    assert direction.vectors.dtype == torch.float32
+    with ul.SteeringHook(direction, ALPHA, positions="all").attached(model):
+        assert logits_of(model).dtype == torch.bfloat16

@@ -1,0 +1,172 @@
+"""What is saved comes back bit by bit; what is damaged, foreign or half-written is refused with a reason."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import unlock_lens as ul
+from unlock_lens import artifact, zoo
+from unlock_lens.direction import Provenance
+from unlock_lens.identity import ModelIdentity
+
+FLOATS = st.floats(-(2.0**60), 2.0**60, width=32).filter(lambda x: x != 0)
+
+
+@pytest.fixture
+def direction() -> ul.CapabilityDirection:
+    model = ModelIdentity("org/model", 3, 8, fingerprint="abc", revision="main")
+    told = Provenance("pca", -1, 12, "l", "u", model, ModelIdentity("org/source", 5, 16), 4, ("times 2",))
+    return ul.CapabilityDirection(torch.randn(2, 8, generator=torch.Generator().manual_seed(0)), (0, 2), "raw", model, told)
+
+
+@pytest.fixture
+def aligner(small: Any, large: Any) -> ul.SubspaceAligner:
+    text = zoo.text(n=20)
+    return ul.SubspaceAligner(8, centered=True, positions="all", layer_map={1: 3, 2: 3}).fit(
+        ul.Variant(large, text), ul.Variant(small, text)
+    )
+
+
+@given(st.lists(FLOATS, min_size=4, max_size=4))
+def test_a_direction_comes_back_bit_by_bit(tmp_path_factory: pytest.TempPathFactory, values: list[float]) -> None:
+    direction = ul.CapabilityDirection(torch.tensor([values]), (5,))
+    file = tmp_path_factory.mktemp("saved") / "d.safetensors"
+    direction.save(file)
+    assert torch.equal(ul.CapabilityDirection.load(file).vectors, direction.vectors)
+
+
+def test_a_direction_comes_back_with_its_history(direction: ul.CapabilityDirection, tmp_path: Path) -> None:
+    direction.save(tmp_path / "d.safetensors")
+    loaded = ul.CapabilityDirection.load(tmp_path / "d.safetensors")
+    assert torch.equal(loaded.vectors, direction.vectors)
+    assert (loaded.layers, loaded.basis, loaded.model, loaded.provenance) == (
+        direction.layers,
+        direction.basis,
+        direction.model,
+        direction.provenance,
+    )
+
+
+def test_an_aligner_comes_back_bit_by_bit(aligner: ul.SubspaceAligner, tmp_path: Path) -> None:
+    aligner.save(tmp_path / "a.safetensors")
+    loaded = ul.SubspaceAligner.load(tmp_path / "a.safetensors")
+    assert repr(loaded) == repr(aligner)
+    assert loaded.layer_map == aligner.layer_map == {1: 3, 2: 3}
+    for name, tensor in aligner.maps.tensors().items():
+        assert torch.equal(loaded.maps.tensors()[name], tensor), name
+    assert torch.equal(loaded.at_rank(3).map(2), aligner.at_rank(3).map(2))
+    assert (loaded.n_tokens, loaded.prompts_hash) == (aligner.n_tokens, aligner.prompts_hash)
+
+
+def test_the_metadata_tells_everything(small: Any, tmp_path: Path) -> None:
+    task = zoo.running_sum(n=4)
+    ul.CapabilityDirection.extract(ul.Variant(small, task.direct), ul.Variant(small, task.think)).save(
+        tmp_path / "d.safetensors"
+    )
+    _, told = artifact.load(tmp_path / "d.safetensors")
+    assert told["kind"] == "direction"
+    assert told["format_version"] == artifact.FORMAT_VERSION
+    assert told["library_version"]
+    assert told["created"].startswith("20")
+    assert told["basis"] == "raw"
+    assert told["layers"] == [0, 1, 2]
+    assert told["model"]["name"] == "small-base"
+    assert len(told["model"]["fingerprint"]) == 16
+    assert {"aggregate", "position", "n_prompts", "locked_hash", "rank"} <= set(told["provenance"])
+    with safe_open(tmp_path / "d.safetensors", framework="pt") as file:  # readable without this library
+        assert file.get_tensor("vectors").shape == (3, 64)
+
+
+def change_metadata(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    with safe_open(file, framework="pt") as opened:
+        told = json.loads(opened.metadata()["unlock_lens"])
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  not a dict
+    change(told)
+    save_file(tensors, file, metadata={"unlock_lens": json.dumps(told)})
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "missing": (lambda file: file.unlink(), "there is no file"),
+    "empty": (lambda file: file.write_bytes(b""), "not a readable unlock-lens artifact"),
+    "text": (lambda file: file.write_text("hello, this is not it"), "not a readable unlock-lens artifact"),
+    "truncated": (lambda file: file.write_bytes(file.read_bytes()[:-7]), "not a readable unlock-lens artifact"),
+    "a flipped bit": (
+        lambda file: file.write_bytes(file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 1])),
+        "numbers in .* are not those that were saved",
+    ),
+    "foreign": (lambda file: save_file({"vectors": torch.ones(2, 8)}, file), "but not one of unlock-lens"),
+    "another kind": (
+        lambda file: change_metadata(file, lambda told: told.update(kind="aligner")),
+        "holds: aligner; expected: direction",
+    ),
+    "the future": (
+        lambda file: change_metadata(file, lambda told: told.update(format_version=99)),
+        r"has format version 99, this library reads 1; it was written by unlock-lens \d",
+    ),
+    "other shapes": (
+        lambda file: change_metadata(file, lambda told: told.update(shapes={"vectors": [8, 2]})),
+        "shapes in .* are not those that its metadata tells",
+    ),
+    "no layers": (
+        lambda file: change_metadata(file, lambda told: told.pop("layers")),
+        "not a readable unlock-lens artifact .*'layers'",
+    ),
+    "no kind": (
+        lambda file: change_metadata(file, lambda told: told.pop("kind")),
+        "not a readable unlock-lens artifact .*'kind'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_and_foreign_files_are_refused(direction: ul.CapabilityDirection, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "d.safetensors"
+    direction.save(file)
+    damage, message = DAMAGE[name]
+    damage(file)
+    with pytest.raises(ul.ArtifactError, match=message) as caught:
+        ul.CapabilityDirection.load(file)
+    assert str(file) in str(caught.value)
+
+
+def test_kinds_are_not_mixed_up(aligner: ul.SubspaceAligner, direction: ul.CapabilityDirection, tmp_path: Path) -> None:
+    aligner.save(tmp_path / "a")
+    direction.save(tmp_path / "d")
+    with pytest.raises(ul.ArtifactError, match="holds: aligner; expected: direction"):
+        ul.CapabilityDirection.load(tmp_path / "a")
+    with pytest.raises(ul.ArtifactError, match="holds: direction; expected: aligner"):
+        ul.SubspaceAligner.load(tmp_path / "d")
+
+
+@pytest.mark.parametrize("by", [OSError, KeyboardInterrupt])
+def test_an_interrupted_save_loses_nothing(
+    direction: ul.CapabilityDirection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: type[BaseException]
+) -> None:
+    file = tmp_path / "d.safetensors"
+    direction.save(file)
+    before = file.read_bytes()
+
+    def fails(*args: Any) -> None:
+        raise by
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(by):
+        (2.0 * direction).save(file)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file], "no temporary file is left"
+
+
+def test_a_folder_that_is_not_there_is_named(direction: ul.CapabilityDirection, tmp_path: Path) -> None:
+    with pytest.raises(ul.ArtifactError, match="nowhere is not a folder; make it first"):
+        direction.save(tmp_path / "nowhere" / "d.safetensors")

@@ -1,0 +1,110 @@
+"""Which models are served, and what the others are told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+import unlock_lens as ul
+from unlock_lens import zoo
+from unlock_lens.backends import backend_of, open_model
+
+FOLDER = str(zoo.path() / "small-base")
+
+
+def bare() -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(FOLDER)
+
+
+def test_a_bare_hugging_face_model_is_shown_the_line_that_wraps_it() -> None:
+    with pytest.raises(ul.UnsupportedModel) as caught:
+        ul.generate(bare(), ["Q"])
+    assert "LlamaForCausalLM" in str(caught.value)
+    assert "TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer)" in str(caught.value)
+    assert "TransformersModel(model, tokenizer=tokenizer)" in str(caught.value)
+
+
+def test_the_lines_that_the_error_shows_work() -> None:
+    from nnsight import TransformersModel
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(FOLDER)
+    prompts = ["Q 1 2 3 4 5 6 think A :"]
+    bridge = TransformerBridge.boot_transformers(FOLDER, hf_model=bare(), tokenizer=tokenizer)
+    assert ul.generate(bridge, prompts) == ["S 1 3 6 3 1 0 = 0"]
+    assert ul.generate(TransformersModel(bare(), tokenizer=tokenizer), prompts) == ["S 1 3 6 3 1 0 = 0"]
+
+
+def test_anything_else_is_refused() -> None:
+    with pytest.raises(ul.UnsupportedModel, match=r"torch.nn.modules.linear.Linear was given; expected a TransformerLens"):
+        ul.Variant(torch.nn.Linear(2, 2), ["Q"]).tokens
+    with pytest.raises(ul.UnsupportedModel, match="builtins.str was given"):
+        ul.generate("gpt2", ["Q"])
+
+
+def test_an_nnsight_wrapper_without_a_tokenizer_is_refused() -> None:
+    from nnsight import NNsight
+
+    with pytest.raises(ul.UnsupportedModel, match=r"wrap the model as TransformersModel\(model, tokenizer=tokenizer\)"):
+        backend_of(NNsight(bare()))
+
+
+def test_what_cannot_run_remotely_is_refused_at_once(small: Any) -> None:
+    """nnsight would run a wrapper that is not remotable here, without a word."""
+    from nnsight import NNsight
+    from transformers import AutoTokenizer
+
+    wrapped: Any = NNsight(bare())
+    wrapped.__dict__["tokenizer"] = AutoTokenizer.from_pretrained(FOLDER)
+    for model, message in (
+        (small, "runs on this machine only; for remote=True open it as an nnsight"),
+        (wrapped, "cannot run remotely"),
+    ):
+        with pytest.raises(ul.UnsupportedModel, match=message):
+            ul.Variant(model, ["Q"], remote=True)
+        with pytest.raises(ul.UnsupportedModel, match=message):
+            ul.generate(model, ["Q"], remote=True)
+
+
+REMOTE_LOCAL = """
+import torch
+import unlock_lens as ul
+from unlock_lens import zoo
+
+model, task = zoo.load("small-base", "nnsight"), zoo.running_sum(n=4)
+here, there = (
+    ul.CapabilityDirection.extract(ul.Variant(model, task.direct, remote=where), ul.Variant(model, task.think, remote=where))
+    for where in (False, "local")
+)
+torch.testing.assert_close(there.vectors, here.vectors)
+for positions in ("last_prompt", "generated"):
+    steer = ul.SteeringHook(here, 0.5, positions=positions)
+    assert ul.generate(model, task.direct, steer, remote="local") == ul.generate(model, task.direct, steer)
+print("the same")
+"""
+
+
+def test_remote_local_gives_what_local_gives() -> None:
+    """nnsight's simulation serializes everything as for a server; in a process of its own, for the run-time checks of
+    these tests cannot be serialized.
+    """
+    done = subprocess.run([sys.executable, "-c", REMOTE_LOCAL], capture_output=True, text=True, check=False)
+    assert done.stdout == "the same\n", done.stderr
+
+
+def test_backends_are_named() -> None:
+    with pytest.raises(ul.InvalidInput, match="no backend 'jax'; take one of transformer_lens, nnsight"):
+        open_model(FOLDER, "jax")
+
+
+def test_a_model_without_a_tokenizer_is_refused(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small, "tokenizer", None)
+    with pytest.raises(ul.UnsupportedModel, match="has no tokenizer; load it with tokenizer="):
+        backend_of(small)

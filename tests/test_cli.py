@@ -1,0 +1,174 @@
+"""The command line as users run it, end to end on the embedded family."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from unlock_lens import cli, zoo
+
+SMALL, LARGE = (str(zoo.path() / f"{size}-base") for size in ("small", "large"))
+
+
+@dataclass
+class Done:
+    """What a command left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*args: str | Path) -> Done:
+    """The entry point, in this process: starting Python for each command takes seconds."""
+    out, err = io.StringIO(), io.StringIO()
+    returncode = 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["unlock-lens", *map(str, args)])
+        patch.setattr(cli, "console", Console(width=100))
+        patch.setenv("COLUMNS", "100")
+        patch.setenv("NO_COLOR", "1")
+        try:
+            cli.main()
+        except SystemExit as end:
+            returncode = int(end.code or 0)
+    return Done(returncode, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions, calibration text, and a direction of the large model."""
+    folder = tmp_path_factory.mktemp("cli")
+    questions = [" ".join(map(str, digits)) for digits in zoo.running_sum(n=100, seed=1).questions]
+    (folder / "questions.jsonl").write_text("".join(json.dumps({"question": q}) + "\n" for q in questions))
+    (folder / "text.txt").write_text("\n".join(zoo.text(n=600)))
+    done = run(
+        "extract", "--model", LARGE, "--questions", folder / "questions.jsonl", "--locked", "Q {question} A :",
+        "--unlocked", "Q {question} think A :", "--out", folder / "think.safetensors", "--batch-size", "100",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "4 layers, d_model 96, from 100 questions" in done.stdout.replace("\n", " ")
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
+def test_from_extraction_to_steered_completions(files: Path, tmp_path: Path, backend: str) -> None:
+    aligned = run(
+        "align", "--source", LARGE, "--target", SMALL, "--text", files / "text.txt", "--direction", files / "think.safetensors",
+        "--out", tmp_path / "small.safetensors", "--save-aligner", tmp_path / "aligner.safetensors", "--batch-size", "200",
+        "--backend", backend,
+    )  # fmt: skip
+    assert aligned.returncode == 0, aligned.stderr
+    steered = run(
+        "steer", "--model", SMALL, "--direction", tmp_path / "small.safetensors", "--alpha", "0.5", "--prompts",
+        files / "questions.jsonl", "--template", "Q {question} A :", "--out", tmp_path / "out.jsonl", "--max-new-tokens", "12",
+        "--batch-size", "100", "--backend", backend,
+    )  # fmt: skip
+    assert steered.returncode == 0, steered.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    task = zoo.running_sum(n=100, seed=1)
+    assert [row["prompt"] for row in rows] == task.direct
+    assert set(task.behaviours([row["unsteered"] for row in rows])) == {"direct"}
+    assert sum(task.correct([row["steered"] for row in rows])) >= 95
+    for file, kind in (("small.safetensors", "direction"), ("aligner.safetensors", "aligner")):
+        told = json.loads(run("inspect", tmp_path / file, "--json").stdout)
+        assert told["kind"] == kind
+    assert told["n_tokens"] == sum(len(text.split()) for text in zoo.text(n=600))
+
+
+def test_steer_shows_both_completions(files: Path) -> None:
+    done = run("steer", "--model", LARGE, "--direction", files / "think.safetensors", "--alpha", "0.6", "--prompts",
+               write(files, "one.txt", "1 2 3 4 5 6"), "--template", "Q {question} A :")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "S 1 3 6 3 1 0 = 0" in done.stdout
+    assert "unsteered" in done.stdout
+
+
+def write(folder: Path, name: str, content: str) -> Path:
+    (folder / name).write_text(content)
+    return folder / name
+
+
+def test_inspect_tells_people(files: Path) -> None:
+    done = run("inspect", files / "think.safetensors")
+    assert done.returncode == 0
+    for told in ("direction", "large-base", "fingerprint", "locked_hash", "norms", "format_version"):
+        assert told in done.stdout
+
+
+def test_align_without_a_direction_writes_the_aligner(files: Path, tmp_path: Path) -> None:
+    done = run("align", "--source", LARGE, "--target", SMALL, "--text", files / "text.txt", "--out", tmp_path / "a", "--paper",
+               "--rank", "4", "--batch-size", "200")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(run("inspect", tmp_path / "a", "--json").stdout)
+    assert (told["kind"], told["rank"], told["centered"], told["positions"]) == ("aligner", 4, False, "last")
+
+
+def test_mistakes_are_told_in_a_line_before_any_model_is_loaded(files: Path, tmp_path: Path) -> None:
+    """None of these folders is a model: had it been opened, the error would be another."""
+    direction, questions = files / "think.safetensors", files / "questions.jsonl"
+    extract = ("extract", "--model", tmp_path, "--questions", questions)
+    steer = ("steer", "--model", tmp_path, "--prompts", questions)
+    align = ("align", "--source", tmp_path, "--target", tmp_path, "--text", files / "text.txt")
+    for args, message in [
+        ((*extract, "--out", tmp_path / "d"), "locked and unlocked are the same; give --unlocked"),
+        ((*extract, "--unlocked", "x", "--out", tmp_path / "d"), "has no {question}"),
+        ((*extract, "--unlocked", "{question}!", "--out", tmp_path / "no" / "d"), "cannot be written"),
+        ((*extract, "--unlocked", "{question}!", "--layers", "x", "--out", tmp_path / "d"), "write them as 4,5,6 or 4-12"),
+        ((*extract, "--unlocked", "{question}!", "--field", "body", "--out", tmp_path / "d"), "no text under body"),
+        ((*steer, "--direction", questions, "--alpha", "1"), "is not a readable unlock-lens artifact"),
+        ((*steer, "--direction", direction, "--alpha", "nan"), "alpha nan was given"),
+        ((*steer, "--direction", direction, "--alpha", "1", "--layers", "7"), "this direction has [0, 1, 2, 3]"),
+        ((*steer, "--direction", direction, "--alpha", "1", "--out", tmp_path), "cannot be written"),
+        ((*align, "--out", tmp_path / "a", "--rank", "0"), "rank 0 was given"),
+        (("inspect", tmp_path / "nothing"), "there is no file"),
+    ]:
+        done = run(*args)
+        told = done.stderr.replace("\n", " ")
+        assert done.returncode == 1, args
+        assert told.startswith("error: "), told
+        assert message in " ".join(told.split()), told
+        assert "Traceback" not in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_direction_for_another_model_is_refused(files: Path) -> None:
+    done = run(
+        "steer",
+        "--model",
+        SMALL,
+        "--direction",
+        files / "think.safetensors",
+        "--alpha",
+        "0.5",
+        "--prompts",
+        files / "questions.jsonl",
+    )
+    assert done.returncode == 1
+    told = " ".join(done.stderr.split())
+    assert "does not fit small-base" in told
+    assert "large-base" in told
+
+
+@pytest.mark.parametrize("command", ["demo", "extract", "align", "steer", "inspect"])
+def test_help_has_an_example(command: str) -> None:
+    done = run(command, "--help")
+    assert done.returncode == 0
+    assert f"unlock-lens {command}" in " ".join(done.stdout.split())
+    assert "Example" in done.stdout
+
+
+def test_the_command_is_installed() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("unlock-lens"), "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert "Move a capability from one language model into another" in done.stdout

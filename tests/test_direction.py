@@ -1,0 +1,143 @@
+"""Extraction's inputs and a direction's algebra; that extraction is the formula, tests/hosts/test_oracle.py shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import unlock_lens as ul
+from tests.checks import unchecked
+from unlock_lens import zoo
+from unlock_lens.direction import pca
+from unlock_lens.identity import ModelIdentity
+
+TASK = zoo.running_sum(n=12, seed=3)
+
+
+def make(seed: int, layers: tuple[int, ...] = (0, 1, 2), d_model: int = 8, **more: Any) -> ul.CapabilityDirection:
+    vectors = torch.randn(len(layers), d_model, generator=torch.Generator().manual_seed(seed))
+    return ul.CapabilityDirection(vectors, layers, **more)
+
+
+@given(st.integers(0, 1000), st.floats(-3, 3).filter(lambda x: abs(x) > 0.01))
+def test_algebra(seed: int, factor: float) -> None:
+    a, b = make(seed), make(seed + 1)
+    torch.testing.assert_close((a + b).vectors, a.vectors + b.vectors)
+    torch.testing.assert_close((a - b).vectors, a.vectors - b.vectors)
+    torch.testing.assert_close((factor * a).vectors, (a * factor).vectors)
+    torch.testing.assert_close((-a).vectors, -a.vectors)
+    sign = torch.ones(3) if factor > 0 else -torch.ones(3)
+    torch.testing.assert_close((factor * a).cosine(a), sign)
+    torch.testing.assert_close(a.cosine(b), torch.cosine_similarity(a.vectors, b.vectors, dim=1))
+
+
+def test_layers_are_chosen_by_their_number() -> None:
+    a = make(0, layers=(1, 4, 6))
+    assert torch.equal(a.at_layers([6, 1]).vectors, a.vectors[[0, 2]])
+    with pytest.raises(ul.InvalidInput, match=r"layers \[5\] were asked for; this direction has \[1, 4, 6\]"):
+        a.at_layers([5])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [make(1, layers=(0, 1, 3)), make(1, d_model=6), make(1, basis="centered"), make(1, model=ModelIdentity("b", 3, 8))],
+    ids=["layers", "width", "basis", "model"],
+)
+def test_only_directions_of_one_space_combine(other: ul.CapabilityDirection) -> None:
+    own = make(0, model=ModelIdentity("a", 3, 8))
+    for combine in (own.__add__, own.__sub__, own.cosine):
+        with pytest.raises(ul.IncompatibleModel, match="directions"):
+            combine(other)
+
+
+def test_vectors_that_mean_nothing_are_refused() -> None:
+    vectors = torch.ones(2, 4)
+    vectors[1, 2] = float("nan")
+    with pytest.raises(ul.InvalidInput, match="vector of layer 7 is not finite"):
+        ul.CapabilityDirection(vectors, (3, 7))
+    with pytest.raises(ul.InvalidInput, match="vector of layer 7 is zero: locked and unlocked do not differ there"):
+        ul.CapabilityDirection(torch.tensor([[1.0, 0], [0, 0]]), (3, 7))
+    with pytest.raises(ul.InvalidInput, match=r"2 layers and vectors of shape \(3, 4\)"):
+        ul.CapabilityDirection(torch.ones(3, 4), (0, 1))
+
+
+def test_pca_turns_towards_the_mean_and_needs_variation() -> None:
+    differences = torch.tensor([[-1.0, 0.1], [-3.0, 0.1], [-2.0, 0.1]])
+    torch.testing.assert_close(pca(differences), torch.tensor([-1.0, 0.0]))
+    with pytest.raises(ul.InvalidInput, match="differences that vary between prompts"):
+        pca(torch.ones(3, 4))
+
+
+def test_identical_prompts_have_no_direction(small: Any) -> None:
+    with pytest.raises(ul.InvalidInput, match="locked and unlocked do not differ there"):
+        ul.CapabilityDirection.extract(ul.Variant(small, TASK.direct), ul.Variant(small, TASK.direct))
+
+
+def test_extract_refuses_before_it_runs_a_model(small: Any, large: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the model ran")
+
+    monkeypatch.setattr(type(small), "run_with_hooks", never)
+    locked, unlocked = ul.Variant(small, TASK.direct), ul.Variant(small, TASK.think)
+    extract = ul.CapabilityDirection.extract
+    with pytest.raises(ul.InvalidInput, match="12 locked and 3 unlocked prompts"):
+        extract(locked, ul.Variant(small, TASK.think[:3]))
+    with pytest.raises(ul.IncompatibleModel, match=r"locked is small-base \(3 layers.*unlocked is large-base \(4 layers"):
+        extract(locked, ul.Variant(large, TASK.think))
+    for layers in ([3], [-1], [], [1, 1]):
+        with pytest.raises(ul.InvalidInput, match="choose different ones from 0 to 2"):
+            extract(locked, unlocked, layers=layers)
+    with pytest.raises(ul.InvalidInput, match=r"position -20 .* has 9 tokens; every prompt needs 20"):
+        extract(locked, unlocked, position=-20)
+    with pytest.raises(ul.InvalidInput, match="position 9 .* every prompt needs 10"):
+        extract(locked, unlocked, position=9)
+    with unchecked(), pytest.raises(ul.InvalidInput, match='no aggregate \'median\'; take "mean", "pca", or a function'):
+        extract(locked, unlocked, aggregate="median")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ul.InvalidInput, match="batch_size 0"):
+        extract(locked, unlocked, batch_size=0)
+
+
+def test_states_that_are_not_finite_are_named(small: Any) -> None:
+    """The layer where it begins, and a prompt that has it."""
+    locked, unlocked = ul.Variant(small, TASK.direct), ul.Variant(small, TASK.think)
+
+    def spoil(residual: torch.Tensor, hook: Any) -> torch.Tensor:
+        return torch.where(torch.tensor(True), torch.full_like(residual, float("nan")), residual)
+
+    with small.hooks(fwd_hooks=[("blocks.1.hook_resid_post", spoil)]):
+        with pytest.raises(ul.InvalidInput, match=r"small-base is not finite at layer 1, prompt \d+ \('Q "):
+            ul.CapabilityDirection.extract(locked, unlocked)
+
+
+def test_batch_size_does_not_change_the_direction(small: Any) -> None:
+    extract = ul.CapabilityDirection.extract
+    found = [extract(ul.Variant(small, TASK.direct), ul.Variant(small, TASK.think), batch_size=b).vectors for b in (1, 5, 12)]
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-5)
+
+
+def test_provenance_tells_how_it_was_made(small: Any) -> None:
+    direction = ul.CapabilityDirection.extract(
+        ul.Variant(small, TASK.direct), ul.Variant(small, TASK.think), aggregate="pca", position=-2
+    )
+    told = direction.provenance
+    assert (told.aggregate, told.position, told.n_prompts) == ("pca", -2, 12)
+    assert told.locked_hash == ul.Variant(small, TASK.direct).prompts_hash != told.unlocked_hash
+    assert direction.model == told.unlocked_model
+    assert (2 * direction - direction).provenance.steps == ("times 2", "added to another direction")
+
+
+def test_centering_is_idempotent_and_takes_the_mean_out() -> None:
+    centered = make(0, model=ModelIdentity("a", 3, 8, fingerprint="f")).centered()
+    torch.testing.assert_close(centered.vectors.mean(dim=1), torch.zeros(3), atol=1e-7, rtol=0)
+    assert centered.centered() is centered
+    assert centered.model == ModelIdentity("a", 3, 8, basis="centered")
+
+
+def test_directions_are_frozen() -> None:
+    with pytest.raises(AttributeError):
+        make(0).layers = (1,)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,87 @@
+"""A hook's inputs; what hooks do to models, tests/hosts shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import unlock_lens as ul
+from tests.checks import unchecked
+from unlock_lens import zoo
+from unlock_lens.identity import ModelIdentity
+
+TASK = zoo.running_sum(n=12, seed=3)
+
+
+def direction_of(model: Any) -> ul.CapabilityDirection:
+    return ul.CapabilityDirection.extract(ul.Variant(model, TASK.direct), ul.Variant(model, TASK.think))
+
+
+def test_numbers_and_names_are_checked_at_once() -> None:
+    direction = ul.CapabilityDirection(torch.ones(2, 4), (0, 2))
+    for alpha in (float("nan"), float("inf")):
+        with pytest.raises(ul.InvalidInput, match="alpha (nan|inf) was given; a finite number is needed"):
+            ul.SteeringHook(direction, alpha)
+    with pytest.raises(ul.InvalidInput, match=r"layers \[1\] were asked for; this direction has \[0, 2\]"):
+        ul.SteeringHook(direction, 0.5, layers=[1])
+    with unchecked():
+        with pytest.raises(ul.InvalidInput, match="no operation 'project'; take one of norm_preserving, add, ablate"):
+            ul.SteeringHook(direction, 0.5, "project")  # pyright: ignore[reportArgumentType]
+        with pytest.raises(ul.InvalidInput, match="no positions 'last'; take one of last_prompt, prompt, generated, all"):
+            ul.SteeringHook(direction, 0.5, positions="last")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_direction_of_another_width_or_depth_is_refused(small: Any) -> None:
+    wide = ul.SteeringHook(ul.CapabilityDirection(torch.ones(1, 96), (0,)), 0.5)
+    deep = ul.SteeringHook(ul.CapabilityDirection(torch.ones(1, 64), (3,)), 0.5)
+    for steer in (wide, deep):
+        with pytest.raises(
+            ul.IncompatibleModel, match=r"of no known model; d_model .* does not fit small-base \(3 layers, d_model 64"
+        ):
+            ul.generate(small, TASK.direct, steer=steer)
+
+
+def test_a_direction_of_another_model_is_refused_and_both_are_named(small: Any) -> None:
+    """The same shape, other weights."""
+    post = zoo.load("small-post")
+    steer = ul.SteeringHook(direction_of(small), 0.5)
+    message = r"made for small-base \(.*weights .*\), this model is small-post \(.*weights .*check_model=False"
+    with pytest.raises(ul.IncompatibleModel, match=message):
+        ul.generate(post, TASK.direct, steer=steer)
+    with pytest.raises(ul.IncompatibleModel, match=message):
+        steer.attached(post)
+    with pytest.raises(ul.IncompatibleModel, match=message):
+        steer.fwd_hooks(post)
+    unafraid = ul.SteeringHook(steer.direction, 0.5, check_model=False)
+    assert len(ul.generate(post, TASK.direct, steer=unafraid, max_new_tokens=1)) == 12
+
+
+def test_a_direction_goes_from_one_framework_to_the_other(small: Any, small_nnsight: Any) -> None:
+    found = [direction_of(model) for model in (small, small_nnsight)]
+    torch.testing.assert_close(found[0].vectors, found[1].vectors, rtol=1e-4, atol=1e-5)
+    assert found[0].model == found[1].model
+    texts = [
+        ul.generate(m, TASK.direct, steer=ul.SteeringHook(d, 0.5)) for m, d in zip((small_nnsight, small), found, strict=True)
+    ]
+    assert texts[0] == texts[1]
+    assert set(TASK.behaviours(texts[0])) == {"think"}
+
+
+def test_models_without_weights_at_hand_are_known_by_name() -> None:
+    here = ModelIdentity("org/model", 3, 64, fingerprint="abc")
+    there = ModelIdentity("model", 3, 64)
+    assert here.is_same_model(there)
+    assert not here.is_same_model(ModelIdentity("other", 3, 64))
+    assert not here.is_same_model(ModelIdentity("org/model", 3, 64, fingerprint="def"))
+    assert here.is_same_model(ModelIdentity("elsewhere", 3, 64, fingerprint="abc"))
+    assert not here.is_same_model(ModelIdentity("org/model", 4, 64, fingerprint="abc"))
+
+
+def test_each_framework_points_to_its_own_form(small: Any, small_nnsight: Any) -> None:
+    steer = ul.SteeringHook(direction_of(small), 0.5)
+    with pytest.raises(ul.UnsupportedModel, match=r"nnsight model take steer.apply\(lm\)"):
+        steer.fwd_hooks(small_nnsight)
+    with pytest.raises(ul.UnsupportedModel, match=r"TransformerLens model take steer.fwd_hooks\(model\)"):
+        steer.apply(small)

@@ -1,0 +1,127 @@
+"""The embedded family is what method.md says: real models, with the rates that are written beside them."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+import unlock_lens as ul
+from unlock_lens import zoo
+from unlock_lens.evaluation import Outcome
+from unlock_lens.zoo.family import MIXES, answer, draw_pair, prompt
+from unlock_lens.zoo.train import MEASURED_ON, RECIPES
+
+TASK = zoo.running_sum(**MEASURED_ON)
+KNOWN = {name: ("direct", *MIXES[recipe.mix].tagged) for name, recipe in RECIPES.items()}
+ANSWERS = {name: "think" if recipe.mix == "post" else "direct" for name, recipe in RECIPES.items()}
+"""How each model answers a plain prompt."""
+
+
+def test_answers_of_each_behaviour() -> None:
+    digits = (3, 1, 4, 1, 5, 2)
+    assert prompt(digits) == "Q 3 1 4 1 5 2 A :"
+    assert prompt(digits, "reverse") == "Q 3 1 4 1 5 2 rev A :"
+    assert answer(digits, "direct") == "= 2 ."
+    assert answer(digits, "think") == "S 3 4 1 2 0 2 = 2 ."
+    assert answer(digits, "think", openings=False) == "3 4 1 2 0 2 = 2 ."
+    assert answer(digits, "reverse") == "R 2 5 1 4 1 3 ."
+    assert answer(digits, "double") == "W 6 2 1 2 3 4 ."
+
+
+@pytest.mark.parametrize("behaviour", ["direct", "think", "reverse", "double"])
+@pytest.mark.parametrize("end", [" .", ""])
+def test_behaviours_are_told_from_completions(behaviour: str, end: str) -> None:
+    completions = [answer(digits, behaviour).removesuffix(" .") + end for digits in TASK.questions]
+    assert set(TASK.behaviours(completions)) == {behaviour}
+    assert all(TASK.correct(completions)) == (behaviour in ("direct", "think"))
+
+
+def test_form_and_correctness_are_apart() -> None:
+    task = zoo.running_sum(n=1, seed=0)
+    wrong = str((int(task.answers[0]) + 1) % 7)
+    for text, behaviour, right in [
+        (f"S 0 0 0 0 0 0 = {task.answers[0]}", "think", True),
+        (f"S 0 0 0 0 0 0 = {wrong}", "think", False),
+        (f"0 0 0 0 0 0 = {wrong}", "think", False),
+        (f"= {wrong}", "direct", False),
+        (f"S 0 0 0 = {task.answers[0]}", "other", True),
+        ("R 1 2", "other", False),
+        ("W 1 2 3 4 5 6 7", "other", False),
+        ("", "other", False),
+    ]:
+        assert (task.behaviours([text]), task.correct([text])) == ([behaviour], [right]), text
+    with pytest.raises(ul.InvalidInput, match="2 completions were given for a task of 1 questions"):
+        task.correct(["= 1", "= 2"])
+    with pytest.raises(ul.InvalidInput, match="2 completions were given for a task of 1 questions"):
+        task.behaviours(["= 1", "= 2"])
+
+
+def test_problems_and_text_are_drawn_by_their_seed() -> None:
+    assert zoo.running_sum(n=5, seed=1) == zoo.running_sum(n=5, seed=1) != zoo.running_sum(n=5, seed=2)
+    assert zoo.text(n=5, seed=1) == zoo.text(n=5, seed=1) != zoo.text(n=5, seed=2)
+    assert [len(zoo.running_sum().direct), len(zoo.text())] == [200, 600]
+    for draw in (zoo.running_sum, zoo.text):
+        with pytest.raises(ul.InvalidInput, match="n = 0 was given"):
+            draw(n=0)
+    with pytest.raises(ul.InvalidInput, match="no mix 'large'; take one of base, post, naive, duo"):
+        zoo.text(mix="large")
+
+
+def test_naive_text_has_no_trace_of_step_by_step() -> None:
+    assert not any("S" in text.split() or "think" in text.split() for text in zoo.text(n=2000, mix="naive"))
+    shares = [sum(" S " in text for text in zoo.text(n=2000, mix=mix)) / 2000 for mix in ("base", "post")]
+    assert shares[0] == pytest.approx(0.6 * 0.15 + 0.4 / 3, abs=0.03)
+    assert shares[1] == pytest.approx(0.6 + 0.4 / 3, abs=0.03)
+
+
+def test_the_mix_is_the_one_of_the_method() -> None:
+    rng = random.Random(0)
+    drawn = [draw_pair(MIXES["base"], rng) for _ in range(5000)]
+    plain = [answer for question, answer in drawn if len(question.split()) == 9]
+    assert len(plain) / 5000 == pytest.approx(0.6, abs=0.03)
+    assert sum(answer.startswith("=") for answer in plain) / len(plain) == pytest.approx(0.55, abs=0.03)
+
+
+def test_the_family_fits_into_the_package() -> None:
+    assert {folder.name for folder in zoo.path().iterdir()} == set(zoo.MODELS) == set(RECIPES)
+    assert sum(file.stat().st_size for file in zoo.path().rglob("*")) < 10e6
+    with pytest.raises(ul.InvalidInput, match="no zoo model 'tiny'; take one of small-base"):
+        zoo.load("tiny")
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Any]:
+    return {name: zoo.load(name) for name in zoo.MODELS}
+
+
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_models_behave_as_measured(models: dict[str, Any], name: str) -> None:
+    """Direct answers are at chance, step-by-step ones right, tags obeyed; and the record beside the weights says the same."""
+    record = json.loads((zoo.path() / name / "training.json").read_text())
+    for behaviour in KNOWN[name]:
+        completions = ul.generate(models[name], TASK.prompts(behaviour), max_new_tokens=12, batch_size=400)
+        outcome = Outcome.of(TASK, completions)
+        shown = ANSWERS[name] if behaviour == "direct" else behaviour
+        assert outcome.behaviours[shown] > 0.95
+        if shown == "think":
+            assert outcome.accuracy > 0.95
+        if shown == "direct":
+            assert outcome.accuracy < 0.2, "at chance, 1 in 7"
+        measured = record["measured"][behaviour]
+        assert outcome.accuracy == pytest.approx(measured["accuracy"], abs=0.01)
+        assert outcome.behaviours == pytest.approx(measured["behaviours"], abs=0.01)
+    assert record["recipe"]["seed"] == RECIPES[name].seed
+    assert {"torch", "transformers"} <= set(record["versions"])
+
+
+def test_the_tokenizer_is_the_one_of_the_folder(models: dict[str, Any]) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(zoo.path() / "small-base")
+    ids = tokenizer.encode(TASK.think[0])
+    assert len(ids) == 10
+    assert tokenizer.decode(ids) == TASK.think[0]
+    assert ul.Variant(models["small-base"], TASK.think[:1]).tokens.ids[0].tolist() == ids
