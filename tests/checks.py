@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ typechecker: Callable[[Any], Any] = beartype(conf=BeartypeConf(is_pep484_tower=T
 
 
 @contextmanager
-def unchecked() -> Iterator[None]:
+def unchecked() -> Generator[None, None, None]:
     """As users run the library: wrong arguments reach the library's own errors."""
     jaxtyping.config.update("jaxtyping_disable", True)
     try:

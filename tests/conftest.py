@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-import tests.checks  # noqa: F401  the checker that unlock_lens is imported with
+import tests.checks  # noqa: F401  # pyright: ignore[reportUnusedImport]  unlock_lens is imported with its checker
 from unlock_lens import zoo
 
 # The same examples every time, and no clock: tests are deterministic whatever else the machine does.

@@ -96,7 +96,7 @@ def change_metadata(file: Path, change: Callable[[dict[str, Any]], None]) -> Non
     save_file(tensors, file, metadata={"unlock_lens": json.dumps(told)})
 
 
-DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (lambda file: file.unlink(), "there is no file"),
     "empty": (lambda file: file.write_bytes(b""), "not a readable unlock-lens artifact"),
     "text": (lambda file: file.write_text("hello, this is not it"), "not a readable unlock-lens artifact"),

@@ -44,7 +44,7 @@ def test_the_lines_that_the_error_shows_work() -> None:
 
 def test_anything_else_is_refused() -> None:
     with pytest.raises(ul.UnsupportedModel, match=r"torch.nn.modules.linear.Linear was given; expected a TransformerLens"):
-        ul.Variant(torch.nn.Linear(2, 2), ["Q"]).tokens
+        _ = ul.Variant(torch.nn.Linear(2, 2), ["Q"]).tokens
     with pytest.raises(ul.UnsupportedModel, match="builtins.str was given"):
         ul.generate("gpt2", ["Q"])
 

@@ -68,7 +68,7 @@ class SubspaceAligner:
             raise InvalidInput(f'positions {positions!r} was given; take "last" or "all"')
         self.rank = rank
         self.centered = centered
-        self.positions = positions
+        self.positions: Literal["last", "all"] = positions
         self.skip_first = skip_first
         self.source_model: ModelIdentity | None = None
         self.target_model: ModelIdentity | None = None
@@ -129,7 +129,7 @@ class SubspaceAligner:
         return self
 
     def transport(self, direction: CapabilityDirection) -> CapabilityDirection:
-        """The direction in the target's residual stream, v_t[b] = v_s[a(b)] W[b], at all target layers whose source layer it has.
+        """The direction in the target's residual stream, v_t[b] = v_s[a(b)] W[b], wherever it has the source layer a(b).
 
         Raises:
             InvalidInput: not fitted yet, or no layer in common.
@@ -140,7 +140,8 @@ class SubspaceAligner:
         rows = [(i, b, direction.layers.index(a)) for i, (b, a) in enumerate(maps.layer_map.items()) if a in direction.layers]
         if not rows:
             raise InvalidInput(
-                f"the direction has layers {list(direction.layers)}, the map reads {sorted(set(maps.layer_map.values()))}: none in common"
+                f"the direction has layers {list(direction.layers)}, the map reads layers "
+                f"{sorted(set(maps.layer_map.values()))}: none in common"
             )
         vectors = [
             direction.vectors[j].double()
@@ -245,7 +246,8 @@ class SubspaceAligner:
         least = min(spanned, key=lambda b: spanned[b])
         if spanned[least] < self.rank:
             logger.warning(
-                "rank %d was asked for, but the %d calibration tokens span no more than rank %d at target layer %d; that is used there",
+                "rank %d was asked for, but the %d calibration tokens span no more than rank %d at target layer %d; "
+                "that is used there",
                 self.rank,
                 self.n_tokens,
                 spanned[least],
@@ -260,8 +262,8 @@ class SubspaceAligner:
         for b, a in self._wanted_layers.items():
             if not (0 <= b < target_layers and 0 <= a < source_layers):
                 raise InvalidInput(
-                    f"the layer map sends target layer {b} to source layer {a}; the target has layers 0 to {target_layers - 1}, "
-                    f"the source 0 to {source_layers - 1}"
+                    f"the layer map sends target layer {b} to source layer {a}; "
+                    f"the target has layers 0 to {target_layers - 1}, the source 0 to {source_layers - 1}"
                 )
         return dict(sorted(self._wanted_layers.items()))
 
@@ -274,7 +276,8 @@ class SubspaceAligner:
         if direction.basis != self.source_model.basis:
             if direction.basis == "centered":
                 raise IncompatibleModel(
-                    "the direction is centered (its d_model mean is gone), the aligner's source is raw; extract it again from the raw model"
+                    "the direction is centered (its d_model mean is gone), the aligner's source is raw; "
+                    "extract it again from the raw model"
                 )
             direction = direction.centered()
         if direction.model is not None and not direction.model.is_same_model(self.source_model):
@@ -288,6 +291,7 @@ def _check_token_counts(source: Variant, target: Variant, skip_first: bool) -> N
     if len(differing):
         i = int(differing[0])
         raise InvalidInput(
-            f'positions="all" pairs token with token, but text {i} ({source.prompts[i][:40]!r}) has {int(counts[0][i])} tokens in the '
-            f'source and {int(counts[1][i])} in the target; give both the same texts, or take positions="last" where the tokenizers differ'
+            f'positions="all" pairs token with token, but text {i} ({source.prompts[i][:40]!r}) has {int(counts[0][i])} tokens '
+            f"in the source and {int(counts[1][i])} in the target; give both the same texts, "
+            'or take positions="last" where the tokenizers differ'
         )

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -66,13 +66,13 @@ def load(path: str | Path, kind: str | None = None) -> tuple[dict[str, Tensor], 
                     f"{path} is a safetensors file, but not one of unlock-lens; expected a saved direction or aligner"
                 )
             metadata = json.loads(raw)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
         _check(path, kind, tensors, metadata)
     return tensors, metadata
 
 
 @contextmanager
-def reading(path: str | Path) -> Iterator[None]:
+def reading(path: str | Path) -> Generator[None, None, None]:
     """Turn what a damaged or foreign file provokes into an ArtifactError that names the file."""
     try:
         yield

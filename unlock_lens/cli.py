@@ -24,21 +24,29 @@ console = Console()
 
 
 class BackendName(str, Enum):
+    """The frameworks."""
+
     transformer_lens = "transformer_lens"
     nnsight = "nnsight"
 
 
 class Aggregate(str, Enum):
+    """How differences become a direction."""
+
     mean = "mean"
     pca = "pca"
 
 
 class Positions(str, Enum):
+    """Calibration tokens."""
+
     last = "last"
     all = "all"
 
 
 class SteerPositions(str, Enum):
+    """Edited tokens."""
+
     last_prompt = "last_prompt"
     prompt = "prompt"
     generated = "generated"
@@ -46,6 +54,8 @@ class SteerPositions(str, Enum):
 
 
 class Operation(str, Enum):
+    """The edits."""
+
     norm_preserving = "norm_preserving"
     add = "add"
     ablate = "ablate"
@@ -236,7 +246,7 @@ def inspect(
 
 
 def parse_layers(spec: str | None) -> list[int] | None:
-    """ "4,5,8-10" as layers; None for all."""
+    """Layers written as 4,5,8-10; None for all."""
     if spec is None:
         return None
     layers: list[int] = []

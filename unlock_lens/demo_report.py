@@ -110,8 +110,12 @@ def _reading(demo: Demo) -> Iterator[str]:
     n = demo.transfers[0].arms["locked"].outcome.n
     came = [row for row in demo.specificity if _wanted(row) >= 0.9]
     worst = min(demo.specificity, key=_wanted)
-    yield f"{len(came)} of {len(demo.specificity)} directions bring their own behaviour in at least 90% of completions (least: {worst.capability}, {_wanted(worst):.0%})."
-    yield f"{n} problems a row; chance is 1 in 7. Rank and strength of every arm were chosen on other problems. These are models of 0.2 and 0.5 million parameters."
+    yield (
+        f"{len(came)} of {len(demo.specificity)} directions bring their own behaviour in at least 90% of completions "
+        f"(least: {worst.capability}, {_wanted(worst):.0%})."
+    )
+    yield f"{n} problems a row; chance is 1 in 7. Rank and strength of every arm were chosen on other problems."
+    yield "These are models of 0.2 and 0.5 million parameters: a controlled case, no promise for large models."
 
 
 def _wanted(row: Specificity) -> float:

@@ -99,14 +99,16 @@ class CapabilityDirection:
         object.__setattr__(self, "layers", tuple(self.layers))
         if self.vectors.ndim != 2 or len(self.layers) != self.vectors.shape[0]:
             raise InvalidInput(
-                f"{len(self.layers)} layers and vectors of shape {tuple(self.vectors.shape)} were given; one row a layer is needed"
+                f"{len(self.layers)} layers and vectors of shape {tuple(self.vectors.shape)} were given; "
+                "one row a layer is needed"
             )
         for layer, vector in zip(self.layers, self.vectors, strict=True):
             if not bool(vector.isfinite().all()):
                 raise InvalidInput(f"the vector of layer {layer} is not finite; look at the activations that it was made from")
             if not bool(vector.any()):
                 raise InvalidInput(
-                    f"the vector of layer {layer} is zero: locked and unlocked do not differ there; choose other prompts, another position, or leave that layer out with layers="
+                    f"the vector of layer {layer} is zero: locked and unlocked do not differ there; "
+                    "choose other prompts, another position, or leave that layer out with layers="
                 )
 
     @classmethod
@@ -245,8 +247,9 @@ class CapabilityDirection:
     def _check_same_space(self, other: CapabilityDirection) -> None:
         if (self.layers, self.d_model, self.basis) != (other.layers, other.d_model, other.basis):
             raise IncompatibleModel(
-                f"the directions have layers {list(self.layers)} and {list(other.layers)}, d_model {self.d_model} and {other.d_model}, "
-                f"bases {self.basis} and {other.basis}; all must agree (at_layers and centered help)"
+                f"the directions have layers {list(self.layers)} and {list(other.layers)}, "
+                f"d_model {self.d_model} and {other.d_model}, bases {self.basis} and {other.basis}; all must agree "
+                "(at_layers and centered help)"
             )
         if self.model and other.model and not self.model.is_same_model(other.model):
             raise IncompatibleModel(
@@ -261,7 +264,8 @@ def _identity(told: Mapping[str, Any] | None) -> ModelIdentity | None:
 def _check_pair(locked: Variant, unlocked: Variant) -> None:
     if len(locked) != len(unlocked):
         raise InvalidInput(
-            f"{len(locked)} locked and {len(unlocked)} unlocked prompts were given; prompt i of one belongs to prompt i of the other"
+            f"{len(locked)} locked and {len(unlocked)} unlocked prompts were given; "
+            "prompt i of one belongs to prompt i of the other"
         )
     a, b = locked.backend.identity, unlocked.backend.identity
     if (a.n_layers, a.d_model, a.basis) != (b.n_layers, b.d_model, b.basis):

@@ -95,8 +95,8 @@ class SteeringHook:
 
         Args:
             model: the nnsight model that is being traced.
-            tracer: of `generate(...) as tracer`; needed for positions "generated" and "all", and with use_cache=False. The edit then
-                loops over all steps, so read results in another `tracer.invoke()`.
+            tracer: of `generate(...) as tracer`; needed for positions "generated" and "all", and with use_cache=False. The
+                edit then loops over all steps, so read results in another `tracer.invoke()`.
 
         Raises:
             InvalidInput: positions that need the tracer, without it.
@@ -122,8 +122,8 @@ class SteeringHook:
         direction = self.direction
         if direction.d_model != identity.d_model or max(direction.layers) >= identity.n_layers:
             raise IncompatibleModel(
-                f"the direction ({direction.model or 'of no known model'}; d_model {direction.d_model}, layers {list(direction.layers)}) "
-                f"does not fit {identity}; transport it with a SubspaceAligner"
+                f"the direction ({direction.model or 'of no known model'}; d_model {direction.d_model}, "
+                f"layers {list(direction.layers)}) does not fit {identity}; transport it with a SubspaceAligner"
             )
         if self.check_model and direction.model is not None and not direction.model.is_same_model(identity):
             raise IncompatibleModel(
@@ -136,7 +136,8 @@ class SteeringHook:
             return direction.centered()
         if self.operation != "add":
             raise IncompatibleModel(
-                f"the direction is centered (its d_model mean is gone) and {identity.name} is raw: {self.operation} is not the same edit there; "
+                f"the direction is centered (its d_model mean is gone) and {identity.name} is raw: "
+                f"{self.operation} is not the same edit there; "
                 'extract it again from the raw model, or use operation="add", which is'
             )
         return direction

@@ -104,7 +104,7 @@ def check_prompts(prompts: Sequence[str]) -> None:
     if not len(prompts):
         raise InvalidInput("no prompts were given; at least one is needed")
     for i, prompt in enumerate(prompts):
-        if not isinstance(prompt, str):
+        if not isinstance(prompt, str):  # pyright: ignore[reportUnnecessaryIsInstance]  users have no type checker
             raise InvalidInput(f"prompt {i} is {type(prompt).__name__}; give texts")
         if not prompt.strip():
             raise InvalidInput(f"prompt {i} is empty; leave it out or fill it")

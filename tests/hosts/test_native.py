@@ -1,4 +1,4 @@
-"""The native forms: hook lists and contexts of TransformerLens, trace bodies and edits of nnsight; and that nothing stays behind."""
+"""The native forms: TransformerLens' hook lists and contexts, nnsight's trace bodies and edits; and nothing stays behind."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_lists_of_several_hooks_act_in_their_order(lens_model: Any) -> None:
     def component(*hooks: ul.SteeringHook) -> float:
         kept: list[Tensor] = []
         fwd_hooks = [pair for hook in hooks for pair in hook.fwd_hooks(lens_model)]
-        fwd_hooks.append(("blocks.1.hook_resid_post", lambda h, hook: kept.append(h[0, -1].detach())))
+        fwd_hooks.append(("blocks.1.hook_resid_post", lambda h, **_: kept.append(h[0, -1].detach())))
         lens_model.run_with_hooks(ids, fwd_hooks=fwd_hooks, prepend_bos=False)
         return float(torch.cosine_similarity(kept[0], direction.vectors[1], dim=0))
 
@@ -251,7 +251,7 @@ def leftovers(model: Any) -> int:
 
 @pytest.mark.parametrize("end", [None, ValueError, KeyboardInterrupt])
 def test_nothing_stays_behind(any_model: Any, end: type[BaseException] | None) -> None:
-    """After success, an exception, an interrupt inside `attached`: no hook is left, and the plain output is bitwise what it was."""
+    """After success, an exception, an interrupt inside `attached`: no hook is left, the plain output is bitwise the same."""
     before, hooks = logits_of(any_model), leftovers(any_model)
     steer = ul.SteeringHook(direction_for(any_model), ALPHA)
 

@@ -37,7 +37,7 @@ def test_states_at_all_tokens_keep_the_prompts_order(
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "pca"])
-def test_directions(kind: str, host: str, model_of: Any, oracle_of: Any, aggregate: str) -> None:
+def test_directions(kind: str, host: str, model_of: Any, oracle_of: Any, aggregate: Any) -> None:
     model = model_of(kind, host)
     found = ul.CapabilityDirection.extract(
         ul.Variant(model, PROMPTS), ul.Variant(model, PARTNERS), aggregate=aggregate, batch_size=4

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-# anyio must be loaded before nnsight, which mounts `.save` on every object and breaks anyio's class definitions.
-import anyio._backends._asyncio
-import anyio.abc  # noqa: F401
 import nnsight
 import torch
 from jaxtyping import Float, Int
@@ -119,12 +116,13 @@ class NNsightBackend(Backend):
         remote: bool | str = False,
     ) -> Float[Tensor, "layer picked d_model"]:
         model, blocks = self.model, self.blocks
-        with torch.no_grad(), model.trace(_inputs(batch), **_where(remote)) as tracer:
-            states = []
-            for layer in layers:
-                states.append(at_least_float32(residual_of(model.get(blocks)[layer].output)[rows, columns]))
-            picked = torch.stack(states).save()
-            tracer.stop()
+        with torch.no_grad():
+            with model.trace(_inputs(batch), **_where(remote)) as tracer:
+                states = []
+                for layer in layers:
+                    states.append(at_least_float32(residual_of(model.get(blocks)[layer].output)[rows, columns]))
+                picked = nnsight.save(torch.stack(states))
+                tracer.stop()
         return picked
 
     def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
@@ -133,23 +131,25 @@ class NNsightBackend(Backend):
         sampling = {"do_sample": True, "temperature": how.temperature} if how.temperature else {"do_sample": False}
         options = {"max_new_tokens": how.max_new_tokens, "use_cache": how.use_cache, **sampling, **_where(how.remote)}
         every_step = acts_on_steps(edits) or not how.use_cache
-        with _open_loops_end_quietly(), model.generate(**options) as tracer:
-            with tracer.invoke(_inputs(batch)):
-                self.apply(edits, tracer if every_step else None)
-            with tracer.invoke():
-                whole = tracer.result.save()
+        with _open_loops_end_quietly():
+            with model.generate(**options) as tracer:
+                with tracer.invoke(_inputs(batch)):
+                    apply_edits(model, blocks, edits, tracer if every_step else None)
+                with tracer.invoke():
+                    whole = tracer.result.save()
         return whole[:, batch.ids.shape[1] :].cpu()
 
     @contextmanager
-    def attached(self, edits: Edits) -> Iterator[None]:
-        with self.model.edit(inplace=True) as tracer:
-            self.apply(edits, tracer if acts_on_steps(edits) else None)
-        ours = self.model._edits[-1]
+    def attached(self, edits: Edits) -> Generator[None, None, None]:
+        model, blocks = self.model, self.blocks
+        with model.edit(inplace=True) as tracer:
+            apply_edits(model, blocks, edits, tracer if acts_on_steps(edits) else None)
+        ours = model._edits[-1]
         try:
             with _open_loops_end_quietly():
                 yield
         finally:
-            self.model._edits = [edit for edit in self.model._edits if edit is not ours]
+            model._edits = [edit for edit in model._edits if edit is not ours]
 
     def apply(self, edits: Edits, tracer: Any) -> None:
         apply_edits(self.model, self.blocks, edits, tracer)
@@ -161,7 +161,7 @@ class NNsightBackend(Backend):
 
 
 @contextmanager
-def _open_loops_end_quietly() -> Iterator[None]:
+def _open_loops_end_quietly() -> Generator[None, None, None]:
     """A loop over all steps ends by asking for one step too many, of which nnsight warns."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*was never reached", category=UserWarning)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,9 +29,10 @@ def open_bridge(name: str) -> Any:
 
 
 class Progress:
-    """Tells prefill from decoding, from inside native hooks: the attention pattern is [query, key], and the KV cache holds
-    the keys beyond the queries. Without a cache, a pass that continues the last one by one token is the next step of
-    the same generation.
+    """Tells prefill from decoding, from inside native hooks.
+
+    The attention pattern is [query, key]: keys beyond the queries come from the KV cache. Without a cache, a pass that
+    continues the last one by one token is the next step of the same generation.
     """
 
     def __init__(self, last: Int[Tensor, " batch"] | None = None) -> None:
@@ -174,7 +175,7 @@ class TransformerLensBackend(Backend):
         return whole[:, ids.shape[1] :].cpu()
 
     @contextmanager
-    def attached(self, edits: Edits) -> Iterator[None]:
+    def attached(self, edits: Edits) -> Generator[None, None, None]:
         with self.model.hooks(fwd_hooks=fwd_hooks(edits)):
             yield
 
@@ -183,7 +184,8 @@ class TransformerLensBackend(Backend):
 
     def apply(self, edits: Edits, tracer: Any) -> None:
         raise UnsupportedModel(
-            "apply is for nnsight's trace bodies; for a TransformerLens model take steer.fwd_hooks(model) or steer.attached(model)"
+            "apply is for nnsight's trace bodies; for a TransformerLens model take steer.fwd_hooks(model) "
+            "or steer.attached(model)"
         )
 
 

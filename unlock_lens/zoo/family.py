@@ -53,10 +53,12 @@ MIXES: Mapping[str, Mix] = {
 
 
 def draw_digits(rng: random.Random) -> Digits:
+    """One question."""
     return tuple(rng.randrange(MODULUS) for _ in range(DIGITS_PER_QUESTION))
 
 
 def total(digits: Digits) -> int:
+    """The right answer: the sum modulo 7."""
     return sum(digits) % MODULUS
 
 

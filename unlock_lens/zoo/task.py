@@ -99,7 +99,7 @@ def running_sum(n: int = 200, seed: int = 0) -> Task:
 
 
 def text(n: int = 600, seed: int = 0, mix: str = "base") -> list[str]:
-    """`n` sequences of ordinary text of the family, prompt and answer, as `mix` ("base", "post", "naive", "duo") was trained on.
+    """`n` sequences of ordinary text, prompt and answer, as the models of `mix` ("base", "post", "naive", "duo") read it.
 
     Raises:
         InvalidInput: n is below 1, or there is no such mix.

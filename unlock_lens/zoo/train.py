@@ -78,6 +78,7 @@ def make_tokenizer(mix: Mix) -> PreTrainedTokenizerFast:
 
 
 def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A model of the recipe's size, with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
@@ -89,9 +90,9 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCa
             num_attention_heads=recipe.heads,
             max_position_embeddings=64,
             tie_word_embeddings=False,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=tokenizer.get_vocab()[PAD],
             bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=tokenizer.get_vocab()[END],
         )
     )
 
@@ -104,7 +105,7 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tupl
         prompts: list[list[int]] = [tokenizer.encode(prompt) for prompt, _ in pairs]
         answers: list[list[int]] = [tokenizer.encode(answer) for _, answer in pairs]
         length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-        ids = torch.full((recipe.batch, length), int(tokenizer.pad_token_id))
+        ids = torch.full((recipe.batch, length), tokenizer.get_vocab()[PAD])
         labels = torch.full((recipe.batch, length), IGNORED)
         for row, (p, a) in enumerate(zip(prompts, answers, strict=True)):
             ids[row, : len(p) + len(a)] = torch.tensor(p + a)
@@ -143,7 +144,7 @@ def _optimise(model: LlamaForCausalLM, recipe: Recipe, tokenizer: PreTrainedToke
     model.train()
     loss = torch.zeros(())
     for step, (ids, labels) in enumerate(batches(recipe, tokenizer)):
-        loss = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), labels=labels).loss
+        loss = model(input_ids=ids, attention_mask=ids.ne(tokenizer.get_vocab()[PAD]).long(), labels=labels).loss
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -175,7 +176,9 @@ def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict
     measured: dict[str, Any] = dict(MEASURED_ON)
     for behaviour in ("direct", *TAGS):
         inputs = tokenizer(task.prompts(behaviour), return_tensors="pt", padding=True, return_token_type_ids=False)
-        out = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+        out = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
+            **inputs, max_new_tokens=12, do_sample=False
+        )
         completions = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         shown = task.behaviours(completions)
         measured[behaviour] = {
