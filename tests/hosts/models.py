@@ -74,9 +74,9 @@ def open_hooked(folder: str, **processing: bool) -> Any:
         "model_name": folder,
         "n_layers": config.num_hidden_layers,
         "d_model": config.hidden_size,
-        "n_ctx": 64,
-        "n_heads": 4,
-        "d_head": config.hidden_size // 4,
+        "n_ctx": min(config.max_position_embeddings, 1024),
+        "n_heads": config.num_attention_heads,
+        "d_head": config.hidden_size // config.num_attention_heads,
         "d_vocab": config.vocab_size,
         "device": "cpu",
         "default_prepend_bos": False,
@@ -94,9 +94,10 @@ def open_hooked(folder: str, **processing: bool) -> Any:
             gated_mlp=True,
             eps=config.rms_norm_eps,
             positional_embedding_type="rotary",
-            rotary_dim=config.hidden_size // 4,
+            rotary_dim=config.hidden_size // config.num_attention_heads,
+            rotary_base=int(config.rope_parameters["rope_theta"]),
             rotary_adjacent_pairs=False,
-            n_key_value_heads=None if config.num_key_value_heads == 4 else config.num_key_value_heads,
+            n_key_value_heads=config.num_key_value_heads if config.num_key_value_heads < config.num_attention_heads else None,
         )
     converted = getattr(weight_conversions, f"convert_{kind}_weights")(hf, cfg)
     model = HookedTransformer(cfg, tokenizer=tokenizer)

@@ -30,7 +30,7 @@ class Task:
         >>> from unlock_lens import zoo
         >>> task = zoo.running_sum(n=1, seed=0)
         >>> task.direct, task.answers
-        (['Q 6 6 0 4 3 3 A :'], ['1'])
+        (['Q 3 2 0 6 0 2 A :'], ['6'])
     """
 
     questions: tuple[Digits, ...]

