@@ -77,14 +77,14 @@ class SubspaceAligner:
         self._wanted_layers = dict(layer_map) if layer_map is not None else None
         self._maps: FactoredMaps | None = None
 
-    def fit(self, source: Variant, target: Variant, batch_size: int = 8, progress: bool = False) -> SubspaceAligner:
+    def fit(self, source: Variant, target: Variant, batch_size: int = 8, progress: bool = True) -> SubspaceAligner:
         """Fit the map on both variants' states at the calibration tokens; returns the aligner itself.
 
         Args:
             source: the model that directions come from, with the calibration texts.
             target: the model that they go to, with as many texts, in the same order.
             batch_size: texts in one forward pass.
-            progress: whether to show a progress bar.
+            progress: whether to show a progress bar (after a second of work).
 
         Raises:
             InvalidInput: different numbers of texts or (with positions="all") of tokens, layers out of range, states that

@@ -6,16 +6,16 @@ layer that is the state before the final norm, where edits go in; the paper's ow
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from unlock_lens.backends import Batch
 from unlock_lens.errors import InvalidInput
+from unlock_lens.progress import shown
 from unlock_lens.variant import Tokens, Variant
 
 
@@ -133,9 +133,8 @@ def _capture(
     return Captured(prompts, states)
 
 
-def _batches(variant: Variant, batch_size: int, progress: bool) -> Iterator[Int[Tensor, " prompt"]]:
-    batches = variant.tokens.batches(batch_size)
-    yield from tqdm(batches, desc=f"reading {variant.backend.identity.name}", unit="batch", disable=not progress)
+def _batches(variant: Variant, batch_size: int, progress: bool) -> Iterable[Int[Tensor, " prompt"]]:
+    return shown(variant.tokens.batches(batch_size), f"reading {variant.backend.identity.name}", progress)
 
 
 def check_layers(layers: Sequence[int] | None, n_layers: int) -> tuple[int, ...]:

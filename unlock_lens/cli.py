@@ -127,7 +127,7 @@ def extract(
     opened = open_model(model, backend.value)
     other = open_model(unlocked_model, backend.value) if unlocked_model else opened
     direction = CapabilityDirection.extract(
-        Variant(opened, prompts[0]), Variant(other, prompts[1]), aggregate.value, chosen, position, batch_size, progress=True
+        Variant(opened, prompts[0]), Variant(other, prompts[1]), aggregate.value, chosen, position, batch_size
     )
     direction.save(out)
     console.print(f"wrote {out}: {len(direction.layers)} layers, d_model {direction.d_model}, from {len(asked)} questions")
@@ -171,7 +171,7 @@ def align(
     for file in filter(None, (out, save_aligner)):
         _check_writable(file)
     models = [open_model(name, backend.value) for name in (source, target)]
-    aligner.fit(Variant(models[0], texts), Variant(models[1], texts), batch_size, progress=True)
+    aligner.fit(Variant(models[0], texts), Variant(models[1], texts), batch_size)
     if aligner_file:
         aligner.save(aligner_file)
         console.print(f"wrote {aligner_file}: {aligner}")
@@ -214,8 +214,7 @@ def steer(
         _check_writable(out)
     opened = open_model(model, backend.value)
     steered, unsteered = (
-        generate(opened, asked, steer=applied, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=True)
-        for applied in (hook, None)
+        generate(opened, asked, steer=applied, max_new_tokens=max_new_tokens, batch_size=batch_size) for applied in (hook, None)
     )
     rows = [{"prompt": p, "unsteered": u, "steered": s} for p, u, s in zip(asked, unsteered, steered, strict=True)]
     if out:

@@ -100,7 +100,9 @@ class _Bench:
     reported: zoo.Task
 
     def run(self, task: zoo.Task, prompts: list[str], steer: SteeringHook | None = None) -> Outcome:
-        completions = generate(self.target, prompts, steer=steer, max_new_tokens=_LONGEST_ANSWER, batch_size=_BATCH)
+        completions = generate(
+            self.target, prompts, steer=steer, max_new_tokens=_LONGEST_ANSWER, batch_size=_BATCH, progress=False
+        )
         return Outcome.of(task, completions)
 
     def unsteered(self, behaviour: str) -> Arm:
@@ -173,10 +175,16 @@ class _Pair:
         self.extracting = extracting
         self.locked_target = self._variant(target, "base", calibrating.direct)
         self.on_text = SubspaceAligner(rank=max(RANKS), centered=True, positions="all").fit(
-            source=self._variant(source, "base", text), target=self._variant(target, "base", text), batch_size=_BATCH
+            source=self._variant(source, "base", text),
+            target=self._variant(target, "base", text),
+            batch_size=_BATCH,
+            progress=False,
         )
         self.papers = SubspaceAligner(rank=max(PAPER_RANKS)).fit(
-            source=self._variant(source, "base", calibrating.direct), target=self.locked_target, batch_size=_BATCH
+            source=self._variant(source, "base", calibrating.direct),
+            target=self.locked_target,
+            batch_size=_BATCH,
+            progress=False,
         )
 
     def transfer(self, capability: str, bench: _Bench) -> Transfer:
@@ -204,7 +212,7 @@ class _Pair:
             unlocked = self._variant(size, "post", self.extracting.direct)
         else:
             unlocked = self._variant(size, "base", self.extracting.prompts(capability))
-        return CapabilityDirection.extract(locked, unlocked, batch_size=_BATCH)
+        return CapabilityDirection.extract(locked, unlocked, batch_size=_BATCH, progress=False)
 
     def _candidates(
         self, aligner: SubspaceAligner, ranks: Iterable[int], direction: CapabilityDirection

@@ -120,7 +120,7 @@ class CapabilityDirection:
         layers: Sequence[int] | None = None,
         position: int = -1,
         batch_size: int = 8,
-        progress: bool = False,
+        progress: bool = True,
     ) -> CapabilityDirection:
         """The direction from a locked to an unlocked variant, D_i[l] = h_unlocked,i[l] - h_locked,i[l] made one vector a layer.
 
@@ -134,7 +134,7 @@ class CapabilityDirection:
             layers: which; None for all.
             position: token of the prompt, counted without padding; -1 is the last.
             batch_size: prompts in one forward pass.
-            progress: whether to show a progress bar.
+            progress: whether to show a progress bar (after a second of work).
 
         Raises:
             InvalidInput: different counts of prompts, layers out of range, a position that a prompt does not have, states

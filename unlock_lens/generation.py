@@ -7,10 +7,10 @@ from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from unlock_lens.backends import Batch, Generation, backend_of
 from unlock_lens.errors import InvalidInput
+from unlock_lens.progress import shown
 from unlock_lens.steering import SteeringHook, as_hooks, edits_for
 from unlock_lens.variant import check_prompts, tokenize
 
@@ -25,7 +25,7 @@ def generate(
     use_cache: bool = True,
     temperature: float = 0.0,
     remote: bool | str = False,
-    progress: bool = False,
+    progress: bool = True,
 ) -> list[str]:
     """Complete each prompt; the completions come without it, and without special tokens.
 
@@ -39,7 +39,7 @@ def generate(
         use_cache: whether to use the KV cache; the result is the same.
         temperature: 0 is greedy; otherwise sampled (torch.manual_seed makes it repeatable).
         remote: for nnsight models: run on NDIF (True), or here as NDIF would ("local").
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar (after a second of work).
 
     Raises:
         InvalidInput: no prompts, an empty one, a number out of range.
@@ -64,9 +64,7 @@ def generate(
     tokens = tokenize(backend.tokenizer, prompts, add_special_tokens)
     how = Generation(max_new_tokens, use_cache, temperature, remote)
     completions = [""] * len(prompts)
-    for rows in tqdm(
-        tokens.batches(batch_size), desc=f"generating with {backend.identity.name}", unit="batch", disable=not progress
-    ):
+    for rows in shown(tokens.batches(batch_size), f"generating with {backend.identity.name}", progress):
         batch = tokens.rows(rows)
         new = backend.generate(Batch(batch.ids, batch.mask), edits, how)
         for row, ids in zip(rows.tolist(), new, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,4 +34,19 @@ def load(name: str, backend: str = "transformer_lens") -> Any:
     """
     if name not in MODELS:
         raise InvalidInput(f"there is no zoo model {name!r}; take one of {', '.join(MODELS)}")
-    return open_model(str(path() / name), backend)
+    with _no_loading_bars():
+        return open_model(str(path() / name), backend)
+
+
+@contextmanager
+def _no_loading_bars() -> Generator[None, None, None]:
+    """Transformers shows a bar even for weights that load in a hundredth of a second."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
