@@ -135,9 +135,9 @@ def test_bad_calibrations_are_refused(small: Any, large: Any) -> None:
         SubspaceAligner(2).fit_activations(acts(0, 2, 9, 8), acts(1, 2, 8, 6))
     spoiled = acts(0, 2, 9, 8)
     spoiled[1, 4, 2] = float("inf")
-    with pytest.raises(ul.InvalidInput, match="target activations of layer 1 are not finite at token 4"):
+    with pytest.raises(ul.InvalidInput, match="activations of target layer 1 are not finite at token 4"):
         SubspaceAligner(2).fit_activations(acts(0, 2, 9, 8), spoiled)
-    with pytest.raises(ul.InvalidInput, match="source activations of layer 0 do not vary"):
+    with pytest.raises(ul.InvalidInput, match="activations of source layer 0 do not vary"):
         SubspaceAligner(2, centered=True).fit_activations(torch.ones(2, 9, 8), acts(1, 2, 9, 6))
 
 
@@ -175,11 +175,39 @@ def test_the_paper_and_text_calibrations_see_different_tokens(small: Any, large:
 
 
 @given(st.integers(0, 100))
-def test_fitting_from_activations_is_fitting_from_variants(seed: int) -> None:
-    """A linear relation between the models is found exactly, whatever the tokens."""
+def test_a_linear_relation_between_the_models_is_found(seed: int) -> None:
+    """Exactly, whatever the tokens."""
     truth = acts(seed, 1, 8, 6)[0]
     source = acts(seed + 1, 1, 30, 8)
     aligner = SubspaceAligner(6).fit_activations(source, source @ truth)
     full = SubspaceAligner(8).fit_activations(source, torch.cat([source @ truth, source[..., :2]], dim=-1))
     assert aligner.map(0).shape == (8, 6)
     torch.testing.assert_close(full.map(0)[:, :6], truth, rtol=1e-3, atol=1e-3)
+
+
+def test_a_second_fit_forgets_the_first(small: Any, large: Any) -> None:
+    aligner = SubspaceAligner(4).fit(ul.Variant(large, TASK.direct), ul.Variant(small, TASK.direct))
+    assert aligner.target_model is not None
+    aligner.fit_activations(acts(0, 2, 9, 8), acts(1, 2, 9, 6))
+    assert (aligner.source_model, aligner.target_model, aligner.prompts_hash) == (None, None, None)
+    assert aligner.transport(direction(0, (0, 1), 8)).model is None
+
+
+def test_activations_with_a_graph_leave_it_behind() -> None:
+    aligner = SubspaceAligner(4).fit_activations(acts(0, 2, 9, 8).requires_grad_(), acts(1, 2, 9, 6))
+    assert not any(tensor.requires_grad for tensor in aligner.maps.tensors().values())
+
+
+def test_each_layer_is_decomposed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unlock_lens import alignment
+
+    seen: list[str] = []
+    original = alignment.decompose
+
+    def counted(states: torch.Tensor, rank: int, centered: bool, name: str) -> Any:
+        seen.append(name)
+        return original(states, rank, centered, name)
+
+    monkeypatch.setattr(alignment, "decompose", counted)
+    SubspaceAligner(2).fit_activations(acts(0, 2, 9, 8), acts(1, 5, 9, 6))
+    assert len(seen) == len(set(seen)) == 2 + 5

@@ -96,6 +96,12 @@ def change_metadata(file: Path, change: Callable[[dict[str, Any]], None]) -> Non
     save_file(tensors, file, metadata={"unlock_lens": json.dumps(told)})
 
 
+def save_spoiled(file: Path) -> None:
+    told = artifact.load(file)[1]
+    spoiled = {"vectors": torch.full((2, 8), float("nan"))}
+    artifact.save(file, "direction", spoiled, {name: told[name] for name in ("layers", "basis", "model", "provenance")})
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (lambda file: file.unlink(), "there is no file"),
     "empty": (lambda file: file.write_bytes(b""), "not a readable unlock-lens artifact"),
@@ -121,6 +127,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no layers": (
         lambda file: change_metadata(file, lambda told: told.pop("layers")),
         "not a readable unlock-lens artifact .*'layers'",
+    ),
+    "vectors that are not finite": (
+        save_spoiled,
+        "not a readable unlock-lens artifact .*not finite",
     ),
     "no kind": (
         lambda file: change_metadata(file, lambda told: told.pop("kind")),
@@ -170,3 +180,9 @@ def test_an_interrupted_save_loses_nothing(
 def test_a_folder_that_is_not_there_is_named(direction: ul.CapabilityDirection, tmp_path: Path) -> None:
     with pytest.raises(ul.ArtifactError, match="nowhere is not a folder; make it first"):
         direction.save(tmp_path / "nowhere" / "d.safetensors")
+
+
+def test_files_are_readable_by_whom_the_umask_lets(direction: ul.CapabilityDirection, tmp_path: Path) -> None:
+    direction.save(tmp_path / "d.safetensors")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "d.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode

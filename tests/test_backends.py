@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 import unlock_lens as ul
 from unlock_lens import zoo
-from unlock_lens.backends import backend_of, open_model
+from unlock_lens.backends import BACKENDS, backend_of, open_model
 
 FOLDER = str(zoo.path() / "small-base")
 
@@ -71,6 +72,19 @@ def test_what_cannot_run_remotely_is_refused_at_once(small: Any) -> None:
             ul.Variant(model, ["Q"], remote=True)
         with pytest.raises(ul.UnsupportedModel, match=message):
             ul.generate(model, ["Q"], remote=True)
+
+
+def test_a_folder_of_this_machine_is_not_asked_of_a_server(small_nnsight: Any) -> None:
+    with pytest.raises(
+        ul.UnsupportedModel, match=r'is a folder on this machine, which a server cannot know.*or take remote="local"'
+    ):
+        ul.Variant(small_nnsight, ["Q"], remote=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_folder_without_a_model_is_named(backend: str, tmp_path: Path) -> None:
+    with pytest.raises(ul.InvalidInput, match="is not a model folder, nor a hub id that can be reached"):
+        open_model(str(tmp_path), backend)
 
 
 REMOTE_LOCAL = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -59,10 +60,24 @@ def test_vectors_that_mean_nothing_are_refused() -> None:
     vectors[1, 2] = float("nan")
     with pytest.raises(ul.InvalidInput, match="vector of layer 7 is not finite"):
         ul.CapabilityDirection(vectors, (3, 7))
-    with pytest.raises(ul.InvalidInput, match="vector of layer 7 is zero: locked and unlocked do not differ there"):
+    with pytest.raises(ul.InvalidInput, match="vector of layer 7 is zero; where locked and unlocked do not differ there"):
         ul.CapabilityDirection(torch.tensor([[1.0, 0], [0, 0]]), (3, 7))
     with pytest.raises(ul.InvalidInput, match=r"2 layers and vectors of shape \(3, 4\)"):
         ul.CapabilityDirection(torch.ones(3, 4), (0, 1))
+
+
+@pytest.mark.parametrize("layers", [(), (-1,), (1, 1), (2, 1)])
+def test_layers_that_mean_nothing_are_refused(layers: tuple[int, ...]) -> None:
+    with pytest.raises(ul.InvalidInput, match="at least one is needed, ascending from 0, none twice"):
+        ul.CapabilityDirection(torch.ones(len(layers), 4), layers)
+
+
+def test_numbers_of_other_libraries_are_numbers(small: Any, tmp_path: Any) -> None:
+    layers: Any = np.arange(1, 3)
+    with unchecked():
+        direction = ul.CapabilityDirection.extract(ul.Variant(small, TASK.direct), ul.Variant(small, TASK.think), layers=layers)
+    direction.save(tmp_path / "d")
+    assert ul.CapabilityDirection.load(tmp_path / "d").layers == (1, 2)
 
 
 def test_pca_turns_towards_the_mean_and_needs_variation() -> None:

@@ -69,6 +69,8 @@ def test_layers_are_written_as_people_write_them() -> None:
     assert parse_layers(None) is None
     assert parse_layers("4") == [4]
     assert parse_layers("4,6-8, 10") == [4, 6, 7, 8, 10]
+    with pytest.raises(ul.InvalidInput, match="write the smaller number first"):
+        parse_layers("9-4")
     for wrong in ("", "a", "4-", "-4", "1,,2", "4-b"):
         with pytest.raises(ul.InvalidInput, match="write them as 4,5,6 or 4-12"):
             parse_layers(wrong)

@@ -10,7 +10,8 @@ import torch
 import unlock_lens as ul
 from tests.checks import unchecked
 from unlock_lens import zoo
-from unlock_lens.identity import ModelIdentity
+from unlock_lens.backends import backend_of
+from unlock_lens.identity import ModelIdentity, fingerprint
 
 TASK = zoo.running_sum(n=12, seed=3)
 
@@ -85,3 +86,24 @@ def test_each_framework_points_to_its_own_form(small: Any, small_nnsight: Any) -
         steer.fwd_hooks(small_nnsight)
     with pytest.raises(ul.UnsupportedModel, match=r"TransformerLens model take steer.fwd_hooks\(model\)"):
         steer.apply(small)
+
+
+def test_a_fingerprint_does_not_depend_on_dtype_or_scale_but_on_weights() -> None:
+    embedding = torch.randn(200, 64, generator=torch.Generator().manual_seed(0))
+    known = fingerprint(embedding)
+    for other in (embedding.half(), embedding.bfloat16(), embedding.double(), 8 * embedding):
+        assert fingerprint(other) == known
+    assert fingerprint(embedding + 1e-3 * torch.randn_like(embedding)) != known
+    assert fingerprint(embedding[:30]) == fingerprint(embedding[:30].half())
+
+
+def test_an_edit_carries_its_own_row_alone(small: Any) -> None:
+    """Edits are serialized for remote runs, layer by layer."""
+    edits = ul.SteeringHook(direction_of(small), 0.5).edits(backend_of(small).identity)
+    assert all(edit.vector.untyped_storage().nbytes() == 64 * 4 for edit in edits.values())
+
+
+def test_hooks_compare_by_identity(small: Any) -> None:
+    first, second = (ul.SteeringHook(direction_of(small), 0.5) for _ in range(2))
+    assert first in [second, first]
+    assert first not in [second]

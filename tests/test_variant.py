@@ -79,7 +79,8 @@ def test_without_a_pad_token_eos_is_used_and_that_is_said_once(caplog: pytest.Lo
     neither = FakeTokenizer("neither")
     neither.eos_token_id = None
     with pytest.raises(ul.InvalidInput, match="neither a pad nor an EOS token; set tokenizer.pad_token"):
-        tokenize(neither, ["a"])
+        tokenize(neither, ["a", "a bb"])
+    assert tokenize(neither, ["a bb", "a c"]).ids.tolist() == [[1, 1, 2], [1, 1, 1]], "nothing to pad, nothing to ask for"
 
 
 def test_special_tokens_are_as_the_caller_says() -> None:

@@ -16,7 +16,7 @@ from unlock_lens import artifact, capture
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.identity import ModelIdentity
-from unlock_lens.linear_map import FactoredMaps, fit_layer, proportional_layer
+from unlock_lens.linear_map import FactoredMaps, decompose, fit_layer, proportional_layer
 from unlock_lens.variant import Variant
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class SubspaceAligner:
         self.target_model: ModelIdentity | None = None
         self.n_tokens: int | None = None
         self.prompts_hash: str | None = None
-        self._wanted_layers = dict(layer_map) if layer_map is not None else None
+        self._wanted_layers = {int(b): int(a) for b, a in layer_map.items()} if layer_map is not None else None
         self._maps: FactoredMaps | None = None
 
     def fit(self, source: Variant, target: Variant, batch_size: int = 8, progress: bool = True) -> SubspaceAligner:
@@ -121,10 +121,16 @@ class SubspaceAligner:
             raise InvalidInput(f"{n} source and {target_acts.shape[1]} target tokens were given; they must be the same tokens")
         layer_map = self._layers(source_acts.shape[0], target_acts.shape[0])
         rank = min(self.rank, n, source_acts.shape[2], target_acts.shape[2])
-        fitted = [fit_layer(source_acts[a], target_acts[b], rank, self.centered, (a, b)) for b, a in layer_map.items()]
+        # Several target layers may read one source layer: each layer is decomposed once.
+        source = {
+            a: decompose(source_acts[a], rank, self.centered, f"source layer {a}") for a in sorted(set(layer_map.values()))
+        }
+        target = {b: decompose(target_acts[b], rank, self.centered, f"target layer {b}") for b in layer_map}
+        fitted = [fit_layer(source[a], target[b], rank) for b, a in layer_map.items()]
         names = list(fitted[0])
         self._maps = FactoredMaps(layer_map, **{name: torch.stack([layer[name] for layer in fitted]) for name in names})
         self.n_tokens = n
+        self.source_model = self.target_model = self.prompts_hash = None
         self._tell_cap()
         return self
 
@@ -235,6 +241,8 @@ class SubspaceAligner:
                 ModelIdentity(**told[side]) if told[side] else None for side in ("source_model", "target_model")
             )
             aligner._maps = FactoredMaps(layer_map, **tensors)
+            if aligner.maps.core.shape[0] != len(layer_map):
+                raise ValueError(f"{len(layer_map)} layers are mapped, {aligner.maps.core.shape[0]} maps are there")
         return aligner
 
     def __repr__(self) -> str:

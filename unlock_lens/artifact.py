@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from unlock_lens.errors import ArtifactError, UnlockLensError
+from unlock_lens.errors import ArtifactError
 
 FORMAT_VERSION = 1
 _KEY = "unlock_lens"
@@ -43,6 +43,7 @@ def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], description
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+        os.chmod(temporary, _usual_mode())  # mkstemp's is for its owner alone
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -76,7 +77,7 @@ def reading(path: str | Path) -> Generator[None, None, None]:
     """Turn what a damaged or foreign file provokes into an ArtifactError that names the file."""
     try:
         yield
-    except UnlockLensError:
+    except ArtifactError:
         raise
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(f"{path} is not a readable unlock-lens artifact ({error}); save it again") from error
@@ -94,6 +95,12 @@ def _check(path: Path, kind: str | None, tensors: Mapping[str, Tensor], metadata
         raise ArtifactError(f"the shapes in {path} are not those that its metadata tells; save it again")
     if metadata["content_hash"] != _content_hash(tensors):
         raise ArtifactError(f"the numbers in {path} are not those that were saved; the file is damaged, save it again")
+
+
+def _usual_mode() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def _content_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -19,7 +19,7 @@ from unlock_lens.progress import shown
 from unlock_lens.variant import Tokens, Variant
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Captured:
     """What one batch brought.
 
@@ -145,7 +145,7 @@ def check_layers(layers: Sequence[int] | None, n_layers: int) -> tuple[int, ...]
     """
     if layers is None:
         return tuple(range(n_layers))
-    chosen = tuple(sorted(layers))
+    chosen = tuple(sorted(int(layer) for layer in layers))
     if not chosen or len(set(chosen)) < len(chosen) or chosen[0] < 0 or chosen[-1] >= n_layers:
         raise InvalidInput(f"layers {list(layers)} were given; choose different ones from 0 to {n_layers - 1}")
     return chosen

@@ -64,6 +64,7 @@ class Operation(str, Enum):
 BackendOption = Annotated[BackendName, typer.Option(help="Framework that runs the models.")]
 BatchSize = Annotated[int, typer.Option(help="Prompts in one forward pass.", min=1)]
 Out = Annotated[Path, typer.Option(help="File to write.")]
+SpecialTokens = Annotated[bool, typer.Option(help="Let the tokenizer add its own; say no for text with a chat template in it.")]
 Field = Annotated[str | None, typer.Option(help="Key of the text in JSONL files; by default question, prompt or text.")]
 
 
@@ -106,6 +107,7 @@ def extract(
     layers: Annotated[str | None, typer.Option(help="Layers, such as 4,5,6 or 4-12; all by default.")] = None,
     position: Annotated[int, typer.Option(help="Token of the prompt, counted without padding; -1 is the last.")] = -1,
     batch_size: BatchSize = 8,
+    special_tokens: SpecialTokens = True,
     backend: BackendOption = BackendName.transformer_lens,
     field: Field = None,
 ) -> None:
@@ -127,7 +129,12 @@ def extract(
     opened = open_model(model, backend.value)
     other = open_model(unlocked_model, backend.value) if unlocked_model else opened
     direction = CapabilityDirection.extract(
-        Variant(opened, prompts[0]), Variant(other, prompts[1]), aggregate.value, chosen, position, batch_size
+        Variant(opened, prompts[0], special_tokens),
+        Variant(other, prompts[1], special_tokens),
+        aggregate.value,
+        chosen,
+        position,
+        batch_size,
     )
     direction.save(out)
     console.print(f"wrote {out}: {len(direction.layers)} layers, d_model {direction.d_model}, from {len(asked)} questions")
@@ -145,9 +152,12 @@ def align(
     positions: Annotated[Positions, typer.Option(help="Tokens of each text to calibrate on.")] = Positions.all,
     centered: Annotated[bool, typer.Option(help="Take the mean over tokens out.")] = True,
     skip_first: Annotated[bool, typer.Option(help="Leave out the first token of each text.")] = False,
-    paper: Annotated[bool, typer.Option("--paper", help="The paper's calibration: last token, uncentered.")] = False,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The paper's calibration, instead of those three: last token, uncentered.")
+    ] = False,
     save_aligner: Annotated[Path | None, typer.Option(help="File for the aligner itself.")] = None,
     batch_size: BatchSize = 8,
+    special_tokens: SpecialTokens = True,
     backend: BackendOption = BackendName.transformer_lens,
     field: Field = None,
 ) -> None:
@@ -171,7 +181,7 @@ def align(
     for file in filter(None, (out, save_aligner)):
         _check_writable(file)
     models = [open_model(name, backend.value) for name in (source, target)]
-    aligner.fit(Variant(models[0], texts), Variant(models[1], texts), batch_size)
+    aligner.fit(Variant(models[0], texts, special_tokens), Variant(models[1], texts, special_tokens), batch_size)
     if aligner_file:
         aligner.save(aligner_file)
         console.print(f"wrote {aligner_file}: {aligner}")
@@ -194,6 +204,7 @@ def steer(
     out: Annotated[Path | None, typer.Option(help="JSONL file for prompts and both completions.")] = None,
     check_model: Annotated[bool, typer.Option(help="Refuse a direction that was made for another model.")] = True,
     batch_size: BatchSize = 8,
+    special_tokens: SpecialTokens = True,
     backend: BackendOption = BackendName.transformer_lens,
     field: Field = None,
 ) -> None:
@@ -214,7 +225,7 @@ def steer(
         _check_writable(out)
     opened = open_model(model, backend.value)
     steered, unsteered = (
-        generate(opened, asked, steer=applied, max_new_tokens=max_new_tokens, batch_size=batch_size) for applied in (hook, None)
+        generate(opened, asked, applied, max_new_tokens, batch_size, special_tokens) for applied in (hook, None)
     )
     rows = [{"prompt": p, "unsteered": u, "steered": s} for p, u, s in zip(asked, unsteered, steered, strict=True)]
     if out:
@@ -254,6 +265,8 @@ def parse_layers(spec: str | None) -> list[int] | None:
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise InvalidInput(f"layers {spec!r} were given; write them as 4,5,6 or 4-12")
         layers.extend(range(int(first), int(last or first) + 1))
+    if not layers:
+        raise InvalidInput(f"layers {spec!r} hold none; write the smaller number first, as in 4-12")
     return layers
 
 

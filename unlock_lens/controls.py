@@ -8,6 +8,7 @@ import torch
 
 from unlock_lens import capture
 from unlock_lens.direction import CapabilityDirection, Provenance
+from unlock_lens.errors import IncompatibleModel
 from unlock_lens.variant import Variant
 
 
@@ -33,7 +34,13 @@ def anti_mean(locked: Variant, like: CapabilityDirection, batch_size: int = 8) -
         locked: the target with the locked prompts.
         like: the direction to control for; layers and norms are taken from it.
         batch_size: prompts in one forward pass.
+
+    Raises:
+        IncompatibleModel: a target of another width or basis than the direction's.
     """
+    target = locked.backend.identity
+    if (target.d_model, target.basis) != (like.d_model, like.basis):
+        raise IncompatibleModel(f"the direction has d_model {like.d_model}, basis {like.basis}; the target is {target}")
     return _with_vectors(like, -capture.mean_at_position(locked, like.layers, batch_size=batch_size), "anti-mean control")
 
 

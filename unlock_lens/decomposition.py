@@ -12,7 +12,7 @@ RELATIVE_TOLERANCE = 1e-6
 """Singular values below this share of the largest are noise of float32 activations, and are cut."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RightFactors:
     """H = U S V^T, without U: the factors of all smaller ranks are their leading rows.
 

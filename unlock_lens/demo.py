@@ -145,7 +145,7 @@ def run(backend: str = "transformer_lens", n: int = 200, seed: int = 0, progress
     text = zoo.text(n=600, seed=seed)
     transfers: list[Transfer] = []
     specificity: list[Specificity] = []
-    with tqdm(total=len(PAIRS) * 4, desc="transfers", disable=not progress) as bar:
+    with tqdm(total=len(PAIRS) * (2 + len(BEHAVIOURS_TO_TRANSFER)), desc="transfers", disable=not progress) as bar:
         for source, target in PAIRS:
             pair = _Pair(models, source, target, backend, text, calibrating, extracting)
             bench = _Bench(models[f"{target}-base"], choosing, reported)
@@ -154,7 +154,7 @@ def run(backend: str = "transformer_lens", n: int = 200, seed: int = 0, progress
                 bar.update()
             for behaviour in BEHAVIOURS_TO_TRANSFER:
                 specificity.append(pair.specificity(behaviour, bench))
-                bar.update(behaviour != "think")
+                bar.update()
     return Demo(tuple(transfers), tuple(specificity))
 
 

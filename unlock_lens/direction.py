@@ -66,7 +66,7 @@ class Provenance:
         return replace(self, steps=(*self.steps, step))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CapabilityDirection:
     """One vector a layer, in the residual stream at the output of that block (`blocks.l.hook_resid_post`).
 
@@ -96,7 +96,9 @@ class CapabilityDirection:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vectors", self.vectors.detach().to("cpu", torch.float32))
-        object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
+        if not self.layers or self.layers[0] < 0 or list(self.layers) != sorted(set(self.layers)):
+            raise InvalidInput(f"layers {list(self.layers)} were given; at least one is needed, ascending from 0, none twice")
         if self.vectors.ndim != 2 or len(self.layers) != self.vectors.shape[0]:
             raise InvalidInput(
                 f"{len(self.layers)} layers and vectors of shape {tuple(self.vectors.shape)} were given; "
@@ -107,7 +109,7 @@ class CapabilityDirection:
                 raise InvalidInput(f"the vector of layer {layer} is not finite; look at the activations that it was made from")
             if not bool(vector.any()):
                 raise InvalidInput(
-                    f"the vector of layer {layer} is zero: locked and unlocked do not differ there; "
+                    f"the vector of layer {layer} is zero; where locked and unlocked do not differ there, "
                     "choose other prompts, another position, or leave that layer out with layers="
                 )
 

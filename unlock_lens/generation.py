@@ -59,7 +59,7 @@ def generate(
         )
     backend = backend_of(model)
     if remote:
-        backend.check_remote()
+        backend.check_remote(remote)
     edits = edits_for(backend, as_hooks(steer))
     tokens = tokenize(backend.tokenizer, prompts, add_special_tokens)
     how = Generation(max_new_tokens, use_cache, temperature, remote)

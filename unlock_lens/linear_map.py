@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.decomposition import right_factors
+from unlock_lens.decomposition import RightFactors, right_factors
 from unlock_lens.errors import InvalidInput
 
 
@@ -20,7 +20,7 @@ def proportional_layer(target_layer: int, source_layers: int, target_layers: int
     return (source_layers - 1) * target_layer // (target_layers - 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FactoredMaps:
     """W[b] = V_s^T M V_t for each mapped target layer b, in the order of `layer_map`; rows beyond a layer's rank are zero.
 
@@ -64,29 +64,42 @@ class FactoredMaps:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
-def fit_layer(
-    source: Float[Tensor, "n d_source"], target: Float[Tensor, "n d_target"], rank: int, centered: bool, pair: tuple[int, int]
-) -> dict[str, Tensor]:
+@dataclass(frozen=True, eq=False)
+class Spanned:
+    """What the calibration tokens span at one layer."""
+
+    mean: Float[Tensor, " d_model"]
+    factors: RightFactors
+
+
+def decompose(states: Float[Tensor, "n d_model"], rank: int, centered: bool, name: str) -> Spanned:
+    """The leading factors of one layer's states, centred if asked; `name` is for errors.
+
+    Raises:
+        InvalidInput: states that are not finite, or all zero once they are centred.
+    """
+    h = states.detach().to("cpu", torch.float64)
+    if not bool(h.isfinite().all()):
+        token = int((~h.isfinite()).any(dim=1).nonzero()[0])
+        raise InvalidInput(f"the activations of {name} are not finite at token {token}; leave that prompt out")
+    mean = h.mean(dim=0)
+    h = h - mean if centered else h
+    if not bool(h.any()):
+        raise InvalidInput(f"the activations of {name} do not vary over the calibration tokens; give more and other texts")
+    return Spanned(mean, right_factors(h, rank))
+
+
+def fit_layer(source: Spanned, target: Spanned, rank: int) -> dict[str, Tensor]:
     """V_s, M, V_t of one layer pair: H_s V_s^T = U_s S_s, so M = pinv(H_s V_s^T) (H_t V_t^T) needs no pinv."""
-    means = {"source_mean": source.double().mean(dim=0), "target_mean": target.double().mean(dim=0)}
-    h_s, h_t = (h.double() - mean if centered else h.double() for h, mean in zip((source, target), means.values(), strict=True))
-    for h, side, layer in ((h_s, "source", pair[0]), (h_t, "target", pair[1])):
-        if not bool(h.isfinite().all()):
-            row = int((~h.isfinite()).any(dim=1).nonzero()[0])
-            raise InvalidInput(f"the {side} activations of layer {layer} are not finite at token {row}; leave that prompt out")
-        if not bool(h.any()):
-            raise InvalidInput(
-                f"the {side} activations of layer {layer} do not vary over the calibration tokens; give more and other texts"
-            )
-    f_s, f_t = right_factors(h_s, rank), right_factors(h_t, rank)
-    core = (f_s.scores.T @ f_t.scores) / f_s.values[:, None] ** 2
+    core = (source.factors.scores.T @ target.factors.scores) / source.factors.values[:, None] ** 2
     padded = torch.zeros(rank, rank, dtype=core.dtype)
     padded[: core.shape[0], : core.shape[1]] = core
     found = {
-        "source_factors": _padded(f_s.vectors, rank),
+        "source_factors": _padded(source.factors.vectors, rank),
         "core": padded,
-        "target_factors": _padded(f_t.vectors, rank),
-        **means,
+        "target_factors": _padded(target.factors.vectors, rank),
+        "source_mean": source.mean,
+        "target_mean": target.mean,
     }
     return {name: value.float() for name, value in found.items()}
 

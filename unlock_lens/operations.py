@@ -45,7 +45,7 @@ OPERATIONS: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 POSITIONS = ("last_prompt", "prompt", "generated", "all")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chunk:
     """Where the tokens of one forward pass stand in their sequence (padding on the left counts as prompt).
 
@@ -60,7 +60,7 @@ class Chunk:
     last: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Edit:
     """One layer's edit: what is done to which tokens."""
 

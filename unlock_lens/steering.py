@@ -18,7 +18,7 @@ from unlock_lens.identity import ModelIdentity
 from unlock_lens.operations import OPERATIONS, POSITIONS, Edit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SteeringHook:
     """Steers a model along a direction while it runs; its weights never change.
 
@@ -63,7 +63,7 @@ class SteeringHook:
         if self.positions not in POSITIONS:
             raise InvalidInput(f"there are no positions {self.positions!r}; take one of {', '.join(POSITIONS)}")
         if self.layers is not None:
-            self.direction.at_layers(self.layers)
+            self.direction.at_layers(self.layers)  # says which it lacks
 
     def fwd_hooks(self, model: Any, attention_mask: Int[Tensor, "batch token"] | None = None) -> list[tuple[str, Any]]:
         """TransformerLens hooks for `run_with_hooks(fwd_hooks=...)` and `model.hooks(fwd_hooks=...)`.
@@ -73,7 +73,8 @@ class SteeringHook:
 
         Args:
             model: a TransformerBridge or HookedTransformer.
-            attention_mask: needed where prompts are padded on the right, so that each row's last token is known.
+            attention_mask: needed where prompts are padded on the right, so that each row's last token is known; texts given to
+                TransformerLens itself are padded on the tokenizer's side.
 
         Raises:
             IncompatibleModel: the direction was made for another model.
@@ -84,6 +85,8 @@ class SteeringHook:
 
     def attached(self, model: Any) -> AbstractContextManager[None]:
         """A context in which every run of a local model is steered; off again when it ends, even by an exception.
+
+        An nnsight model must generate with its KV cache in it (the default); without one, take `apply` with the tracer.
 
         Raises:
             IncompatibleModel: the direction was made for another model.
@@ -114,7 +117,8 @@ class SteeringHook:
         direction = self._in_basis_of(identity)
         chosen = direction if self.layers is None else direction.at_layers(self.layers)
         return {
-            layer: Edit(vector, self.alpha, self.operation, self.positions)
+            # A row of its own: a view would be shipped to a server with the whole matrix.
+            layer: Edit(vector.clone(), self.alpha, self.operation, self.positions)
             for layer, vector in zip(chosen.layers, chosen.vectors, strict=True)
         }
 

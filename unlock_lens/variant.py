@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 _told_about_padding: set[str] = set()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens:
     """Token ids and attention mask of prompts, padded on the left."""
 
@@ -47,7 +47,7 @@ class Tokens:
         return self.lengths.argsort(descending=True, stable=True).split(size)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Variant:
     """A model in the state that its prompts put it in.
 
@@ -77,7 +77,7 @@ class Variant:
         check_prompts(self.prompts)
         object.__setattr__(self, "prompts", tuple(self.prompts))
         if self.remote:
-            self.backend.check_remote()
+            self.backend.check_remote(self.remote)
 
     @cached_property
     def backend(self) -> Backend:
@@ -117,7 +117,8 @@ def tokenize(tokenizer: Any, prompts: Sequence[str], add_special_tokens: bool = 
         if not row:
             raise InvalidInput(f"the tokenizer makes no token of prompt {i} ({prompts[i][:40]!r}); leave it out")
     width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), _pad_id(tokenizer))
+    uneven = any(len(row) < width for row in rows)
+    ids = torch.full((len(rows), width), _pad_id(tokenizer) if uneven else 0)
     mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):
         ids[i, width - len(row) :] = torch.tensor(row)

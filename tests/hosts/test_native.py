@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor
 
 import unlock_lens as ul
-from tests.hosts.models import HOSTS, PARTNERS, PROMPTS, open_hooked, open_host
+from tests.hosts.models import HOSTS, PARTNERS, PROMPTS, make_folder, open_hooked, open_host
 from tests.hosts.test_oracle import ALPHA, STEPS, oracle_completions, up_to_end
 from tests.oracle import Oracle, norm_preserving
 from unlock_lens import operations
@@ -387,3 +390,56 @@ def test_half_precision_models(folders: Any, host: str) -> None:
     assert direction.vectors.dtype == torch.float32
     with ul.SteeringHook(direction, ALPHA, positions="all").attached(model):
         assert logits_of(model).dtype == torch.bfloat16
+
+
+# What models bring with them
+
+
+def changed_copy(folder: str, to: Path, file: str, **changes: Any) -> str:
+    shutil.copytree(folder, to)
+    told = json.loads((to / file).read_text())
+    (to / file).write_text(json.dumps({**told, **changes}))
+    return str(to)
+
+
+def test_a_models_own_generation_config_changes_nothing(folders: Any, model_of: Any, host: str, tmp_path: Path) -> None:
+    penalties = {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "do_sample": True, "top_k": 3, "temperature": 0.7}
+    folder = changed_copy(folders[KIND, "a"], tmp_path / "m", "generation_config.json", **penalties)
+    found = ul.generate(open_host(folder, host), PROMPTS, max_new_tokens=STEPS)
+    assert found == ul.generate(model_of(KIND, host), PROMPTS, max_new_tokens=STEPS)
+
+
+def test_every_host_gives_a_model_the_ids_of_its_publisher(folders: Any, host: str, tmp_path: Path) -> None:
+    """TransformerLens reloads tokenizers so that they add BOS; a publisher whose tokenizer does not add it is followed."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
+
+    words = {chr(c): i for i, c in enumerate(range(97, 123))} | {"\u0120": 26, "<bos>": 27}
+    tokenizer = GPT2Tokenizer(vocab=words, merges=[], bos_token="<bos>", eos_token="<bos>", unk_token="<bos>")
+    tokenizer.save_pretrained(tmp_path)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=28, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=27, eos_token_id=27)
+    ).save_pretrained(tmp_path)
+    published: Any = AutoTokenizer.from_pretrained(tmp_path)
+    assert published.encode("ab") == [0, 1]
+    model = open_hooked(str(tmp_path)) if host == "hooked" else open_host(str(tmp_path), host)
+    assert ul.Variant(model, ["ab"]).tokens.ids.tolist() == [[0, 1]]
+
+
+def test_a_sliding_window_does_not_confuse_the_steps(tmp_path: Path) -> None:
+    """The cache then holds fewer keys than there were tokens; prefill and decoding are told apart all the same."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    make_folder("llama", "a", str(tmp_path))  # for the tokenizer
+    config = MistralConfig(
+        vocab_size=23, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=4, initializer_range=0.2, max_position_embeddings=64,
+        bos_token_id=None, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    model, other = open_host(str(tmp_path), "bridge"), open_host(str(tmp_path), "nnsight")
+    direction = direction_for(other)
+    long = ["Q 6 6 6 6 1 2 3 rev A :"]
+    for positions in ("last_prompt", "prompt", "generated", "all"):
+        steer = ul.SteeringHook(direction, ALPHA, positions=positions)
+        assert ul.generate(model, long, steer, max_new_tokens=STEPS) == ul.generate(other, long, steer, max_new_tokens=STEPS)

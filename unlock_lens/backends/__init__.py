@@ -43,14 +43,15 @@ def open_model(name: str, backend: str = "transformer_lens") -> Any:
     """Load a Hugging Face folder or hub id, in float32, in one of `BACKENDS`.
 
     Raises:
-        InvalidInput: there is no such backend.
+        InvalidInput: there is no such backend, or no such model.
     """
+    if backend not in BACKENDS:
+        raise InvalidInput(f"there is no backend {backend!r}; take one of {', '.join(BACKENDS)}")
     if backend == "transformer_lens":
-        from unlock_lens.backends.transformer_lens import open_bridge
-
-        return open_bridge(name)
-    if backend == "nnsight":
-        from unlock_lens.backends.nnsight import open_transformers_model
-
-        return open_transformers_model(name)
-    raise InvalidInput(f"there is no backend {backend!r}; take one of {', '.join(BACKENDS)}")
+        from unlock_lens.backends.transformer_lens import open_bridge as opener
+    else:
+        from unlock_lens.backends.nnsight import open_transformers_model as opener
+    try:
+        return opener(name)
+    except (OSError, ValueError) as error:  # what transformers raises where a folder or hub id holds no model
+        raise InvalidInput(f"{name!r} is not a model folder, nor a hub id that can be reached: {error}") from error

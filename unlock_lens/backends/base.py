@@ -53,8 +53,8 @@ class Backend(ABC):
     end_tokens: Sequence[int]
 
     @abstractmethod
-    def check_remote(self) -> None:
-        """Raise UnsupportedModel unless this model can run remotely."""
+    def check_remote(self, remote: bool | str) -> None:
+        """Raise UnsupportedModel unless this model can run there."""
 
     @abstractmethod
     def capture(

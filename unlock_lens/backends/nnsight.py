@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import nnsight
@@ -100,11 +101,17 @@ class NNsightBackend(Backend):
         )
         self.blocks = _blocks_path(model._module, self.identity.n_layers)
 
-    def check_remote(self) -> None:
+    def check_remote(self, remote: bool | str) -> None:
         if not isinstance(self.model, Remotable):
             raise UnsupportedModel(
                 f"{type(self.model).__name__} cannot run remotely (nnsight would silently run it here); "
                 'open it as TransformersModel("org/name", task="text-generation")'
+            )
+        name = str(getattr(self.model, "repo_id", ""))
+        if remote is True and Path(name).exists():
+            raise UnsupportedModel(
+                f"{name} is a folder on this machine, which a server cannot know; open a hub model, "
+                'TransformersModel("org/name", task="text-generation"), or take remote="local"'
             )
 
     def capture(
@@ -120,7 +127,7 @@ class NNsightBackend(Backend):
             with model.trace(_inputs(batch), **_where(remote)) as tracer:
                 states = []
                 for layer in layers:
-                    states.append(at_least_float32(residual_of(model.get(blocks)[layer].output)[rows, columns]))
+                    states.append(at_least_float32(residual_of(model.get(blocks)[layer].output)[rows, columns]).cpu())
                 picked = nnsight.save(torch.stack(states))
                 tracer.stop()
         return picked
@@ -128,8 +135,7 @@ class NNsightBackend(Backend):
     def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
         # The trace body is shipped with what it names, so it names neither self nor the backend.
         model, blocks = self.model, self.blocks
-        sampling = {"do_sample": True, "temperature": how.temperature} if how.temperature else {"do_sample": False}
-        options = {"max_new_tokens": how.max_new_tokens, "use_cache": how.use_cache, **sampling, **_where(how.remote)}
+        options = {"max_new_tokens": how.max_new_tokens, "use_cache": how.use_cache, **_sampling(how), **_where(how.remote)}
         every_step = acts_on_steps(edits) or not how.use_cache
         with _open_loops_end_quietly():
             with model.generate(**options) as tracer:
@@ -166,6 +172,14 @@ def _open_loops_end_quietly() -> Generator[None, None, None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*was never reached", category=UserWarning)
         yield
+
+
+def _sampling(how: Generation) -> dict[str, Any]:
+    """All of it said, so that a model's own generation config (penalties, top-k) changes nothing."""
+    plain = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1}
+    if not how.temperature:
+        return {**plain, "do_sample": False, "temperature": None, "top_k": None, "top_p": None}
+    return {**plain, "do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
 
 
 def _inputs(batch: Batch) -> dict[str, Tensor]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from unlock_lens.errors import UnsupportedModel
 from unlock_lens.identity import Basis, ModelIdentity, fingerprint, model_name
 from unlock_lens.operations import Chunk, Edit, at_least_float32
 
+logger = logging.getLogger(__name__)
 HookList = list[tuple[str, Callable[..., Any]]]
 
 _ENTRY = "blocks.0.hook_resid_pre"
@@ -37,7 +40,9 @@ class Progress:
 
     def __init__(self, last: Int[Tensor, " batch"] | None = None) -> None:
         self.chunk = Chunk(prompt_length=0, last=last)
-        self._entering = self._previous = torch.empty(0)
+        self._cached = 0
+        self._entering: Tensor | None = None
+        self._previous: Tensor | None = None
 
     def hooks(self) -> HookList:
         return [(_ENTRY, self._enter), (_PATTERN, self._look)]
@@ -46,14 +51,20 @@ class Progress:
         self._entering = residual.detach()
 
     def _look(self, pattern: Tensor, hook: Any) -> None:
-        length, total = pattern.shape[-2:]
-        seen = total - length
-        begins = seen == 0 and not self._continues()
-        prompt_length = total if begins else self.chunk.prompt_length
-        self.chunk = Chunk(prompt_length, seen, self.chunk.last)
-        self._previous = self._entering if seen == 0 else torch.empty(0)
+        length, keys = pattern.shape[-2:]
+        if keys > length:  # counted, because a sliding window keeps fewer keys than there were tokens
+            self.chunk = Chunk(self.chunk.prompt_length, self._cached, self.chunk.last)
+            self._cached += length
+            self._previous = None
+            return
+        prompt_length = self.chunk.prompt_length if self._continues() else length
+        self.chunk = Chunk(prompt_length, 0, self.chunk.last)
+        self._cached = length
+        self._previous = self._entering
 
     def _continues(self) -> bool:
+        if self._entering is None or self._previous is None or self._entering.device != self._previous.device:
+            return False
         return torch.equal(self._entering[:, :-1], self._previous)
 
 
@@ -89,7 +100,7 @@ class TransformerLensBackend(Backend):
             raise UnsupportedModel(f"the {type(model).__name__} has no tokenizer; load it with tokenizer=")
         wrapped = getattr(model, "original_model", None)
         self.model = model
-        self.tokenizer = model.tokenizer
+        self.tokenizer = _as_published(model.tokenizer)
         self.end_tokens = end_tokens(getattr(wrapped, "generation_config", None), model.tokenizer)
         self.identity = ModelIdentity(
             name=model_name(str(model.cfg.model_name)),
@@ -100,7 +111,7 @@ class TransformerLensBackend(Backend):
         )
         self._is_bridge = wrapped is not None
 
-    def check_remote(self) -> None:
+    def check_remote(self, remote: bool | str) -> None:
         raise UnsupportedModel(
             "a TransformerLens model runs on this machine only; for remote=True open it as an nnsight TransformersModel"
         )
@@ -118,7 +129,7 @@ class TransformerLensBackend(Backend):
 
         def keep(layer: int) -> Callable[..., None]:
             def hook_fn(residual: Tensor, hook: Any) -> None:
-                picked[layer] = at_least_float32(residual[rows, columns])
+                picked[layer] = at_least_float32(residual[rows, columns]).cpu()
 
             return hook_fn
 
@@ -187,6 +198,30 @@ class TransformerLensBackend(Backend):
             "apply is for nnsight's trace bodies; for a TransformerLens model take steer.fwd_hooks(model) "
             "or steer.attached(model)"
         )
+
+
+def _as_published(tokenizer: Any) -> Any:
+    """TransformerLens makes tokenizers add BOS even where their publishers do not; then the published one is taken.
+
+    So both frameworks give a model the same ids.
+    """
+    text = "a"
+    first = tokenizer(text)["input_ids"][:1]
+    if tokenizer.bos_token_id is None or first != [tokenizer.bos_token_id]:
+        return tokenizer
+    published = _published_tokenizer(str(tokenizer.name_or_path))
+    return tokenizer if published is None or published(text)["input_ids"][:1] == first else published
+
+
+@lru_cache(maxsize=8)
+def _published_tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError):  # not at hand: the host's own has to do
+        logger.warning("the tokenizer %s cannot be loaded again; the host's own is used, which adds BOS to every prompt", name)
+        return None
 
 
 def _basis(model: Any) -> Basis:
