@@ -26,6 +26,11 @@ def test_every_code_block_is_run() -> None:
     assert len(EXAMPLES) == blocks == 3
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_no_placeholder_is_left(name: str) -> None:
+    assert not re.search(r"\b[A-Z]+_TABLE\b|TODO|FIXME", (ROOT / name).read_text())
+
+
 @pytest.mark.parametrize(("name", "match"), EXAMPLES)
 def test_documents_show_what_their_code_prints(name: str, match: re.Match[str], tmp_path: Path) -> None:
     (tmp_path / "example.py").write_text(match["code"])
