@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -23,43 +22,11 @@ app = typer.Typer(
 console = Console()
 
 
-class BackendName(str, Enum):
-    """The frameworks."""
-
-    transformer_lens = "transformer_lens"
-    nnsight = "nnsight"
-
-
-class Aggregate(str, Enum):
-    """How differences become a direction."""
-
-    mean = "mean"
-    pca = "pca"
-
-
-class Positions(str, Enum):
-    """Calibration tokens."""
-
-    last = "last"
-    all = "all"
-
-
-class SteerPositions(str, Enum):
-    """Edited tokens."""
-
-    last_prompt = "last_prompt"
-    prompt = "prompt"
-    generated = "generated"
-    all = "all"
-
-
-class Operation(str, Enum):
-    """The edits."""
-
-    norm_preserving = "norm_preserving"
-    add = "add"
-    ablate = "ablate"
-
+BackendName = Literal["transformer_lens", "nnsight"]
+Aggregate = Literal["mean", "pca"]
+Positions = Literal["last", "all"]
+SteerPositions = Literal["last_prompt", "prompt", "generated", "all"]
+Operation = Literal["norm_preserving", "add", "ablate"]
 
 BackendOption = Annotated[BackendName, typer.Option(help="Framework that runs the models.")]
 BatchSize = Annotated[int, typer.Option(help="Prompts in one forward pass.", min=1)]
@@ -70,7 +37,7 @@ Field = Annotated[str | None, typer.Option(help="Key of the text in JSONL files;
 
 @app.command()
 def demo(
-    backend: BackendOption = BackendName.transformer_lens,
+    backend: BackendOption = "transformer_lens",
     n: Annotated[
         int, typer.Option(help="Problems that are reported; half as many others choose rank and strength.", min=2)
     ] = 200,
@@ -84,7 +51,7 @@ def demo(
     from unlock_lens import demo as demonstration
     from unlock_lens import demo_report
 
-    found = demonstration.run(backend.value, n, seed, progress=not as_json)
+    found = demonstration.run(backend, n, seed, progress=not as_json)
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
     else:
@@ -101,14 +68,12 @@ def extract(
     unlocked_model: Annotated[
         str | None, typer.Option(help="Folder or hub id of the unlocked model; by default the same.")
     ] = None,
-    aggregate: Annotated[
-        Aggregate, typer.Option(help="How the prompts' differences become one vector a layer.")
-    ] = Aggregate.mean,
+    aggregate: Annotated[Aggregate, typer.Option(help="How the prompts' differences become one vector a layer.")] = "mean",
     layers: Annotated[str | None, typer.Option(help="Layers, such as 4,5,6 or 4-12; all by default.")] = None,
     position: Annotated[int, typer.Option(help="Token of the prompt, counted without padding; -1 is the last.")] = -1,
     batch_size: BatchSize = 8,
     special_tokens: SpecialTokens = True,
-    backend: BackendOption = BackendName.transformer_lens,
+    backend: BackendOption = "transformer_lens",
     field: Field = None,
 ) -> None:
     """Extract a capability direction: what the unlocked variant has and the locked one lacks.
@@ -126,12 +91,12 @@ def extract(
     prompts = [fill(template, asked) for template in (locked, unlocked or locked)]
     chosen = parse_layers(layers)
     _check_writable(out)
-    opened = open_model(model, backend.value)
-    other = open_model(unlocked_model, backend.value) if unlocked_model else opened
+    opened = open_model(model, backend)
+    other = open_model(unlocked_model, backend) if unlocked_model else opened
     direction = CapabilityDirection.extract(
         Variant(opened, prompts[0], special_tokens),
         Variant(other, prompts[1], special_tokens),
-        aggregate.value,
+        aggregate,
         chosen,
         position,
         batch_size,
@@ -149,7 +114,7 @@ def align(
     direction: Annotated[Path | None, typer.Option(help="Direction to transport.")] = None,
     template: Annotated[str, typer.Option(help="Template around each text.")] = "{question}",
     rank: Annotated[int, typer.Option(help="Rank of the map.")] = 48,
-    positions: Annotated[Positions, typer.Option(help="Tokens of each text to calibrate on.")] = Positions.all,
+    positions: Annotated[Positions, typer.Option(help="Tokens of each text to calibrate on.")] = "all",
     centered: Annotated[bool, typer.Option(help="Take the mean over tokens out.")] = True,
     skip_first: Annotated[bool, typer.Option(help="Leave out the first token of each text.")] = False,
     paper: Annotated[
@@ -158,7 +123,7 @@ def align(
     save_aligner: Annotated[Path | None, typer.Option(help="File for the aligner itself.")] = None,
     batch_size: BatchSize = 8,
     special_tokens: SpecialTokens = True,
-    backend: BackendOption = BackendName.transformer_lens,
+    backend: BackendOption = "transformer_lens",
     field: Field = None,
 ) -> None:
     """Fit the map between two models on ordinary text, and carry a direction over.
@@ -175,12 +140,12 @@ def align(
     aligner = (
         SubspaceAligner(rank, centered=False, positions="last")
         if paper
-        else SubspaceAligner(rank, centered, positions.value, skip_first)
+        else SubspaceAligner(rank, centered, positions, skip_first)
     )
     aligner_file = save_aligner if found else out
     for file in filter(None, (out, save_aligner)):
         _check_writable(file)
-    models = [open_model(name, backend.value) for name in (source, target)]
+    models = [open_model(name, backend) for name in (source, target)]
     aligner.fit(Variant(models[0], texts, special_tokens), Variant(models[1], texts, special_tokens), batch_size)
     if aligner_file:
         aligner.save(aligner_file)
@@ -197,15 +162,15 @@ def steer(
     prompts: Annotated[Path, typer.Option(help="Text file (one a line) or JSONL file.")],
     alpha: Annotated[float, typer.Option(help="Strength; for norm_preserving a fraction of the residual's norm.")],
     template: Annotated[str, typer.Option(help="Template around each prompt.")] = "{question}",
-    operation: Annotated[Operation, typer.Option(help="What is done to the residual stream.")] = Operation.norm_preserving,
-    positions: Annotated[SteerPositions, typer.Option(help="Which tokens are edited.")] = SteerPositions.last_prompt,
+    operation: Annotated[Operation, typer.Option(help="What is done to the residual stream.")] = "norm_preserving",
+    positions: Annotated[SteerPositions, typer.Option(help="Which tokens are edited.")] = "last_prompt",
     layers: Annotated[str | None, typer.Option(help="Layers, such as 4,5,6 or 4-12; all by default.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of a completion at most.", min=1)] = 64,
     out: Annotated[Path | None, typer.Option(help="JSONL file for prompts and both completions.")] = None,
     check_model: Annotated[bool, typer.Option(help="Refuse a direction that was made for another model.")] = True,
     batch_size: BatchSize = 8,
     special_tokens: SpecialTokens = True,
-    backend: BackendOption = BackendName.transformer_lens,
+    backend: BackendOption = "transformer_lens",
     field: Field = None,
 ) -> None:
     """Complete prompts without and with steering, side by side.
@@ -218,12 +183,10 @@ def steer(
     from unlock_lens.inputs import fill, read_texts
 
     asked = fill(template, read_texts(prompts, field))
-    hook = SteeringHook(
-        CapabilityDirection.load(direction), alpha, operation.value, positions.value, parse_layers(layers), check_model
-    )
+    hook = SteeringHook(CapabilityDirection.load(direction), alpha, operation, positions, parse_layers(layers), check_model)
     if out:
         _check_writable(out)
-    opened = open_model(model, backend.value)
+    opened = open_model(model, backend)
     steered, unsteered = (
         generate(opened, asked, applied, max_new_tokens, batch_size, special_tokens) for applied in (hook, None)
     )
