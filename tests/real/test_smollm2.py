@@ -7,6 +7,7 @@ extraction and steering on real weights and real text, with controls. Prints wha
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,7 @@ def model(folder: str, host: str) -> Any:
 
 
 def problems(n: int, seed: int) -> tuple[list[str], list[float]]:
-    import reasoning_gym
-
+    reasoning_gym: Any = import_module("reasoning_gym")  # of the extra "real" alone
     drawn = list(reasoning_gym.create_dataset("gsm_symbolic", size=n, seed=seed))
     return [entry["question"].partition(" Give the result")[0] for entry in drawn], [float(entry["answer"]) for entry in drawn]
 
