@@ -16,19 +16,20 @@ import torch
 import unlock_lens
 
 ROOT = Path(__file__).parent.parent
-BLOCK = re.compile(r"```python\n(?P<code>.*?)```\n(?:[^`]*?```text\n(?P<output>.*?)```)", re.DOTALL)
+WITHIN = r"(?:(?!```).)*"
+BLOCK = re.compile(rf"```python\n(?P<code>{WITHIN})```\n{WITHIN}```text\n(?P<output>{WITHIN})```", re.DOTALL)
 EXAMPLES = [(name, match) for name in ("README.md", "CONTRIBUTING.md") for match in BLOCK.finditer((ROOT / name).read_text())]
 MODULES = [module.name for module in pkgutil.walk_packages(unlock_lens.__path__, "unlock_lens.")]
 
 
 def test_every_code_block_is_run() -> None:
     blocks = sum((ROOT / name).read_text().count("```python") for name in ("README.md", "CONTRIBUTING.md"))
-    assert len(EXAMPLES) == blocks == 3
+    assert len(EXAMPLES) == blocks == 4
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_no_placeholder_is_left(name: str) -> None:
-    assert not re.search(r"\b[A-Z]+_TABLE\b|TODO|FIXME", (ROOT / name).read_text())
+    assert not re.search(r"\b[A-Z]+_(TABLE|OUTPUT)\b|TODO|FIXME", (ROOT / name).read_text())
 
 
 @pytest.mark.parametrize(("name", "match"), EXAMPLES)

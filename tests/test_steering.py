@@ -107,3 +107,22 @@ def test_hooks_compare_by_identity(small: Any) -> None:
     first, second = (ul.SteeringHook(direction_of(small), 0.5) for _ in range(2))
     assert first in [second, first]
     assert first not in [second]
+
+
+def test_a_direction_is_not_a_hook(small: Any) -> None:
+    direction = direction_of(small)
+    for steer in (direction, [direction]):
+        with (
+            unchecked(),
+            pytest.raises(ul.InvalidInput, match=r"given a CapabilityDirection; wrap a direction as SteeringHook\("),
+        ):
+            ul.generate(small, TASK.direct, steer=steer)  # pyright: ignore[reportArgumentType]
+    with unchecked(), pytest.raises(ul.InvalidInput, match=r"locked is a list; give Variant\(model, prompts\)"):
+        ul.CapabilityDirection.extract(TASK.direct, TASK.think)  # pyright: ignore[reportArgumentType]
+
+
+def test_reprs_are_a_line(small: Any) -> None:
+    direction = direction_of(small)
+    assert repr(direction).startswith("CapabilityDirection(small-base (3 layers, d_model 64, raw, weights ")
+    assert repr(direction).endswith("layers [0, 1, 2], d_model 64, mean of 12 prompts)")
+    assert "tensor" not in repr(ul.SteeringHook(direction, 0.5))

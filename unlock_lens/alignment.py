@@ -1,4 +1,4 @@
-"""SubspaceAligner: a low-rank linear map from one model's residual stream to another's (method.md, section 2: align)."""
+"""SubspaceAligner: a low-rank linear map from one model's residual stream to another's (docs/method.md, section 2: align)."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class SubspaceAligner:
             left out get no map.
 
     The defaults are the paper's exact calibration; ordinary text, positions="all", centered=True transfers better
-    (method.md, "Beyond the paper").
+    (docs/method.md, "Beyond the paper").
 
     Raises:
         InvalidInput: rank below 1, unknown positions.
 
-    Source: method.md, section 2; paper, section on low-rank linear alignment.
+    Source: docs/method.md, section 2.
 
     Example:
         >>> import unlock_lens as ul
@@ -156,7 +156,8 @@ class SubspaceAligner:
             @ maps.target_factors[i].double()
             for i, _, j in rows
         ]
-        provenance = replace(direction.provenance, source_model=direction.model, rank=maps.rank)
+        told = f"transported by {self!r}, fitted on {self.n_tokens} tokens of texts {self.prompts_hash or 'unknown'}"
+        provenance = replace(direction.provenance.then(told), source_model=direction.model, rank=maps.rank)
         basis = self.target_model.basis if self.target_model else direction.basis
         return CapabilityDirection(torch.stack(vectors), tuple(b for _, b, _ in rows), basis, self.target_model, provenance)
 

@@ -1,4 +1,4 @@
-"""Controls: directions that a real transfer must beat (method.md, "Beyond the paper")."""
+"""Controls: directions that a real transfer must beat (docs/method.md, "Beyond the paper")."""
 
 from __future__ import annotations
 

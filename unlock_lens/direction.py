@@ -1,4 +1,4 @@
-"""CapabilityDirection: what an unlocked variant has and a locked one lacks (method.md, section 1: extract)."""
+"""CapabilityDirection: what an unlocked variant has and a locked one lacks (docs/method.md, section 1: extract)."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Provenance:
         return replace(self, steps=(*self.steps, step))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CapabilityDirection:
     """One vector a layer, in the residual stream at the output of that block (`blocks.l.hook_resid_post`).
 
@@ -143,7 +143,7 @@ class CapabilityDirection:
                 that are not finite, an unknown aggregate.
             IncompatibleModel: two models of different shape or basis.
 
-        Source: method.md, section 1; paper, section on extraction.
+        Source: docs/method.md, section 1.
 
         Example:
             >>> import unlock_lens as ul
@@ -177,6 +177,11 @@ class CapabilityDirection:
     @property
     def d_model(self) -> int:
         return self.vectors.shape[1]
+
+    def __repr__(self) -> str:
+        made = f", {self.provenance.aggregate} of {self.provenance.n_prompts} prompts" if self.provenance.aggregate else ""
+        where = f"layers {list(self.layers)}, d_model {self.d_model}"
+        return f"CapabilityDirection({self.model or 'of no known model'}; {where}{made})"
 
     def at_layers(self, layers: Sequence[int]) -> CapabilityDirection:
         """The same direction at some of its layers.
@@ -264,6 +269,9 @@ def _identity(told: Mapping[str, Any] | None) -> ModelIdentity | None:
 
 
 def _check_pair(locked: Variant, unlocked: Variant) -> None:
+    for side, variant in (("locked", locked), ("unlocked", unlocked)):
+        if not isinstance(variant, Variant):  # pyright: ignore[reportUnnecessaryIsInstance]  users have no type checker
+            raise InvalidInput(f"{side} is a {type(variant).__name__}; give Variant(model, prompts)")
     if len(locked) != len(unlocked):
         raise InvalidInput(
             f"{len(locked)} locked and {len(unlocked)} unlocked prompts were given; "

@@ -1,4 +1,4 @@
-"""W[b] = V_s^T M V_t, the linear map of one layer pair, always factored (method.md, section 2: align)."""
+"""W[b] = V_s^T M V_t, the linear map of one layer pair, always factored (docs/method.md, section 2: align)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Apply (method.md, section 3): the edits of the residual stream themselves.
+"""Apply (docs/method.md, section 3): the edits of the residual stream themselves.
 
 They import torch alone, because they also run inside a remote server's process.
 """

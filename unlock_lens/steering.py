@@ -1,4 +1,4 @@
-"""SteeringHook: a direction, how strongly and where it acts, attached natively (method.md, section 3: apply)."""
+"""SteeringHook: a direction, how strongly and where it acts, attached natively (docs/method.md, section 3: apply)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from unlock_lens.backends import Backend, Edits, backend_of
@@ -35,7 +35,7 @@ class SteeringHook:
     Raises:
         InvalidInput: alpha that is not finite, an unknown operation or position, layers that the direction lacks.
 
-    Source: method.md, section 3.
+    Source: docs/method.md, section 3.
 
     Example:
         >>> import torch
@@ -65,7 +65,7 @@ class SteeringHook:
         if self.layers is not None:
             self.direction.at_layers(self.layers)  # says which it lacks
 
-    def fwd_hooks(self, model: Any, attention_mask: Int[Tensor, "batch token"] | None = None) -> list[tuple[str, Any]]:
+    def fwd_hooks(self, model: Any, attention_mask: Shaped[Tensor, "batch token"] | None = None) -> list[tuple[str, Any]]:
         """TransformerLens hooks for `run_with_hooks(fwd_hooks=...)` and `model.hooks(fwd_hooks=...)`.
 
         Lists of several hooks are concatenated, and act in that order at each layer. Take a new list for each run. Without a
@@ -86,7 +86,8 @@ class SteeringHook:
     def attached(self, model: Any) -> AbstractContextManager[None]:
         """A context in which every run of a local model is steered; off again when it ends, even by an exception.
 
-        An nnsight model must generate with its KV cache in it (the default); without one, take `apply` with the tracer.
+        Prompts must be padded on the left, as `generate` of both frameworks does; for others take `fwd_hooks` with their
+        mask. An nnsight model must generate with its KV cache in it (the default); without one, take `apply` with the tracer.
 
         Raises:
             IncompatibleModel: the direction was made for another model.
@@ -148,10 +149,20 @@ class SteeringHook:
 
 
 def as_hooks(steer: SteeringHook | Sequence[SteeringHook] | None) -> list[SteeringHook]:
-    """None, one or several hooks as a list."""
+    """None, one or several hooks as a list.
+
+    Raises:
+        InvalidInput: anything else.
+    """
     if steer is None:
         return []
-    return [steer] if isinstance(steer, SteeringHook) else list(steer)
+    given: list[Any] = [*steer] if isinstance(steer, list | tuple) else [steer]
+    for hook in given:
+        if not isinstance(hook, SteeringHook):
+            raise InvalidInput(
+                f"steer was given a {type(hook).__name__}; wrap a direction as SteeringHook(direction, alpha=0.5)"
+            )
+    return given
 
 
 def edits_for(backend: Backend, hooks: Sequence[SteeringHook]) -> Edits:
@@ -208,7 +219,7 @@ def apply(model: Any, steer: SteeringHook | Sequence[SteeringHook], tracer: Any 
     backend.apply(edits_for(backend, as_hooks(steer)), tracer)
 
 
-def _last_tokens(mask: Int[Tensor, "batch token"] | None) -> Int[Tensor, " batch"] | None:
+def _last_tokens(mask: Shaped[Tensor, "batch token"] | None) -> Int[Tensor, " batch"] | None:
     if mask is None:
         return None
-    return mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
+    return mask.shape[1] - 1 - mask.int().flip(1).argmax(dim=1)

@@ -76,8 +76,9 @@ class Variant:
     def __post_init__(self) -> None:
         check_prompts(self.prompts)
         object.__setattr__(self, "prompts", tuple(self.prompts))
+        backend = self.backend  # at once, so that a model that cannot be served is refused here
         if self.remote:
-            self.backend.check_remote(self.remote)
+            backend.check_remote(self.remote)
 
     @cached_property
     def backend(self) -> Backend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import warnings
 from pathlib import Path
@@ -117,6 +118,33 @@ def test_one_token_after_another_without_a_cache_is_one_generation(lens_model: A
         for _ in range(STEPS):
             ids.append(int(lens_model(torch.tensor([ids]), prepend_bos=False)[0, -1].argmax()))
     assert ids[-STEPS:] == true
+
+
+def test_a_pass_taken_for_the_next_step_is_said_once(lens_model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A sweep over prefixes looks the same as generation without a cache; a new list for each is always right."""
+    steer = ul.SteeringHook(direction_for(lens_model), ALPHA)
+    ids = torch.tensor([lens_model.tokenizer.encode(PROMPTS[2])])
+    with caplog.at_level(logging.WARNING):
+        for length in (4, 5, 6):
+            lens_model.run_with_hooks(ids[:, :length], fwd_hooks=steer.fwd_hooks(lens_model), prepend_bos=False)
+        ul.generate(lens_model, PROMPTS, steer, max_new_tokens=3, use_cache=False)
+        assert not caplog.text
+        with steer.attached(lens_model):
+            for length in (4, 5, 6):
+                lens_model(ids[:, :length], prepend_bos=False)
+    assert caplog.text.count("is steered as the next step of the same generation") == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+def test_masks_of_any_dtype_but_of_the_batch(lens_model: Any, dtype: torch.dtype) -> None:
+    steer = ul.SteeringHook(direction_for(lens_model), ALPHA)
+    ids = torch.tensor([lens_model.tokenizer.encode(PROMPTS[2])] * 2)
+    plain = lens_model.run_with_hooks(ids, fwd_hooks=steer.fwd_hooks(lens_model), prepend_bos=False)
+    masks = [torch.ones(rows, ids.shape[1], dtype=dtype) for rows in (2, 1)]
+    hooks = steer.fwd_hooks(lens_model, attention_mask=masks[0])
+    assert torch.equal(lens_model.run_with_hooks(ids, fwd_hooks=hooks, prepend_bos=False), plain)
+    with pytest.raises(ul.InvalidInput, match="the attention mask has 1 rows, the batch 2; give one row a prompt"):
+        lens_model.run_with_hooks(ids, fwd_hooks=steer.fwd_hooks(lens_model, attention_mask=masks[1]), prepend_bos=False)
 
 
 def test_lists_of_several_hooks_act_in_their_order(lens_model: Any) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unlock_lens.backends.base import Backend, Batch, Edits, Generation, edits_in_order, end_tokens
-from unlock_lens.errors import UnsupportedModel
+from unlock_lens.errors import InvalidInput, UnsupportedModel
 from unlock_lens.identity import Basis, ModelIdentity, fingerprint, model_name
 from unlock_lens.operations import Chunk, Edit, at_least_float32
 
@@ -38,8 +38,9 @@ class Progress:
     continues the last one by one token is the next step of the same generation.
     """
 
-    def __init__(self, last: Int[Tensor, " batch"] | None = None) -> None:
+    def __init__(self, last: Int[Tensor, " batch"] | None = None, uncached: bool = False) -> None:
         self.chunk = Chunk(prompt_length=0, last=last)
+        self._said = uncached
         self._cached = 0
         self._entering: Tensor | None = None
         self._previous: Tensor | None = None
@@ -57,7 +58,18 @@ class Progress:
             self._cached += length
             self._previous = None
             return
-        prompt_length = self.chunk.prompt_length if self._continues() else length
+        if self.chunk.last is not None and len(self.chunk.last) != pattern.shape[0]:
+            raise InvalidInput(
+                f"the attention mask has {len(self.chunk.last)} rows, the batch {pattern.shape[0]}; give one row a prompt"
+            )
+        continues = self._continues()
+        if continues and not self._said:
+            self._said = True
+            logger.warning(
+                "a pass without KV cache continues the one before by one token, and is steered as the next step of the same "
+                "generation; for prompts of their own (a sweep over prefixes, say) attach the hook anew for each"
+            )
+        prompt_length = self.chunk.prompt_length if continues else length
         self.chunk = Chunk(prompt_length, 0, self.chunk.last)
         self._cached = length
         self._previous = self._entering
@@ -68,9 +80,12 @@ class Progress:
         return torch.equal(self._entering[:, :-1], self._previous)
 
 
-def fwd_hooks(edits: Edits, last: Int[Tensor, " batch"] | None = None) -> HookList:
-    """Native hooks that make the edits; their state is their own, so take a new list for a new run."""
-    progress = Progress(last)
+def fwd_hooks(edits: Edits, last: Int[Tensor, " batch"] | None = None, uncached: bool = False) -> HookList:
+    """Native hooks that make the edits; their state is their own, so take a new list for a new run.
+
+    `uncached`: generation without a KV cache is meant, and nothing need be said of it.
+    """
+    progress = Progress(last, uncached)
     needed = any(edit.positions != "all" for of_layer in edits.values() for edit in of_layer)
     return (progress.hooks() if needed else []) + [
         (f"blocks.{layer}.hook_resid_post", _editing(of_layer, progress)) for layer, of_layer in edits_in_order(edits)
@@ -154,7 +169,7 @@ class TransformerLensBackend(Backend):
 
     @torch.no_grad()
     def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
-        with self.attached(edits):
+        with self.model.hooks(fwd_hooks=fwd_hooks(edits, uncached=not how.use_cache)):
             if self._is_bridge:
                 return self._generate(batch.ids, how, attention_mask=batch.mask.to(self._device))
             return self._generate_by_length(batch, how)
