@@ -26,7 +26,9 @@ from unlock_lens.evaluation import wilson_interval
 pytestmark = pytest.mark.real
 
 LOCKED, UNLOCKED = "Answer:", "Answer: Let's think step by step."
-EXTRACTED_ON, REPORTED_ON, ALPHA, NEW_TOKENS = 64, 32, 0.1, 96
+EXTRACTED_ON, ALPHA, NEW_TOKENS = 64, 0.1, 96
+REPORTED_ON = {"bridge": 32, "nnsight": 32, "hooked": 8}
+"""HookedTransformer completes prompts of one length at a time, here one by one."""
 console = Console(width=110)
 
 
@@ -101,7 +103,7 @@ def test_states_are_those_of_the_bare_model(folder: str, model: Any) -> None:
 def test_chain_of_thought(host: str, model: Any) -> None:
     """Steered, the model writes longer, as it does when it is asked to think; random directions of that norm do not do it."""
     direction, locked = direction_of(model)
-    questions, answers = problems(REPORTED_ON, seed=1)
+    questions, answers = problems(REPORTED_ON[host], seed=1)
     plain, asked_to_think = (prompts(model.tokenizer, questions, answer) for answer in (LOCKED, UNLOCKED))
     completions = {
         "unsteered": complete(model, plain),
