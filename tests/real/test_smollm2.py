@@ -27,7 +27,7 @@ pytestmark = pytest.mark.real
 
 LOCKED, UNLOCKED = "Answer:", "Answer: Let's think step by step."
 EXTRACTED_ON, ALPHA, NEW_TOKENS = 64, 0.1, 96
-REPORTED_ON = {"bridge": 32, "nnsight": 32, "hooked": 8}
+REPORTED_ON = {"bridge": 32, "nnsight": 32, "hooked": 2}
 """HookedTransformer completes prompts of one length at a time, here one by one."""
 console = Console(width=110)
 
