@@ -6,7 +6,7 @@ layer that is the state before the final norm, where edits go in; the paper's ow
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -102,21 +102,33 @@ def _stream_position(
         columns = position + (torch.full_like(tokens.lengths, width) if position < 0 else width - tokens.lengths)
         return torch.arange(len(columns)), columns
 
-    for prompts in _batches(variant, batch_size, progress):
-        tokens = variant.tokens.rows(prompts)
-        yield _capture(variant, layers, prompts, tokens, *pick(tokens))
+    return _stream(variant, layers, pick, batch_size, progress)
 
 
 def _stream_all(
     variant: Variant, layers: Sequence[int], skip_first: bool, batch_size: int, progress: bool
 ) -> Iterator[Captured]:
-    for prompts in _batches(variant, batch_size, progress):
-        tokens = variant.tokens.rows(prompts)
+    def pick(tokens: Tokens) -> tuple[Tensor, Tensor]:
         wanted = tokens.mask.bool()
         if skip_first:
             wanted = wanted & (tokens.mask.cumsum(dim=1) > 1)
         rows, columns = wanted.nonzero(as_tuple=True)
-        yield _capture(variant, layers, prompts, tokens, rows, columns)
+        return rows, columns
+
+    return _stream(variant, layers, pick, batch_size, progress)
+
+
+def _stream(
+    variant: Variant,
+    layers: Sequence[int],
+    pick: Callable[[Tokens], tuple[Tensor, Tensor]],
+    batch_size: int,
+    progress: bool,
+) -> Iterator[Captured]:
+    batches = variant.tokens.batches(batch_size)
+    for prompts in shown(batches, f"reading {variant.backend.identity.name}", progress):
+        tokens = variant.tokens.rows(prompts)
+        yield _capture(variant, layers, prompts, tokens, *pick(tokens))
 
 
 def _capture(
@@ -131,10 +143,6 @@ def _capture(
             f"({variant.prompts[prompt][:40]!r}); leave that prompt out or load the model in float32"
         )
     return Captured(prompts, states)
-
-
-def _batches(variant: Variant, batch_size: int, progress: bool) -> Iterable[Int[Tensor, " prompt"]]:
-    return shown(variant.tokens.batches(batch_size), f"reading {variant.backend.identity.name}", progress)
 
 
 def check_layers(layers: Sequence[int] | None, n_layers: int) -> tuple[int, ...]:
