@@ -33,7 +33,35 @@ def pca(differences: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:
     return -axis if bool(axis @ mean < 0) else axis
 
 
-_AGGREGATORS: Mapping[str, Aggregator] = {"pca": pca}
+def mean(differences: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:
+    """mean_i D_i, summed in float64."""
+    return differences.double().mean(dim=0).float()
+
+
+AGGREGATORS: Mapping[str, Aggregator] = {"mean": mean, "pca": pca}
+
+
+def aggregated(differences: Float[Tensor, "n d_model"], aggregate: str | Aggregator) -> Float[Tensor, " d_model"]:
+    """One vector of the differences of one layer.
+
+    Raises:
+        InvalidInput: there is no such aggregate.
+    """
+    if callable(aggregate):
+        return aggregate(differences)
+    check_aggregate(aggregate)
+    return AGGREGATORS[aggregate](differences)
+
+
+def check_aggregate(aggregate: str | Aggregator) -> None:
+    """Raise InvalidInput unless this is a name of `AGGREGATORS` or a function."""
+    if not callable(aggregate) and aggregate not in AGGREGATORS:
+        raise InvalidInput(f'there is no aggregate {aggregate!r}; take "mean", "pca", or a function')
+
+
+def aggregate_name(aggregate: str | Aggregator) -> str:
+    """As provenance tells it."""
+    return aggregate if isinstance(aggregate, str) else getattr(aggregate, "__name__", type(aggregate).__name__)
 
 
 @dataclass(frozen=True)
@@ -153,9 +181,8 @@ class CapabilityDirection:
             >>> direction.vectors.shape
             torch.Size([3, 64])
         """
-        _check_pair(locked, unlocked)
-        if not callable(aggregate) and aggregate not in ("mean", *_AGGREGATORS):
-            raise InvalidInput(f'there is no aggregate {aggregate!r}; take "mean", "pca", or a function')
+        check_pair(locked, unlocked)
+        check_aggregate(aggregate)
         where = capture.check_layers(layers, locked.backend.identity.n_layers)
         for variant in (locked, unlocked):
             capture.check_position(variant, position)
@@ -164,14 +191,13 @@ class CapabilityDirection:
             vectors = read[0] - read[1]
         else:
             read = [capture.at_position(v, where, position, batch_size, progress) for v in (unlocked, locked)]
-            reduce = _AGGREGATORS[aggregate] if isinstance(aggregate, str) else aggregate
-            vectors = torch.stack([reduce(differences) for differences in read[0] - read[1]])
+            vectors = torch.stack([aggregated(differences, aggregate) for differences in read[0] - read[1]])
         return cls(
             vectors,
             where,
             locked.backend.identity.basis,
             locked.backend.identity,
-            _provenance(locked, unlocked, aggregate, position),
+            provenance_of(locked, unlocked, aggregate, position),
         )
 
     @property
@@ -268,7 +294,8 @@ def _identity(told: Mapping[str, Any] | None) -> ModelIdentity | None:
     return ModelIdentity(**told) if told else None
 
 
-def _check_pair(locked: Variant, unlocked: Variant) -> None:
+def check_pair(locked: Variant, unlocked: Variant) -> None:
+    """Raise unless prompt i of one can be held against prompt i of the other, in models of one shape and basis."""
     for side, variant in (("locked", locked), ("unlocked", unlocked)):
         if not isinstance(variant, Variant):  # pyright: ignore[reportUnnecessaryIsInstance]  users have no type checker
             raise InvalidInput(f"{side} is a {type(variant).__name__}; give Variant(model, prompts)")
@@ -282,10 +309,10 @@ def _check_pair(locked: Variant, unlocked: Variant) -> None:
         raise IncompatibleModel(f"locked is {a}, unlocked is {b}; a contrast needs two models of one shape, held in one basis")
 
 
-def _provenance(locked: Variant, unlocked: Variant, aggregate: str | Aggregator, position: int) -> Provenance:
-    name = aggregate if isinstance(aggregate, str) else getattr(aggregate, "__name__", type(aggregate).__name__)
+def provenance_of(locked: Variant, unlocked: Variant, aggregate: str | Aggregator | None, position: int) -> Provenance:
+    """How a direction from these variants is made."""
     return Provenance(
-        aggregate=name,
+        aggregate=aggregate if aggregate is None else aggregate_name(aggregate),
         position=position,
         n_prompts=len(locked),
         locked_hash=locked.prompts_hash,

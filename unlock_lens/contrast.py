@@ -1,0 +1,109 @@
+"""Contrast: the differences D_i[l] of a locked and an unlocked variant, kept, so that many directions can be made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unlock_lens import capture
+from unlock_lens.direction import (
+    Aggregator,
+    CapabilityDirection,
+    Provenance,
+    aggregate_name,
+    aggregated,
+    check_pair,
+    provenance_of,
+)
+from unlock_lens.errors import InvalidInput
+from unlock_lens.identity import ModelIdentity
+from unlock_lens.variant import Variant
+
+
+@dataclass(frozen=True, eq=False)
+class Contrast:
+    """D_i[l] = h_unlocked,i[l] - h_locked,i[l] of every prompt i: a sweep over n, aggregates and layers captures once.
+
+    Attributes:
+        differences: float32 on the CPU; row i of a layer belongs to prompt i.
+        layers: ascending.
+        model: the locked variant's model.
+        provenance: how the differences were made.
+
+    Source: docs/method.md, section 1.
+
+    Example:
+        >>> import unlock_lens as ul
+        >>> from unlock_lens import zoo
+        >>> from unlock_lens.contrast import Contrast
+        >>> model, task = zoo.load("small-base"), zoo.running_sum(n=32)
+        >>> contrast = Contrast.capture(ul.Variant(model, task.direct), ul.Variant(model, task.think))
+        >>> contrast.first(8).direction().vectors.shape
+        torch.Size([3, 64])
+    """
+
+    differences: Float[Tensor, "layer n d_model"]
+    layers: tuple[int, ...]
+    model: ModelIdentity
+    provenance: Provenance
+
+    @classmethod
+    def capture(
+        cls,
+        locked: Variant,
+        unlocked: Variant,
+        layers: Sequence[int] | None = None,
+        position: int = -1,
+        batch_size: int = 8,
+        progress: bool = True,
+    ) -> Contrast:
+        """Read both variants; arguments and errors are those of `CapabilityDirection.extract`."""
+        check_pair(locked, unlocked)
+        where = capture.check_layers(layers, locked.backend.identity.n_layers)
+        for variant in (locked, unlocked):
+            capture.check_position(variant, position)
+        states = [capture.at_position(v, where, position, batch_size, progress) for v in (unlocked, locked)]
+        told = provenance_of(locked, unlocked, None, position)
+        return cls(states[0] - states[1], where, locked.backend.identity, told)
+
+    def __len__(self) -> int:
+        return self.differences.shape[1]
+
+    def direction(self, aggregate: Literal["mean", "pca"] | Aggregator = "mean") -> CapabilityDirection:
+        """One vector a layer; the same that `CapabilityDirection.extract` makes."""
+        vectors = torch.stack([aggregated(differences, aggregate) for differences in self.differences])
+        told = replace(self.provenance, aggregate=aggregate_name(aggregate))
+        return CapabilityDirection(vectors, self.layers, self.model.basis, self.model, told)
+
+    def first(self, n: int) -> Contrast:
+        """The contrast of the first n prompts.
+
+        Raises:
+            InvalidInput: fewer than 1, or more than there are.
+        """
+        if not 1 <= n <= len(self):
+            raise InvalidInput(f"{n} prompts were asked for; this contrast holds 1 to {len(self)}")
+        return self._of(self.differences[:, :n], f"first {n} prompts", n)
+
+    def resampled(self, seed: int) -> Contrast:
+        """As many prompts, drawn with replacement (the bootstrap)."""
+        drawn = torch.randint(len(self), (len(self),), generator=torch.Generator().manual_seed(seed))
+        return self._of(self.differences[:, drawn], f"bootstrap sample, seed {seed}", len(self))
+
+    def shuffled(self, seed: int) -> Contrast:
+        """Locked and unlocked swapped in half of the pairs, drawn at random: the same states, with no capability between them.
+
+        (To pair prompt i with prompt j would not do as a control: the mean of the differences stays the same.)
+        """
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        signs = torch.ones(len(self))
+        signs[order[: len(self) // 2]] = -1
+        return self._of(self.differences * signs[:, None], f"shuffled control, seed {seed}", len(self))
+
+    def _of(self, differences: Tensor, step: str, n: int) -> Contrast:
+        return replace(self, differences=differences, provenance=replace(self.provenance.then(step), n_prompts=n))
