@@ -85,7 +85,27 @@ class Oracle:
     ) -> list[int]:
         """Ids of the steered completion."""
         ids: list[int] = self.tokenizer.encode(prompt)
+        edit = self._editing(len(ids), vectors, alpha, operation, positions)
         end = len(ids)
+        for _ in range(steps):
+            ids.append(int(self.run(ids, edit)[1][-1].argmax()))
+        return ids[end:]
+
+    def log_probs(
+        self, prompt: str, completion: str, vectors: dict[int, Tensor], alpha: float, operation: str, positions: str
+    ) -> Tensor:
+        """Next-token log-probabilities from the last prompt token on, the completion being read: [token, vocabulary]."""
+        ids: list[int] = self.tokenizer.encode(prompt)
+        end = len(ids)
+        ids = [*ids, *self.tokenizer.encode(completion), self.tokenizer.eos_token_id]
+        logits = self.run(ids, self._editing(end, vectors, alpha, operation, positions))[1]
+        return logits[end - 1 : -1].log_softmax(-1)
+
+    @staticmethod
+    def _editing(
+        end: int, vectors: dict[int, Tensor], alpha: float, operation: str, positions: str
+    ) -> Callable[[int, Tensor], Tensor]:
+        """The edit of each layer, for a prompt of `end` tokens."""
         meant = {"last_prompt": slice(end - 1, end), "prompt": slice(0, end), "generated": slice(end, None), "all": slice(None)}
 
         def edit(layer: int, h: Tensor) -> Tensor:
@@ -95,9 +115,7 @@ class Oracle:
                 h[tokens] = OPERATIONS[operation](h[tokens], vectors[layer].to(h), alpha)
             return h
 
-        for _ in range(steps):
-            ids.append(int(self.run(ids, edit)[1][-1].argmax()))
-        return ids[end:]
+        return edit
 
 
 def mean_direction(unlocked: Tensor, locked: Tensor) -> Tensor:

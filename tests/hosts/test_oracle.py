@@ -10,7 +10,7 @@ import torch
 import unlock_lens as ul
 from tests import oracle
 from tests.hosts.models import PARTNERS, PROMPTS, SHAPES
-from unlock_lens import capture
+from unlock_lens import capture, distributions
 
 STEPS = 6
 ALPHA = 0.6
@@ -118,3 +118,24 @@ def oracle_completions(of: oracle.Oracle, direction: ul.CapabilityDirection, ope
 
 def up_to_end(ids: list[int], end: int) -> list[int]:
     return ids[: ids.index(end)] if end in ids else ids
+
+
+COMPLETIONS = ["S 3 4 = 4", "= 1", "R 3", "W 1 2 3 4 5", "S"]
+
+
+@pytest.mark.parametrize("positions", ["last_prompt", "prompt", "generated", "all"])
+@pytest.mark.parametrize("operation", ["norm_preserving", "add", "ablate"])
+def test_log_probs_of_completions(kind: str, host: str, model_of: Any, oracle_of: Any, operation: Any, positions: Any) -> None:
+    """Prompts and completions of uneven length in one batch, read in one edited pass, are those of one at a time."""
+    model, of = model_of(kind, host), oracle_of(kind)
+    direction = ul.CapabilityDirection.extract(ul.Variant(model, PROMPTS), ul.Variant(model, PARTNERS))
+    vectors = dict(zip(direction.layers, direction.vectors, strict=True))
+    steer = ul.SteeringHook(direction, ALPHA, operation, positions)
+    found = distributions.completion_log_probs(model, PROMPTS, COMPLETIONS, steer, batch_size=3)
+    firsts = distributions.next_token_log_probs(model, PROMPTS, steer, batch_size=2)
+    for i, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
+        true = of.log_probs(prompt, completion, vectors, ALPHA, operation, positions)
+        ids = torch.tensor([*of.tokenizer.encode(completion), of.tokenizer.eos_token_id])
+        assert float(found[i]) == pytest.approx(float(true[range(len(ids)), ids].sum()), abs=1e-3)
+        # Nothing is generated yet, so "generated" edits nothing there.
+        torch.testing.assert_close(firsts[i].double(), true[0], rtol=0, atol=1e-3)

@@ -39,8 +39,8 @@ def backend_of(model: Any) -> Backend:
     )
 
 
-def open_model(name: str, backend: str = "transformer_lens") -> Any:
-    """Load a Hugging Face folder or hub id, in float32, in one of `BACKENDS`.
+def open_model(name: str, backend: str = "transformer_lens", dtype: str = "float32") -> Any:
+    """Load a Hugging Face folder or hub id, on the GPU where there is one, in one of `BACKENDS`.
 
     Raises:
         InvalidInput: there is no such backend, or no such model.
@@ -52,6 +52,6 @@ def open_model(name: str, backend: str = "transformer_lens") -> Any:
     else:
         from unlock_lens.backends.nnsight import open_transformers_model as opener
     try:
-        return opener(name)
+        return opener(name, dtype)
     except (OSError, ValueError) as error:  # what transformers raises where a folder or hub id holds no model
         raise InvalidInput(f"{name!r} is not a model folder, nor a hub id that can be reached: {error}") from error

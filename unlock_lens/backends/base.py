@@ -68,6 +68,15 @@ class Backend(ABC):
         """The residual stream of ascending `layers` at the tokens (rows[i], columns[i]), at least in float32."""
 
     @abstractmethod
+    def log_probs(
+        self, batch: Batch, edits: Edits, prompt_length: int, remote: bool | str = False
+    ) -> Float[Tensor, "row predicted vocabulary"]:
+        """Next-token log-probabilities (nats) at each token from the last prompt token on, in one edited forward pass.
+
+        `prompt_length` counts the prompts' tokens with their padding; what follows them is read, not written.
+        """
+
+    @abstractmethod
     def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
         """Ids of the completions; what follows a row's end-of-sequence token means nothing."""
 

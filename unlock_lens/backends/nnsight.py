@@ -23,9 +23,10 @@ from unlock_lens.operations import Chunk, at_least_float32
 nnsight.register("unlock_lens")
 
 
-def open_transformers_model(name: str) -> Any:
+def open_transformers_model(name: str, dtype: str) -> Any:
     """An nnsight TransformersModel on a folder or hub id."""
-    return nnsight.TransformersModel(name, task="text-generation", dispatch=True, dtype=torch.float32)
+    on_gpu = {"device_map": "auto"} if torch.cuda.is_available() else {}
+    return nnsight.TransformersModel(name, task="text-generation", dispatch=True, dtype=getattr(torch, dtype), **on_gpu)
 
 
 def residual_of(output: Any) -> Tensor:
@@ -131,6 +132,17 @@ class NNsightBackend(Backend):
                 picked = nnsight.save(torch.stack(states))
                 tracer.stop()
         return picked
+
+    def log_probs(
+        self, batch: Batch, edits: Edits, prompt_length: int, remote: bool | str = False
+    ) -> Float[Tensor, "row predicted vocabulary"]:
+        model, blocks, chunk = self.model, self.blocks, Chunk(prompt_length)
+        with torch.no_grad():
+            with model.trace(_inputs(batch), **_where(remote)):
+                edit_blocks(model, blocks, edits, chunk)
+                logits = model.output.logits[:, prompt_length - 1 :]
+                predicted = nnsight.save(logits.float().log_softmax(-1).cpu())
+        return predicted
 
     def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
         # The trace body is shipped with what it names, so it names neither self nor the backend.

@@ -24,11 +24,12 @@ _ENTRY = "blocks.0.hook_resid_pre"
 _PATTERN = "blocks.0.attn.hook_pattern"
 
 
-def open_bridge(name: str) -> Any:
+def open_bridge(name: str, dtype: str) -> Any:
     """A TransformerBridge on a folder or hub id."""
     from transformer_lens.model_bridge import TransformerBridge
 
-    return TransformerBridge.boot_transformers(name, device="cpu", dtype=torch.float32)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return TransformerBridge.boot_transformers(name, device=device, dtype=getattr(torch, dtype))
 
 
 class Progress:
@@ -87,19 +88,20 @@ def fwd_hooks(edits: Edits, last: Int[Tensor, " batch"] | None = None, uncached:
     """
     progress = Progress(last, uncached)
     needed = any(edit.positions != "all" for of_layer in edits.values() for edit in of_layer)
-    return (progress.hooks() if needed else []) + [
-        (f"blocks.{layer}.hook_resid_post", _editing(of_layer, progress)) for layer, of_layer in edits_in_order(edits)
-    ]
+    return (progress.hooks() if needed else []) + _editing(edits, lambda: progress.chunk)
 
 
-def _editing(edits: Sequence[Edit], progress: Progress) -> Callable[..., Tensor | None]:
-    def hook_fn(residual: Tensor, hook: Any) -> Tensor | None:
-        edited = residual
-        for edit in edits:
-            edited = edit(edited, progress.chunk)
-        return None if edited is residual else edited
+def _editing(edits: Edits, chunk: Callable[[], Chunk]) -> HookList:
+    def editing(of_layer: Sequence[Edit]) -> Callable[..., Tensor | None]:
+        def hook_fn(residual: Tensor, hook: Any) -> Tensor | None:
+            edited = residual
+            for edit in of_layer:
+                edited = edit(edited, chunk())
+            return None if edited is residual else edited
 
-    return hook_fn
+        return hook_fn
+
+    return [(f"blocks.{layer}.hook_resid_post", editing(of_layer)) for layer, of_layer in edits_in_order(edits)]
 
 
 class TransformerLensBackend(Backend):
@@ -158,6 +160,19 @@ class TransformerLensBackend(Backend):
             **self._left_padded,
         )
         return torch.stack([picked[layer] for layer in layers])
+
+    @torch.no_grad()
+    def log_probs(
+        self, batch: Batch, edits: Edits, prompt_length: int, remote: bool | str = False
+    ) -> Float[Tensor, "row predicted vocabulary"]:
+        logits = self.model.run_with_hooks(
+            batch.ids.to(self._device),
+            attention_mask=batch.mask.to(self._device),
+            return_type="logits",
+            fwd_hooks=_editing(edits, lambda: Chunk(prompt_length)),
+            **self._left_padded,
+        )
+        return logits[:, prompt_length - 1 :].float().log_softmax(-1).cpu()
 
     @property
     def _device(self) -> torch.device:

@@ -1,0 +1,224 @@
+"""Next-token distributions, steered against unsteered: what steering sharpens, and what it costs (docs/evidence.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unlock_lens.backends import Backend, Batch, Edits, backend_of
+from unlock_lens.errors import InvalidInput
+from unlock_lens.steering import SteeringHook, as_hooks, edits_for
+from unlock_lens.variant import Tokens, check_prompts, tokenize
+
+Steer = SteeringHook | Sequence[SteeringHook] | None
+
+
+@dataclass(frozen=True)
+class Price:
+    """What steering does to text that has nothing to do with the capability.
+
+    Attributes:
+        kl: mean KL divergence (nats a token) of the steered from the unsteered next-token distribution.
+        perplexity: of the text, steered.
+        perplexity_unsteered: of the text, as the model is.
+    """
+
+    kl: float
+    perplexity: float
+    perplexity_unsteered: float
+
+
+def next_token_log_probs(
+    model: Any, prompts: Sequence[str], steer: Steer = None, batch_size: int = 8, add_special_tokens: bool = True
+) -> Float[Tensor, "prompt vocabulary"]:
+    """Log-probabilities (nats) of the first token of each completion; one forward pass, nothing is generated.
+
+    Raises:
+        InvalidInput: no prompts, or an empty one.
+        IncompatibleModel: a hook whose direction was made for another model.
+
+    Example:
+        >>> from unlock_lens import zoo
+        >>> from unlock_lens.distributions import next_token_log_probs
+        >>> model = zoo.load("small-base")
+        >>> likeliest = next_token_log_probs(model, ["Q 1 2 3 4 5 6 think A :"]).argmax()
+        >>> model.tokenizer.decode([int(likeliest)])
+        'S'
+    """
+    check_prompts(prompts)
+    backend = backend_of(model)
+    edits = edits_for(backend, as_hooks(steer))
+    tokens = tokenize(backend.tokenizer, prompts, add_special_tokens)
+    found: list[Tensor] = [torch.empty(0)] * len(prompts)
+    for rows in tokens.batches(batch_size):
+        batch = tokens.rows(rows)
+        predicted = backend.log_probs(Batch(batch.ids, batch.mask), edits, batch.ids.shape[1])[:, 0]
+        for row, log_probs in zip(rows.tolist(), predicted, strict=True):
+            found[row] = log_probs
+    return torch.stack(found)
+
+
+def kl_divergence(p: Float[Tensor, "*batch vocabulary"], q: Float[Tensor, "*batch vocabulary"]) -> Float[Tensor, "*batch"]:
+    """KL(p || q) in nats, both given as log-probabilities."""
+    return (p.exp() * (p - q)).sum(-1).clamp_min(0)  # rounding may go below
+
+
+def entropy(log_probs: Float[Tensor, "*batch vocabulary"]) -> Float[Tensor, "*batch"]:
+    """In nats."""
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def first_token_entropies(
+    model: Any,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    steer: Steer = None,
+    n_tokens: int = 8,
+    batch_size: int = 8,
+    add_special_tokens: bool = True,
+) -> list[float]:
+    """Mean entropy (nats) of the next-token distribution at each of the first tokens of the completions, which are read back.
+
+    Positions that no completion reaches are left out.
+    """
+    pairs = _Pairs.of(model, prompts, completions, add_special_tokens)
+    sums, counts = torch.zeros(n_tokens), torch.zeros(n_tokens)
+    for scored in pairs.scored(steer, batch_size):
+        values = entropy(scored.log_probs)[:, :n_tokens]
+        reached = scored.mask[:, :n_tokens].float()
+        width = values.shape[1]
+        sums[:width] += (values * reached).sum(0)
+        counts[:width] += reached.sum(0)
+    return (sums / counts)[counts > 0].tolist()
+
+
+def completion_log_probs(
+    model: Any,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    steer: Steer = None,
+    batch_size: int = 8,
+    add_special_tokens: bool = True,
+) -> Float[Tensor, " prompt"]:
+    """Log-probability (nats) of each completion and its end, given its prompt: how much the model concentrates on it.
+
+    Raises:
+        InvalidInput: different numbers of prompts and completions.
+
+    Example:
+        >>> from unlock_lens import zoo
+        >>> from unlock_lens.distributions import completion_log_probs
+        >>> sure = completion_log_probs(zoo.load("small-base"), ["Q 1 2 3 4 5 6 think A :"], ["S 1 3 6 3 1 0 = 0"])
+        >>> round(sure.exp().item(), 2)
+        1.0
+    """
+    found = torch.zeros(len(prompts))
+    pairs = _Pairs.of(model, prompts, completions, add_special_tokens)
+    for scored in pairs.scored(steer, batch_size):
+        found[scored.rows] = (scored.of_tokens() * scored.mask).sum(1)
+    return found
+
+
+def price(
+    model: Any,
+    texts: Sequence[str],
+    steer: SteeringHook | Sequence[SteeringHook],
+    batch_size: int = 8,
+    add_special_tokens: bool = True,
+) -> Price:
+    """What steering costs on unrelated text: each text's first half is the prompt that is steered, its second half is read.
+
+    Raises:
+        InvalidInput: no text, or one of a single token.
+
+    Example:
+        >>> import unlock_lens as ul
+        >>> from unlock_lens import zoo
+        >>> from unlock_lens.distributions import price
+        >>> model, task = zoo.load("small-base"), zoo.running_sum(n=32)
+        >>> direction = ul.CapabilityDirection.extract(ul.Variant(model, task.direct), ul.Variant(model, task.think))
+        >>> price(model, zoo.text(n=20), ul.SteeringHook(direction, alpha=0.0)).kl
+        0.0
+    """
+    pairs = _Pairs.halves(model, texts, add_special_tokens)
+    divergence, steered_nats, plain_nats, n = 0.0, 0.0, 0.0, 0
+    for plain, steered in zip(pairs.scored(None, batch_size), pairs.scored(steer, batch_size), strict=True):
+        divergence += float((kl_divergence(steered.log_probs, plain.log_probs) * plain.mask).sum())
+        steered_nats -= float((steered.of_tokens() * plain.mask).sum())
+        plain_nats -= float((plain.of_tokens() * plain.mask).sum())
+        n += int(plain.mask.sum())
+    perplexities = (float(torch.tensor(nats / n).exp()) for nats in (steered_nats, plain_nats))
+    return Price(divergence / n, *perplexities)
+
+
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """Predictions of a batch's completions: `log_probs[:, i]` predicts `tokens[:, i]`, which counts where `mask` is 1."""
+
+    rows: Int[Tensor, " row"]
+    log_probs: Float[Tensor, "row token vocabulary"]
+    tokens: Int[Tensor, "row token"]
+    mask: Int[Tensor, "row token"]
+
+    def of_tokens(self) -> Float[Tensor, "row token"]:
+        return self.log_probs.gather(-1, self.tokens.unsqueeze(-1)).squeeze(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pairs:
+    """Prompts, padded on the left, and what follows them, padded on the right."""
+
+    backend: Backend
+    prompts: Tokens
+    following: list[list[int]]
+
+    @classmethod
+    def of(cls, model: Any, prompts: Sequence[str], completions: Sequence[str], special: bool) -> _Pairs:
+        if len(prompts) != len(completions):
+            raise InvalidInput(f"{len(prompts)} prompts and {len(completions)} completions were given; one for each is needed")
+        check_prompts(prompts)
+        backend = backend_of(model)
+        end = [backend.end_tokens[0]] if backend.end_tokens else []
+        written = backend.tokenizer(list(completions), add_special_tokens=False)["input_ids"]
+        return cls(backend, tokenize(backend.tokenizer, prompts, special), [[*ids, *end] for ids in written])
+
+    @classmethod
+    def halves(cls, model: Any, texts: Sequence[str], special: bool) -> _Pairs:
+        check_prompts(texts)
+        backend = backend_of(model)
+        tokens = tokenize(backend.tokenizer, texts, special)
+        if int(tokens.lengths.min()) < 2:
+            raise InvalidInput(
+                "a text of a single token was given; the price needs a prompt and what follows it: give longer ones"
+            )
+        rows = [ids[mask.bool()].tolist() for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
+        return cls(backend, _left_padded([row[: len(row) // 2] for row in rows]), [row[len(row) // 2 :] for row in rows])
+
+    def scored(self, steer: Steer, batch_size: int) -> Iterator[_Scored]:
+        edits: Edits = edits_for(self.backend, as_hooks(steer))
+        for rows in self.prompts.batches(batch_size):
+            prompts = self.prompts.rows(rows)
+            tokens, mask = _right_padded([self.following[row] for row in rows.tolist()])
+            # What follows a completion is not masked: no earlier token sees it, and hosts count positions by the mask.
+            batch = Batch(torch.cat([prompts.ids, tokens], 1), torch.cat([prompts.mask, torch.ones_like(mask)], 1))
+            log_probs = self.backend.log_probs(batch, edits, prompts.ids.shape[1])
+            yield _Scored(rows, log_probs[:, :-1], tokens, mask)
+
+
+def _right_padded(rows: list[list[int]]) -> tuple[Int[Tensor, "row token"], Int[Tensor, "row token"]]:
+    width = max(len(row) for row in rows)
+    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    return ids, mask
+
+
+def _left_padded(rows: list[list[int]]) -> Tokens:
+    ids, mask = _right_padded([row[::-1] for row in rows])
+    return Tokens(ids.flip(1), mask.flip(1))
