@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import unlock_lens as ul
 from unlock_lens import capture, controls, zoo
-from unlock_lens.evaluation import Outcome, wilson_interval
+from unlock_lens.evaluation import Outcome
+from unlock_lens.statistics import wilson_interval
 
 
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))

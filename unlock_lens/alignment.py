@@ -101,17 +101,19 @@ class SubspaceAligner:
             states = [capture.at_all_tokens(v, None, self.skip_first, batch_size, progress) for v in (source, target)]
         else:
             states = [capture.at_position(v, None, -1, batch_size, progress) for v in (source, target)]
-        self.fit_activations(*states)
-        self.source_model, self.target_model = source_model, target_model
-        self.prompts_hash = source.prompts_hash
-        return self
+        return self.fit_activations(*states, source_model, target_model, source.prompts_hash)
 
     def fit_activations(
-        self, source_acts: Float[Tensor, "layer_s n d_source"], target_acts: Float[Tensor, "layer_t n d_target"]
+        self,
+        source_acts: Float[Tensor, "layer_s n d_source"],
+        target_acts: Float[Tensor, "layer_t n d_target"],
+        source_model: ModelIdentity | None = None,
+        target_model: ModelIdentity | None = None,
+        prompts_hash: str | None = None,
     ) -> SubspaceAligner:
         """Fit the map on activations that are already at hand, all layers of both models; returns the aligner itself.
 
-        Row i of both is one token. The aligner then knows no models, and checks widths alone.
+        Row i of both is one token. An aligner that is told no models checks widths alone.
 
         Raises:
             InvalidInput: different numbers of tokens, layers out of range, states that are not finite or all zero.
@@ -130,7 +132,7 @@ class SubspaceAligner:
         names = list(fitted[0])
         self._maps = FactoredMaps(layer_map, **{name: torch.stack([layer[name] for layer in fitted]) for name in names})
         self.n_tokens = n
-        self.source_model = self.target_model = self.prompts_hash = None
+        self.source_model, self.target_model, self.prompts_hash = source_model, target_model, prompts_hash
         self._tell_cap()
         return self
 

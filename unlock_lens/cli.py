@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unlock_lens.errors import InvalidInput, UnlockLensError
+from unlock_lens.inputs import parse_layers
 
 app = typer.Typer(
     help="Move a capability from one language model into another.",
@@ -216,21 +217,6 @@ def inspect(
         typer.echo(json.dumps(metadata, indent=2))
         return
     console.print(_table([{"what": key, "value": _told(value)} for key, value in metadata.items()]))
-
-
-def parse_layers(spec: str | None) -> list[int] | None:
-    """Layers written as 4,5,8-10; None for all."""
-    if spec is None:
-        return None
-    layers: list[int] = []
-    for part in spec.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise InvalidInput(f"layers {spec!r} were given; write them as 4,5,6 or 4-12")
-        layers.extend(range(int(first), int(last or first) + 1))
-    if not layers:
-        raise InvalidInput(f"layers {spec!r} hold none; write the smaller number first, as in 4-12")
-    return layers
 
 
 def _check_writable(file: Path) -> None:

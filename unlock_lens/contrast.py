@@ -95,15 +95,5 @@ class Contrast:
         drawn = torch.randint(len(self), (len(self),), generator=torch.Generator().manual_seed(seed))
         return self._of(self.differences[:, drawn], f"bootstrap sample, seed {seed}", len(self))
 
-    def shuffled(self, seed: int) -> Contrast:
-        """Locked and unlocked swapped in half of the pairs, drawn at random: the same states, with no capability between them.
-
-        (To pair prompt i with prompt j would not do as a control: the mean of the differences stays the same.)
-        """
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        signs = torch.ones(len(self))
-        signs[order[: len(self) // 2]] = -1
-        return self._of(self.differences * signs[:, None], f"shuffled control, seed {seed}", len(self))
-
     def _of(self, differences: Tensor, step: str, n: int) -> Contrast:
         return replace(self, differences=differences, provenance=replace(self.provenance.then(step), n_prompts=n))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from unlock_lens import capture
 from unlock_lens.direction import CapabilityDirection, Provenance
-from unlock_lens.errors import IncompatibleModel
+from unlock_lens.errors import IncompatibleModel, InvalidInput
+from unlock_lens.identity import ModelIdentity
 from unlock_lens.variant import Variant
 
 
@@ -38,10 +42,77 @@ def anti_mean(locked: Variant, like: CapabilityDirection, batch_size: int = 8) -
     Raises:
         IncompatibleModel: a target of another width or basis than the direction's.
     """
+    return _with_vectors(like, -mean_locked(locked, like, batch_size), "anti-mean control")
+
+
+def without_mean(locked: Variant, direction: CapabilityDirection, batch_size: int = 8) -> CapabilityDirection:
+    """The direction with its part along the target's mean locked state projected out, at the norm that it had.
+
+    Where a transfer lives by that part alone, this brings nothing.
+
+    Raises:
+        IncompatibleModel: a target of another width or basis than the direction's.
+        InvalidInput: nothing is left of the direction at some layer.
+    """
+    unit = torch.nn.functional.normalize(mean_locked(locked, direction, batch_size), dim=1)
+    left = direction.vectors - (direction.vectors * unit).sum(dim=1, keepdim=True) * unit
+    gone = left.norm(dim=1) <= 1e-6 * direction.vectors.norm(dim=1)
+    if bool(gone.any()):
+        layer = direction.layers[int(gone.nonzero()[0])]
+        raise InvalidInput(f"at layer {layer} the direction is nothing but a multiple of the target's mean locked state")
+    return _with_vectors(direction, left, "without its part along the mean locked state")
+
+
+def shuffled(states: Float[Tensor, "layer n d_model"], seed: int = 0) -> Float[Tensor, "layer n d_model"]:
+    """The calibration states of one model in random order: a map that is fitted on them pairs token with unrelated token.
+
+    A direction that such a map transports lies where the target's states vary, and knows nothing of the source. (Locked and
+    unlocked swapped at random within pairs would be no control: differences vary along the very direction that they share,
+    so at the same norm it comes back, with either sign.)
+
+    Example:
+        >>> import torch
+        >>> from unlock_lens import SubspaceAligner, controls
+        >>> source, target = torch.randn(1, 50, 8), torch.randn(1, 50, 8)
+        >>> aligner = SubspaceAligner(rank=4).fit_activations(source, controls.shuffled(target))
+    """
+    order = torch.randperm(states.shape[1], generator=torch.Generator().manual_seed(seed))
+    return states[:, order]
+
+
+def unaligned(direction: CapabilityDirection, layer_map: Mapping[int, int], target: ModelIdentity) -> CapabilityDirection:
+    """The source's vectors copied into a target of the same width as they are: does the alignment matter at all?
+
+    Raises:
+        IncompatibleModel: the widths differ.
+        InvalidInput: no layer in common with the map.
+    """
+    if direction.d_model != target.d_model:
+        raise IncompatibleModel(
+            f"the direction has d_model {direction.d_model}, the target is {target}; only equal widths can copy"
+        )
+    pairs = [(b, direction.layers.index(a)) for b, a in layer_map.items() if a in direction.layers]
+    if not pairs:
+        raise InvalidInput(
+            f"the direction has layers {list(direction.layers)}, the map reads {sorted(set(layer_map.values()))}"
+        )
+    vectors = direction.vectors[[row for _, row in pairs]]
+    told = direction.provenance.then("copied without alignment")
+    return CapabilityDirection(
+        vectors, tuple(b for b, _ in pairs), target.basis, target, replace(told, source_model=direction.model)
+    )
+
+
+def mean_locked(locked: Variant, like: CapabilityDirection, batch_size: int = 8) -> Float[Tensor, "layer d_model"]:
+    """The target's mean state at the last token of the locked prompts, at the direction's layers.
+
+    Raises:
+        IncompatibleModel: a target of another width or basis than the direction's.
+    """
     target = locked.backend.identity
     if (target.d_model, target.basis) != (like.d_model, like.basis):
         raise IncompatibleModel(f"the direction has d_model {like.d_model}, basis {like.basis}; the target is {target}")
-    return _with_vectors(like, -capture.mean_at_position(locked, like.layers, batch_size=batch_size), "anti-mean control")
+    return capture.mean_at_position(locked, like.layers, batch_size=batch_size)
 
 
 def _with_vectors(like: CapabilityDirection, vectors: torch.Tensor, name: str) -> CapabilityDirection:

@@ -1,36 +1,40 @@
-"""What steering achieved, with its uncertainty."""
+"""What steering achieved, with its uncertainty: outcomes, paired comparisons, pass@k."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
+import torch
+
+from unlock_lens.backends import backend_of
 from unlock_lens.errors import InvalidInput
-from unlock_lens.zoo.task import BEHAVIOURS, Task
+from unlock_lens.generation import generate
+from unlock_lens.progress import shown
+from unlock_lens.statistics import bootstrap_difference, mcnemar, pass_at_k, wilson_interval
+from unlock_lens.steering import SteeringHook
 
 
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share, from scipy.
+@runtime_checkable
+class Scored(Protocol):
+    """Problems that judge completions: `unlock_lens.tasks.Task`, a zoo task, or one of your own."""
 
-    Raises:
-        InvalidInput: successes outside 0..n, or n below 1.
+    @property
+    def behaviour_names(self) -> Sequence[str]: ...
 
-    Example:
-        >>> low, high = wilson_interval(9, 10)
-        >>> round(low, 3), round(high, 3)
-        (0.596, 0.982)
-    """
-    from scipy.stats import binomtest
+    def correct(self, completions: Sequence[str]) -> list[bool]: ...
 
-    if not 0 <= successes <= n or n < 1:
-        raise InvalidInput(f"{successes} successes of {n} were given; expected 0 to n of at least 1")
-    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    def behaviours(self, completions: Sequence[str]) -> list[str] | None: ...
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Accuracy of completions with its 95% Wilson interval, and the share of each behaviour among them."""
+    """Accuracy of completions with its 95% Wilson interval, and the share of each behaviour among them.
+
+    `behaviours` is empty for tasks that do not tell behaviours apart.
+    """
 
     accuracy: float
     low: float
@@ -39,6 +43,174 @@ class Outcome:
     behaviours: Mapping[str, float]
 
     @classmethod
-    def of(cls, task: Task, completions: Sequence[str]) -> Outcome:
-        right, shown, n = sum(task.correct(completions)), task.behaviours(completions), len(completions)
-        return cls(right / n, *wilson_interval(right, n), n, {name: shown.count(name) / n for name in BEHAVIOURS})
+    def of(cls, task: Scored, completions: Sequence[str]) -> Outcome:
+        right, n = sum(task.correct(completions)), len(completions)
+        shown_ones = task.behaviours(completions) or []
+        shares = {name: shown_ones.count(name) / n for name in task.behaviour_names} if shown_ones else {}
+        return cls(right / n, *wilson_interval(right, n), n, shares)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model made of a task's problems.
+
+    Attributes:
+        outcome: accuracy and behaviours.
+        right: of each problem, whether its completion is right.
+        completions: in the problems' order.
+        lengths: of the completions, in tokens.
+        seconds: that generation took.
+    """
+
+    outcome: Outcome
+    right: tuple[bool, ...]
+    completions: tuple[str, ...]
+    lengths: tuple[int, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Steered against unsteered on the same problems.
+
+    Attributes:
+        difference: of the accuracies.
+        low: of its 95% bootstrap interval (pairs are drawn together).
+        high: of the same.
+        gained: problems that were wrong and became right.
+        lost: problems that were right and became wrong.
+        p: exact McNemar test, two-sided.
+    """
+
+    difference: float
+    low: float
+    high: float
+    gained: int
+    lost: int
+    p: float
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Sampled completions of each problem.
+
+    Attributes:
+        pass_at: k -> mean unbiased estimate of pass@k.
+        successes: the different completions that are right, each with the index of its problem.
+    """
+
+    pass_at: Mapping[int, float]
+    successes: tuple[tuple[int, str], ...]
+
+
+def evaluate(
+    model: Any,
+    task: Scored,
+    prompts: Sequence[str],
+    steer: SteeringHook | Sequence[SteeringHook] | None = None,
+    max_new_tokens: int = 64,
+    batch_size: int = 8,
+    add_special_tokens: bool = True,
+    progress: bool = True,
+) -> Evaluation:
+    """Complete the prompts greedily, steered or not, and judge the completions.
+
+    Raises:
+        InvalidInput: as `generate`, or another number of prompts than the task has problems.
+
+    Example:
+        >>> from unlock_lens import zoo
+        >>> from unlock_lens.evaluation import evaluate
+        >>> task = zoo.running_sum(n=20)
+        >>> evaluate(zoo.load("small-base"), task, task.think, max_new_tokens=12).outcome.accuracy
+        1.0
+    """
+    started = time.perf_counter()
+    completions = generate(
+        model, prompts, steer, max_new_tokens, batch_size, add_special_tokens=add_special_tokens, progress=progress
+    )
+    seconds = time.perf_counter() - started
+    written = backend_of(model).tokenizer(completions, add_special_tokens=False)["input_ids"]
+    return Evaluation(
+        Outcome.of(task, completions),
+        tuple(bool(right) for right in task.correct(completions)),
+        tuple(completions),
+        tuple(len(ids) for ids in written),
+        seconds,
+    )
+
+
+def compare(after: Sequence[bool], before: Sequence[bool], seed: int = 0) -> Comparison:
+    """Right or wrong on the same problems, after and before.
+
+    Raises:
+        InvalidInput: different numbers of problems.
+
+    Example:
+        >>> from unlock_lens.evaluation import compare
+        >>> found = compare(after=[True] * 9 + [False], before=[False] * 9 + [True])
+        >>> found.gained, found.lost, round(found.p, 3)
+        (9, 1, 0.021)
+    """
+    if len(after) != len(before):
+        raise InvalidInput(f"{len(after)} and {len(before)} problems were given; a paired comparison needs the same ones")
+    gained = sum(bool(a) and not b for a, b in zip(after, before, strict=True))
+    lost = sum(bool(b) and not a for a, b in zip(after, before, strict=True))
+    low, high = bootstrap_difference(after, before, seed=seed)
+    return Comparison((gained - lost) / len(after), low, high, gained, lost, mcnemar(gained, lost))
+
+
+def sample(
+    model: Any,
+    task: Scored,
+    prompts: Sequence[str],
+    samples: int = 8,
+    temperature: float = 1.0,
+    seed: int = 0,
+    max_new_tokens: int = 64,
+    batch_size: int = 8,
+    add_special_tokens: bool = True,
+    progress: bool = True,
+) -> Sampled:
+    """Sample completions of an unsteered model, for pass@k at k = 1, 2, 4, ... up to `samples`.
+
+    The caller's random state stays as it was.
+
+    Raises:
+        InvalidInput: fewer than one sample, or as `generate`.
+
+    Example:
+        >>> from unlock_lens import zoo
+        >>> from unlock_lens.evaluation import sample
+        >>> task = zoo.running_sum(n=20)
+        >>> sorted(sample(zoo.load("small-base"), task, task.think, samples=2, max_new_tokens=12).pass_at)
+        [1, 2]
+    """
+    if samples < 1:
+        raise InvalidInput(f"{samples} samples were asked for; at least 1 is needed")
+    rounds: list[list[str]] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for _ in shown(range(samples), "sampling", progress):
+            rounds.append(
+                generate(
+                    model,
+                    prompts,
+                    max_new_tokens=max_new_tokens,
+                    batch_size=batch_size,
+                    add_special_tokens=add_special_tokens,
+                    temperature=temperature,
+                    progress=False,
+                )
+            )
+    right = [task.correct(completions) for completions in rounds]
+    counts = [sum(of_problem) for of_problem in zip(*right, strict=True)]
+    ks = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
+    pass_at = {k: sum(pass_at_k(samples, c, k) for c in counts) / len(counts) for k in ks}
+    successes = {
+        (i, completions[i]): None
+        for completions, of_round in zip(rounds, right, strict=True)
+        for i, is_right in enumerate(of_round)
+        if is_right
+    }
+    return Sampled(pass_at, tuple(successes))

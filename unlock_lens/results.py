@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 Line = Mapping[str, Any]
 
 CONFIG, LINES, DAMAGED = "config.yaml", "results.jsonl", "results.damaged.jsonl"
+TRANSFERRED = "transferred"
 DESCRIPTIONS = ("problems", "geometry", "diagnosis", "provenance")
 
 
@@ -73,11 +74,36 @@ class Results:
             [{**_spread(line["config"]), **{k: v for k, v in line.items() if k != "config"}} for line in self.lines]
         )
 
+    @property
+    def capability(self) -> str | None:
+        """The name of the swept capability; None where the config does not say."""
+        return self.config.get("capability", {}).get("name")
+
+    def trained(self, control: str | None = None) -> list[Line]:
+        """The lines of the train split for the swept capability: of the grid, or of one control."""
+        return [line for line in self._mine("train") if line["config"]["control"] == control]
+
+    def tested(self) -> dict[str, list[Line]]:
+        """The lines of the test split for the swept capability, one a seed: "transferred", then its controls."""
+        found: dict[str, list[Line]] = {}
+        for line in self._mine("test"):
+            found.setdefault(line["config"]["control"] or TRANSFERRED, []).append(line)
+        return found
+
     def arms(self) -> dict[str, Line]:
-        """The lines that were reported on the test split for the swept capability: "transferred", then its controls."""
-        main = self.config.get("capability", {}).get("name")
-        tested = [line for line in self.lines if line["split"] == "test" and line["config"]["capability"] == main]
-        return {line["config"]["control"] or "transferred": line for line in tested}
+        """One line of `tested` an arm. Of several seeds the one that flatters least: the best control, the worst transfer."""
+        return {
+            name: (min if name == TRANSFERRED else max)(lines, key=lambda line: line["accuracy"])
+            for name, lines in self.tested().items()
+        }
+
+    def chosen(self) -> Line | None:
+        """The transferred line of the test split; before there is one, the best of the grid on train; None without either."""
+        return self.arms().get(TRANSFERRED) or max(self.trained(), key=lambda line: line["accuracy"], default=None)
+
+    def _mine(self, split: str) -> list[Line]:
+        """Lines of one split for the swept capability."""
+        return [line for line in self.lines if line["split"] == split and line["config"].get("capability") == self.capability]
 
 
 def read_lines(file: Path) -> tuple[list[Line], bytes]:

@@ -64,16 +64,20 @@ class Task:
         """The sum modulo 7 of each question."""
         return [str(total(digits)) for digits in self.questions]
 
+    @property
+    def behaviour_names(self) -> tuple[str, ...]:
+        """All that `behaviours` may return."""
+        return BEHAVIOURS
+
     def correct(self, completions: Sequence[str]) -> list[bool]:
         """Whether the final answer (the digit after the last `=`) of each completion is right."""
         self._check_count(completions)
-        finals = [_FINAL_ANSWER.findall(completion) for completion in completions]
-        return [bool(final) and final[-1] == answer for final, answer in zip(finals, self.answers, strict=True)]
+        return [final_answer(completion) == answer for completion, answer in zip(completions, self.answers, strict=True)]
 
     def behaviours(self, completions: Sequence[str]) -> list[str]:
         """Which of `BEHAVIOURS` each completion has the form of; "other" where it is none of them."""
         self._check_count(completions)
-        return [_behaviour(completion) for completion in completions]
+        return [behaviour_of(completion) for completion in completions]
 
     def _check_count(self, completions: Sequence[str]) -> None:
         if len(completions) != len(self.questions):
@@ -82,7 +86,14 @@ class Task:
             )
 
 
-def _behaviour(completion: str) -> str:
+def final_answer(completion: str) -> str | None:
+    """The digit after the last `=`, if there is one."""
+    found = _FINAL_ANSWER.findall(completion)
+    return found[-1] if found else None
+
+
+def behaviour_of(completion: str) -> str:
+    """Which of `BEHAVIOURS` a completion has the form of; "other" where it is none of them."""
     body = completion.strip().removesuffix(".").strip()
     return next((name for name, form in _FORMS.items() if form.fullmatch(body)), "other")
 

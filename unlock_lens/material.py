@@ -1,0 +1,248 @@
+"""What a sweep works with, captured once: models, problems, contrasts, calibration states, maps, and what they give."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, TypeVar
+
+from torch import Tensor
+
+from unlock_lens import capture, controls
+from unlock_lens.alignment import SubspaceAligner
+from unlock_lens.backends import backend_of, open_model
+from unlock_lens.config import Capability, SweepConfig
+from unlock_lens.contrast import Contrast
+from unlock_lens.direction import CapabilityDirection
+from unlock_lens.errors import InvalidInput
+from unlock_lens.inputs import parse_layer_map, parse_layers
+from unlock_lens.steering import SteeringHook
+from unlock_lens.variant import Variant
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+Side = Literal["source", "target", "naive"]
+ZOO = "zoo:"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One configuration of a sweep; None where a part does not apply (a baseline has no alpha)."""
+
+    capability: str
+    control: str | None = None
+    seed: int = 0
+    aligner: str | None = None
+    n: int | None = None
+    aggregate: Literal["mean", "pca"] | None = None
+    position: int | None = None
+    layer_map: str | None = None
+    layers: str | None = None
+    rank: int | None = None
+    operation: Literal["norm_preserving", "add", "ablate"] | None = None
+    positions: Literal["last_prompt", "prompt", "generated", "all"] | None = None
+    alpha: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Material:
+    """Opens what a config names, checks it against the models, and captures each thing when it is first needed."""
+
+    def __init__(self, config: SweepConfig, progress: bool = True) -> None:
+        self.config, self.progress = config, progress
+        self.splits = config.task.splits(config.sizes, config.seed)
+        self.texts = config.calibration.read(config.seed) if config.calibration else None
+        self.unrelated = config.unrelated.read(config.seed + 1) if config.unrelated else None
+        self._once_made: dict[tuple[Any, ...], Any] = {}
+        self.source, self.target = self.model(config.source), self.model(config.target)
+        self._check_ranges()
+        self.left_out = self._controls_left_out()
+
+    @property
+    def texts_hash(self) -> str | None:
+        return _hash(self.texts)
+
+    @property
+    def unrelated_hash(self) -> str | None:
+        return _hash(self.unrelated)
+
+    @property
+    def controls(self) -> list[str]:
+        """Those that were asked for and can be had."""
+        return [name for name in self.config.controls if name not in self.left_out]
+
+    def model(self, name: str) -> Any:
+        return self._once(("model", name), lambda: _opened(name, self.config.backend, self.config.dtype))
+
+    def baseline(self, setting: Setting) -> Setting:
+        """The unsteered run that a steered one is paired with: of the naive model, or of prompts of its own, its own."""
+        swept = self.config.capability
+        same = self.capability(setting.capability).locked == swept.locked
+        return Setting(
+            swept.name if same else setting.capability, "naive_unsteered" if setting.control == "naive" else "unsteered"
+        )
+
+    def capability(self, name: str) -> Capability:
+        return next(c for c in (self.config.capability, *self.config.others) if c.name == name)
+
+    def steer(self, setting: Setting) -> SteeringHook:
+        """The hook of a steered setting."""
+        if setting.alpha is None or setting.operation is None or setting.positions is None:
+            raise InvalidInput(f"{setting} is a baseline; it steers nothing")
+        direction = self.direction(setting)
+        layers = parse_layers(setting.layers)
+        return SteeringHook(direction, setting.alpha, setting.operation, setting.positions, layers)
+
+    def direction(self, setting: Setting) -> CapabilityDirection:
+        """The direction of a setting, in the residual stream of the model that it steers."""
+        where = replace(setting, alpha=None, operation=None, positions=None, layers=None)
+        return self._once(("direction", where), lambda: self._direction(where))
+
+    def source_direction(self, setting: Setting) -> CapabilityDirection:
+        """Before transport."""
+        return self.contrast("source", setting).direction(setting.aggregate or "mean")
+
+    def aligner(self, setting: Setting, to: Side = "target", shuffled: int | None = None) -> SubspaceAligner:
+        """The map of a setting: fitted once at the largest rank, of which smaller ones are a part.
+
+        `shuffled` is the seed of the control of that name.
+        """
+        n = None if setting.aligner == "text" else setting.n
+        key = ("aligner", setting.aligner, n, setting.layer_map, to, shuffled)
+        full = self._once(key, lambda: self._fitted(setting, to, shuffled))
+        return full.at_rank(min(setting.rank or full.maps.rank, full.maps.rank))
+
+    def contrast(self, side: Side, setting: Setting) -> Contrast:
+        """The differences of the first n questions, in the source or (for the control "own") in the target."""
+        position = -1 if setting.position is None else setting.position
+        key = ("contrast", side, setting.capability, position)
+        whole: Contrast = self._once(key, lambda: self._captured_contrast(side, setting.capability, position))
+        return whole.first(setting.n or len(whole))
+
+    def states(self, side: Side, calibration: str, n: int | None) -> Tensor:
+        """Calibration states of all layers, [layer, token, d_model]."""
+        if calibration == "text":
+            return self._once(("states", side, "text"), lambda: self._all_tokens(side, self.texts or []))
+        prompts = self.splits.extract.prompts(self.config.capability.locked)
+        if calibration == "paper":
+            whole = self._once(("states", side, "paper"), lambda: self._last_tokens(side, prompts))
+            return whole[:, :n]
+        whole = self._once(("states", side, "prompts"), lambda: self._all_tokens(side, prompts))
+        counts = capture.token_counts(self._variant(side, prompts), skip_first=False)
+        return whole[:, : int(counts[:n].sum())]
+
+    def locked_target(self) -> Variant:
+        """The target with the locked prompts that directions are extracted from."""
+        return self._variant("target", self.splits.extract.prompts(self.config.capability.locked))
+
+    def _direction(self, setting: Setting) -> CapabilityDirection:
+        if setting.control in (None, "paper"):
+            return self.aligner(setting).transport(self.source_direction(setting))
+        if setting.control == "naive":
+            return self.aligner(setting, "naive").transport(self.source_direction(setting))
+        if setting.control == "own":
+            return self.contrast("target", setting).direction(setting.aggregate or "mean")
+        transferred = self.direction(replace(setting, control=None, seed=0))
+        if setting.control == "random":
+            return controls.random_like(transferred, setting.seed)
+        if setting.control == "anti_mean":
+            return controls.anti_mean(self.locked_target(), transferred, self.config.batch_size)
+        if setting.control == "without_mean":
+            return controls.without_mean(self.locked_target(), transferred, self.config.batch_size)
+        source = self.source_direction(setting)
+        if setting.control == "shuffled":
+            return self.aligner(setting, shuffled=setting.seed).transport(source)
+        return controls.unaligned(source, self.aligner(setting).layer_map, backend_of(self.target).identity)
+
+    def _fitted(self, setting: Setting, to: Side, shuffled: int | None) -> SubspaceAligner:
+        calibration = setting.aligner or "text"
+        asked = self.texts if calibration == "text" else self.splits.extract.prompts(self.config.capability.locked)[: setting.n]
+        states = [self.states(side, calibration, setting.n) for side in ("source", to)]
+        if shuffled is not None:
+            states[1] = controls.shuffled(states[1], shuffled)
+        paper = calibration == "paper"
+        aligner = SubspaceAligner(
+            min(max(self.config.grid.rank), *(held.shape[-1] for held in states), states[0].shape[1]),
+            centered=not paper,
+            positions="last" if paper else "all",
+            layer_map=parse_layer_map(setting.layer_map or "proportional"),
+        )
+        source, target = (backend_of(self._side(side)).identity for side in ("source", to))
+        return aligner.fit_activations(states[0], states[1], source, target, _hash(asked))
+
+    def _captured_contrast(self, side: Side, name: str, position: int) -> Contrast:
+        capability, extract = self.capability(name), self.splits.extract
+        unlocked_model = capability.source_unlocked if side == "source" else capability.target_unlocked
+        model = self._side(side)
+        return Contrast.capture(
+            Variant(model, extract.prompts(capability.locked), self.config.special_tokens),
+            Variant(
+                self.model(unlocked_model) if unlocked_model else model,
+                extract.prompts(capability.unlocked_template),
+                self.config.special_tokens,
+            ),
+            position=position,
+            batch_size=self.config.batch_size,
+            progress=self.progress,
+        )
+
+    def _all_tokens(self, side: Side, texts: list[str]) -> Tensor:
+        return capture.at_all_tokens(self._variant(side, texts), batch_size=self.config.batch_size, progress=self.progress)
+
+    def _last_tokens(self, side: Side, prompts: list[str]) -> Tensor:
+        return capture.at_position(self._variant(side, prompts), batch_size=self.config.batch_size, progress=self.progress)
+
+    def _variant(self, side: Side, texts: list[str]) -> Variant:
+        return Variant(self._side(side), texts, self.config.special_tokens)
+
+    def _side(self, side: Side) -> Any:
+        return self.model({"source": self.config.source, "target": self.config.target, "naive": self.config.naive or ""}[side])
+
+    def _once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        if key not in self._once_made:
+            self._once_made[key] = make()
+        return self._once_made[key]
+
+    def _controls_left_out(self) -> dict[str, str]:
+        """Controls that cannot be had here, and why."""
+        source, target = (backend_of(model).identity for model in (self.source, self.target))
+        left_out: dict[str, str] = {}
+        if self.config.naive is None:
+            left_out["naive"] = "no naive model is named"
+        if source.d_model != target.d_model:
+            left_out["unaligned"] = f"the widths differ, {source.d_model} and {target.d_model}"
+        capability = self.config.capability
+        if capability.unlocked is None and capability.target_unlocked is None:
+            left_out["own"] = "capability.target_unlocked is not named"
+        return {name: why for name, why in left_out.items() if name in self.config.controls}
+
+    def _check_ranges(self) -> None:
+        source, target = (backend_of(model).identity for model in (self.source, self.target))
+        grid = self.config.grid
+        widest = min(source.d_model, target.d_model)
+        if max(grid.rank) > widest:
+            raise InvalidInput(f"grid.rank has {max(grid.rank)}; the narrower of {source} and {target} allows at most {widest}")
+        for spec in grid.layers:
+            capture.check_layers(parse_layers(spec), target.n_layers)
+        for spec in grid.layer_map:
+            for b, a in (parse_layer_map(spec) or {}).items():
+                if b >= target.n_layers or a >= source.n_layers:
+                    raise InvalidInput(
+                        f"grid.layer_map has {b}:{a}; the target has {target.n_layers} layers, the source {source.n_layers}"
+                    )
+
+
+def _opened(name: str, backend: str, dtype: str) -> Any:
+    if name.startswith(ZOO):
+        from unlock_lens import zoo
+
+        return zoo.load(name.removeprefix(ZOO), backend)
+    return open_model(name, backend, dtype)
+
+
+def _hash(texts: list[str] | None) -> str | None:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16] if texts else None

@@ -1,0 +1,27 @@
+"""The base of everything that stands in a config file."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+class Spec(BaseModel):
+    """A part of a config: it never changes, and a key that it does not know is an error that names the nearest one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_its_keys(cls, content: Any) -> Any:
+        known = list(cls.model_fields)
+        for key in content if isinstance(content, Mapping) else ():
+            if key not in known:
+                close = difflib.get_close_matches(str(key), known, n=1)
+                raise ValueError(
+                    f"there is no key {key!r}; " + (f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}")
+                )
+        return content

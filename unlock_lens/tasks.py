@@ -1,0 +1,253 @@
+"""Where problems come from: drawn, read from files, or loaded from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import difflib
+import random
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field
+
+from unlock_lens.errors import InvalidInput
+from unlock_lens.inputs import read_records
+from unlock_lens.problems import Check, Problem, Sizes, Splits, Task, split, unique
+from unlock_lens.scoring import CHECKS, CheckName, final_answer, last_boxed
+from unlock_lens.spec import Spec
+from unlock_lens.zoo.family import DIGITS_PER_QUESTION, MODULUS, Digits, draw_digits, total
+from unlock_lens.zoo.task import BEHAVIOURS, behaviour_of
+from unlock_lens.zoo.task import final_answer as final_digit
+
+__all__ = [
+    "AgiEvalMathSpec", "Gsm8kSpec", "JsonlSpec", "MathSpec", "Problem", "ReasoningGymSpec", "RunningSumSpec", "Sizes", "Splits",
+    "Task", "TaskSpec", "from_hub",
+]  # fmt: skip
+
+Subject = Literal[
+    "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra", "precalculus"
+]
+_AGIEVAL_PROMPT = re.compile(r"\A\s*Q:|\n\s*A:[^\n]*\s*\Z")
+"""What AGIEval's own prompt puts around a question."""
+INSTALL = "pip install 'unlock-lens[tasks]'"
+
+
+class RunningSumSpec(Spec):
+    """The embedded family's running sums; the template "Q {question} A :" gives its plain prompts.
+
+    Example:
+        >>> task = RunningSumSpec().splits(Sizes(extract=2, train=1, test=1), seed=0).extract
+        >>> task.prompts("Q {question} A :"), task.answers
+        (['Q 2 3 2 0 4 0 A :', 'Q 0 5 0 4 2 4 A :'], ['4', '1'])
+    """
+
+    kind: Literal["running_sum"] = "running_sum"
+
+    def splits(self, sizes: Sizes, seed: int) -> Splits:
+        there = MODULUS**DIGITS_PER_QUESTION
+        if sizes.total > there:
+            raise InvalidInput(f"there are {there} running sums, and sizes ask for {sizes.total} of them; ask for fewer")
+        rng = random.Random(f"running_sum {seed}")
+        drawn: dict[Digits, None] = {}
+        while len(drawn) < sizes.total:
+            drawn[draw_digits(rng)] = None
+        problems = tuple(Problem(" ".join(map(str, digits)), str(total(digits))) for digits in drawn)
+        return split(Task(self.kind, problems, _final_digit_is_right, behaviour_of, BEHAVIOURS), sizes, seed)
+
+
+class JsonlSpec(Spec):
+    """Your own problems, one JSON object a line; those of `test_path`, if it is given, are for the test alone.
+
+    Attributes:
+        path: the file.
+        test_path: a file whose problems are the test split.
+        question: name of the field that holds the question.
+        answer: name of the field that holds the answer, a text or a number.
+        check: how completions are checked.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "sums.jsonl")
+        >>> count = file.write_text('{"question": "1 + 1?", "answer": 2}\\n{"question": "2 + 2?", "answer": 4}\\n'
+        ...                         '{"question": "3 + 3?", "answer": 6}')
+        >>> JsonlSpec(path=file, check="number").splits(Sizes(extract=1, train=1, test=1), seed=0).test.answers
+        ['4']
+    """
+
+    kind: Literal["jsonl"] = "jsonl"
+    path: Path
+    test_path: Path | None = None
+    question: str = "question"
+    answer: str = "answer"
+    check: CheckName = "exact"
+
+    def splits(self, sizes: Sizes, seed: int) -> Splits:
+        return split(self._read(self.path), sizes, seed, self._read(self.test_path) if self.test_path else None)
+
+    def _read(self, path: Path) -> Task:
+        return Task(str(path), tuple(self._problem(record, place) for record, place in read_records(path)), CHECKS[self.check])
+
+    def _problem(self, record: Mapping[str, Any], place: str) -> Problem:
+        question, answer = record.get(self.question), record.get(self.answer)
+        if isinstance(answer, int | float) and not isinstance(answer, bool):
+            answer = str(answer)
+        for name, found in ((self.question, question), (self.answer, answer)):
+            if not isinstance(found, str) or not found.strip():
+                raise InvalidInput(
+                    f"{place} has no text under {name}; it has {', '.join(record) or 'nothing'} "
+                    "(say with question: and answer: which fields to read)"
+                )
+        problem = Problem(str(question), str(answer))
+        # Answers that a check cannot work with are told here, not after hours of generation; "math" takes any, and its time.
+        if self.check != "math":
+            try:
+                CHECKS[self.check](problem.answer, problem)
+            except InvalidInput as error:
+                raise InvalidInput(f"{place}: {error}") from error
+        return problem
+
+
+class ReasoningGymSpec(Spec):
+    """Problems of one of reasoning-gym's procedural datasets.
+
+    A completion is right if the dataset's own `score_answer` gives its final answer (`unlock_lens.scoring.final_answer`) the
+    full score of 1.0: partial credit is no right answer. `check` takes another check in its place.
+
+    Attributes:
+        dataset: its name, such as "chain_sum".
+        options: of its configuration, such as {"min_terms": 3}.
+        check: a check in place of the dataset's own.
+
+    Example:
+        >>> spec = ReasoningGymSpec(dataset="chain_sum", options={"max_terms": 3})
+        >>> task = spec.splits(Sizes(extract=1, train=1, test=1), seed=0).test
+        >>> task.correct([f"So the answer is {task.answers[0]}."])
+        [True]
+    """
+
+    kind: Literal["reasoning_gym"] = "reasoning_gym"
+    dataset: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    check: CheckName | None = None
+
+    def splits(self, sizes: Sizes, seed: int) -> Splits:
+        # Ten times as many, because some datasets repeat questions; they draw a problem when it is asked for.
+        dataset = self._open(seed, size=10 * sizes.total)
+        found: dict[str, Problem] = {}
+        for entry in dataset:
+            problem = Problem(entry["question"], entry["answer"] or "", {"metadata": entry["metadata"]})
+            found[problem.key] = problem
+            if len(found) == sizes.total:
+                break
+        check = CHECKS[self.check] if self.check else _scored_by(dataset)
+        return split(Task(f"{self.kind}/{self.dataset}", tuple(found.values()), check), sizes, seed)
+
+    def _open(self, seed: int, size: int) -> Any:
+        try:
+            from reasoning_gym.factory import DATASETS, create_dataset
+        except ImportError as error:
+            raise InvalidInput(f"reasoning-gym is not installed; {INSTALL}") from error
+        if self.dataset not in DATASETS:
+            near = difflib.get_close_matches(self.dataset, DATASETS, n=1, cutoff=0)[0]
+            raise InvalidInput(f"reasoning-gym has no dataset {self.dataset!r}; the nearest is {near}")
+        # Its datasets draw problem i with seed + i: neighbouring seeds would share most problems.
+        apart = random.Random(f"reasoning_gym {seed}").randrange(2**31)
+        try:
+            return create_dataset(self.dataset, seed=apart, size=size, **self.options)
+        except (AssertionError, TypeError, ValueError) as error:
+            raise InvalidInput(f"reasoning-gym's {self.dataset} does not take the options {self.options}: {error}") from error
+
+
+class Gsm8kSpec(Spec):
+    """Grade school word problems (openai/gsm8k); extract and train come from its train split, test from its test split."""
+
+    kind: Literal["gsm8k"] = "gsm8k"
+
+    def splits(self, sizes: Sizes, seed: int) -> Splits:
+        return _native(self.kind, self._read("train"), self._read("test"), "number", sizes, seed)
+
+    def _read(self, part: str) -> list[Problem]:
+        rows = from_hub("openai/gsm8k", "main", part)
+        return [Problem(row["question"], row["answer"].rpartition("####")[2].strip()) for row in rows]
+
+
+class MathSpec(Spec):
+    """Competition problems (EleutherAI/hendrycks_math); extract and train come from its train split, test from its test split.
+
+    Attributes:
+        subjects: all seven by default.
+        levels: of difficulty, 1 to 5; all by default.
+
+    Example:
+        >>> hard = MathSpec(subjects=("geometry", "precalculus"), levels=(4, 5))
+    """
+
+    kind: Literal["math"] = "math"
+    subjects: Annotated[tuple[Subject, ...], Field(min_length=1)] = get_args(Subject)
+    levels: tuple[Annotated[int, Field(ge=1, le=5)], ...] = ()
+
+    def splits(self, sizes: Sizes, seed: int) -> Splits:
+        return _native(self.kind, self._read("train"), self._read("test"), "math", sizes, seed)
+
+    def _read(self, part: str) -> list[Problem]:
+        wanted = {f"Level {level}" for level in self.levels}
+        rows = [row for subject in self.subjects for row in from_hub("EleutherAI/hendrycks_math", subject, part)]
+        kept = [row for row in rows if not wanted or row["level"] in wanted]
+        return [Problem(row["problem"], last_boxed(row["solution"]) or "") for row in kept]
+
+
+class AgiEvalMathSpec(Spec):
+    """AGIEval's 1,000 MATH problems (hails/agieval-math), which have a test split alone: all three splits are drawn from it."""
+
+    kind: Literal["agieval_math"] = "agieval_math"
+
+    def splits(self, sizes: Sizes, seed: int) -> Splits:
+        rows = from_hub("hails/agieval-math", None, "test")
+        problems = tuple(Problem(_AGIEVAL_PROMPT.sub("", row["query"]).strip(), row["answer"]) for row in rows)
+        return split(Task(self.kind, problems, CHECKS["math"]), sizes, seed)
+
+
+TaskSpec = Annotated[
+    RunningSumSpec | JsonlSpec | ReasoningGymSpec | Gsm8kSpec | MathSpec | AgiEvalMathSpec, Field(discriminator="kind")
+]
+
+
+def from_hub(dataset: str, config: str | None, split: str) -> list[dict[str, Any]]:
+    """The rows of a dataset on the Hugging Face hub.
+
+    Raises:
+        InvalidInput: `datasets` is not installed, there is no such dataset, or the hub cannot be reached.
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise InvalidInput(f"datasets is not installed, which {dataset} needs; {INSTALL}") from error
+    try:
+        return [dict(row) for row in load_dataset(dataset, config, split=split)]
+    except (OSError, ValueError) as error:
+        raise InvalidInput(
+            f"{dataset} ({split}) could not be loaded from the hub: {error}; check name and connection, or use your own file"
+        ) from error
+
+
+def _native(name: str, train: list[Problem], test: list[Problem], check: CheckName, sizes: Sizes, seed: int) -> Splits:
+    # A benchmark that repeats a test question in its train split is used without the latter.
+    pool = Task(f"{name} (train)", unique(train, besides=test), CHECKS[check])
+    return split(pool, sizes, seed, Task(f"{name} (test)", tuple(test), CHECKS[check]))
+
+
+def _final_digit_is_right(completion: str, problem: Problem) -> bool:
+    return final_digit(completion) == problem.answer
+
+
+def _scored_by(dataset: Any) -> Check:
+    def check(completion: str, problem: Problem) -> bool:
+        entry = {"question": problem.question, "answer": problem.answer, **problem.extra}
+        try:
+            return dataset.score_answer(final_answer(completion), entry) == 1.0
+        except (AttributeError, LookupError, TypeError, ValueError):
+            # Some datasets, such as prime_factorization, stumble over text that they cannot read.
+            return False
+
+    return check
