@@ -1,0 +1,106 @@
+"""A config is checked whole before any model is loaded, and its errors say which key, what was given, and what would do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import unlock_lens as ul
+from unlock_lens import recipes
+from unlock_lens.config import SweepConfig, difference
+
+
+def told(**changes: Any) -> str:
+    """The error of the embedded family's config with some keys changed; dots reach into parts."""
+    content = recipes.load("zoo").model_dump(mode="json")
+    for key, value in changes.items():
+        *parts, last = key.split("__")
+        place = content
+        for part in parts:
+            place = place[part]
+        place[last] = value
+    with pytest.raises(ul.InvalidInput) as error:
+        SweepConfig.parse(content, "mine.yaml")
+    assert str(error.value).startswith("mine.yaml cannot be used:\n")
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alhpa": 1}, "there is no key 'alhpa'"),
+        ({"controlls": []}, "there is no key 'controlls'; did you mean controls?"),
+        ({"grid__alhpa": [1]}, "grid: there is no key 'alhpa'; did you mean alpha?"),
+        ({"capability__unlock": "x"}, "capability: there is no key 'unlock'; did you mean unlocked?"),
+        ({"task": {"kind": "jsonl", "paht": "x"}}, "there is no key 'paht'; did you mean path?"),
+        ({"sizes__tset": 3}, "sizes: there is no key 'tset'; did you mean test?"),
+        ({"grid__rank": [0]}, "grid.rank.0: Input should be greater than 0 (given: 0)"),
+        ({"grid__rank": []}, "grid.rank"),
+        ({"grid__rank": [4, 4]}, "rank lists a value twice: [4, 4]"),
+        ({"grid__alpha": [float("nan")]}, "grid.alpha.0: Input should be a finite number"),
+        ({"grid__operation": ["multiply"]}, "grid.operation.0: Input should be 'norm_preserving', 'add' or 'ablate'"),
+        ({"grid__layers": ["3-1"]}, "layers '3-1' hold none"),
+        ({"grid__layer_map": ["0-1"]}, 'write "proportional" or target:source pairs such as "0:0 1:1 2:3"'),
+        ({"grid__n": [500]}, "grid.n asks for 500 questions, sizes.extract gives 200"),
+        ({"controls": ["rnadom"]}, "controls.0: Input should be 'paper', 'own', 'random'"),
+        ({"capability__locked": "no slot"}, "has no {question}; say where the question goes"),
+        ({"capability__unlocked": None}, "give unlocked (a template) or source_unlocked (a model)"),
+        ({"calibration": None}, 'the aligner "text" needs calibration: (which text?)'),
+        ({"others": [{"name": "think", "locked": "{question}", "unlocked": "{question}!"}]}, "two capabilities have one name"),
+        ({"task": {"kind": "chess"}}, "task"),
+        ({"sampling": {"temperature": 0}}, "sampling.temperature: Input should be greater than 0"),
+    ],
+)
+def test_mistakes_are_told(changes: dict[str, Any], message: str) -> None:
+    assert message in told(**changes)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    both = told(grid__rank=[0], sizes__test=0)
+    assert "grid.rank.0" in both
+    assert "sizes.test" in both
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("- a\n", "holds a list"), ("a: [", "is not YAML"), ("", "holds a NoneType")],
+)
+def test_files_that_are_no_config(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "x.yaml").write_text(content)
+    with pytest.raises(ul.InvalidInput, match=message):
+        SweepConfig.load(tmp_path / "x.yaml")
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ul.InvalidInput, match=r"there is no file .*nothing\.yaml"):
+        SweepConfig.load(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize("name", ["zoo", "cot", "cot-zoo", "post-training", "post-training-zoo"])
+def test_recipes_are_read_and_written_without_a_change(name: str) -> None:
+    config = recipes.load(name)
+    assert SweepConfig.parse(yaml.safe_load(config.to_yaml())) == config
+    assert difference(config.to_yaml(), config.to_yaml()) == ""
+
+
+def test_the_papers_grids_are_the_papers() -> None:
+    """docs: alpha, rank, n, and 200 training questions, as the paper has them."""
+    for name in recipes.EXPERIMENTS:
+        config = recipes.load(name)
+        assert config.grid.alpha == (0.05, 0.1, 0.2, 0.5)
+        assert config.grid.rank == (1, 4, 16, 64, 128, 256, 512)
+        assert config.grid.n == (128, 256, 512)
+        assert config.sizes.train == 200
+        assert "paper" in config.grid.aligner
+
+
+def test_an_unknown_recipe_is_told() -> None:
+    with pytest.raises(ul.InvalidInput, match="there is no recipe 'cots'; take one of cot, cot-zoo, post-training"):
+        recipes.load("cots")
+
+
+def test_the_difference_is_shown_line_by_line() -> None:
+    assert difference("a: 1\nb: 2\n", "a: 1\nb: 3\n") == "-b: 2\n+b: 3"

@@ -1,0 +1,281 @@
+"""Sweeps choose on train and report once on test, capture once, and survive what stops them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import unlock_lens as ul
+from unlock_lens import capture, decomposition, linear_map, recipes, results, sweep
+from unlock_lens.config import CONTROLS, SweepConfig
+from unlock_lens.material import Material, Setting
+from unlock_lens.results import Line, Results
+
+
+def changed(**changes: Any) -> SweepConfig:
+    return SweepConfig.parse({**recipes.smallest().model_dump(mode="json"), **changes})
+
+
+SEVERAL = changed(
+    name="several",
+    grid={"aligner": ["text", "paper"], "n": [20, 100], "rank": [4, 48], "alpha": [0.4, 0.5]},
+    controls=list(CONTROLS),
+    control_seeds=2,
+    others=[{"name": "reverse", "locked": "Q {question} A :", "unlocked": "Q {question} rev A :"}],
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sweep") / "out"
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> Results:
+    return sweep.run(SEVERAL, folder, progress=False)
+
+
+def without_time(lines: Any) -> list[Any]:
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def test_the_capability_arrives_and_controls_stay_where_they_were(found: Results) -> None:
+    arms = {name: line["accuracy"] for name, line in found.arms().items()}
+    assert set(arms) == {
+        "transferred", "unsteered", "prompted", "paper", "own", "random", "anti_mean", "without_mean", "shuffled", "naive",
+        "naive_unsteered",
+    }  # fmt: skip
+    for name in ("transferred", "prompted", "own"):
+        assert arms[name] >= 0.9, name
+    for name in ("unsteered", "paper", "random", "anti_mean", "shuffled", "naive"):
+        assert arms[name] <= 0.35, name
+
+
+def test_every_setting_of_the_grid_is_tried_on_train_once(found: Results) -> None:
+    tried = [line["config"] for line in found.lines if line["split"] == "train" and line["config"]["control"] is None]
+    wanted = [setting.to_json() for setting in sweep.grid(SEVERAL, "think")]
+    assert [config for config in tried if config["capability"] == "think"] == wanted
+    assert len({json.dumps([line["config"], line["split"]]) for line in found.lines}) == len(found.lines)
+    left = Material(SEVERAL, progress=False).controls
+    assert len(found.lines) == sweep.count(SEVERAL, left)
+    assert "unaligned" not in left  # the widths differ
+
+
+def test_the_best_of_train_is_reported_on_test_and_no_other(found: Results) -> None:
+    for control in (None, "random", "anti_mean", "naive"):
+        of_control = [line for line in found.lines if line["config"]["control"] == control]
+        reported = [line for line in of_control if line["split"] == "test" and line["config"]["capability"] == "think"]
+        assert len(reported) == (2 if control == "random" else 1)
+        for line in reported:
+            rivals = [
+                other
+                for other in of_control
+                if other["split"] == "train" and other["config"]["seed"] == line["config"]["seed"]
+                and other["config"]["capability"] == "think"
+            ]  # fmt: skip
+            best = max(other["accuracy"] for other in rivals)
+            assert best == next(other["accuracy"] for other in rivals if other["config"] == line["config"])
+
+
+def test_lines_hold_what_is_promised(found: Results) -> None:
+    for line in found.lines:
+        assert {"config", "split", "accuracy", "low", "high", "n", "behaviours", "right", "tokens", "seconds"} <= set(line)
+        assert line["low"] <= line["accuracy"] <= line["high"]
+        assert line["n"] == len(line["right"]) == (20 if line["split"] == "train" else 40)
+        assert line["accuracy"] == pytest.approx(sum(line["right"]) / line["n"])
+        if line["split"] == "test":
+            assert len(line["completions"]) == len(line["lengths"]) == 40
+    chosen = found.arms()["transferred"]
+    assert chosen["paired"]["gained"] - chosen["paired"]["lost"] == pytest.approx(40 * chosen["paired"]["difference"])
+    assert chosen["paired"]["low"] > 0.5
+    assert chosen["paired"]["p"] < 1e-6
+    assert chosen["price"]["kl"] > 0
+    sharpening = chosen["sharpening"]
+    assert sharpening["success"]["steered"]["probability"] > sharpening["success"]["unsteered"]["probability"]
+    assert sharpening["entropy"]["steered"][0] < sharpening["entropy"]["unsteered"][0]
+    assert set(sharpening["pass_at_k"]) == {"1", "2", "4", "8"}
+
+
+def test_other_capabilities_are_specific(found: Results) -> None:
+    line = next(line for line in found.lines if line["split"] == "test" and line["config"]["capability"] == "reverse")
+    assert line["behaviours"]["reverse"] >= 0.9
+    assert line["paired"]["gained"] == 0  # it reverses, and adds nothing
+
+
+def test_what_describes_it_stands_beside_it(found: Results, folder: Path) -> None:
+    assert found.problems is not None
+    assert [len(found.problems[split]) for split in ("train", "test")] == [20, 40]
+    assert found.problems["test"][0]["prompt"].startswith("Q ")
+    assert found.provenance is not None
+    assert found.provenance["controls_left_out"] == {"unaligned": "the widths differ, 96 and 64"}
+    assert str(folder) not in json.dumps(found.provenance)
+
+
+def test_running_it_again_runs_nothing(found: Results, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (folder / results.LINES).read_bytes()
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("a finished setting was run again")
+
+    monkeypatch.setattr(sweep, "on_train", fail)
+    monkeypatch.setattr(sweep, "on_test", fail)
+    sweep.run(SEVERAL, folder, progress=False)
+    assert (folder / results.LINES).read_bytes() == before
+
+
+def test_an_interrupted_sweep_goes_on_and_ends_as_a_whole_one(
+    found: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ctrl-C twice, then a line cut off by the power: in the end the lines are those of the sweep that nothing stopped."""
+    appended = results.append
+
+    def after(n: int) -> Any:
+        left = iter(range(n))
+
+        def stopping(file: Path, line: Line) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            appended(file, line)
+
+        return stopping
+
+    for n in (5, 13):
+        monkeypatch.setattr(results, "append", after(n))
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run(SEVERAL, tmp_path / "out", progress=False)
+    monkeypatch.setattr(results, "append", appended)
+    file = tmp_path / "out" / results.LINES
+    assert len(file.read_text().splitlines()) == 18
+    os.truncate(file, file.stat().st_size - 40)
+    with caplog.at_level(logging.WARNING):
+        again = sweep.run(SEVERAL, tmp_path / "out", progress=False)
+    assert "its 17 finished configurations are kept" in caplog.text
+    assert without_time(again.lines) == without_time(found.lines)
+
+
+def test_a_killed_sweep_loses_at_most_the_run_in_flight(tmp_path: Path) -> None:
+    """SIGKILL, for real."""
+    (tmp_path / "c.yaml").write_text(recipes.smallest().to_yaml())
+    code = "import sys; from unlock_lens import sweep; from unlock_lens.config import SweepConfig as C; "
+    code += "sweep.run(C.load(sys.argv[1]), sys.argv[2], progress=False)"
+    file = tmp_path / "out" / results.LINES
+    running = subprocess.Popen([sys.executable, "-c", code, tmp_path / "c.yaml", tmp_path / "out"])
+    while running.poll() is None and not (file.is_file() and file.read_bytes().count(b"\n") >= 2):
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    kept = file.read_bytes().rpartition(b"\n")[0].splitlines()
+    assert len(kept) >= 2
+    sweep.run(recipes.smallest(), tmp_path / "out", progress=False)
+    assert file.read_bytes().splitlines()[: len(kept)] == kept
+    assert len(file.read_bytes().splitlines()) == sweep.count(recipes.smallest(), ["random"])
+
+
+def test_a_changed_config_is_refused_with_the_difference(found: Results, folder: Path) -> None:
+    other = changed(**{**SEVERAL.model_dump(mode="json"), "seed": 7})
+    with pytest.raises(ul.InvalidInput, match=r"holds a sweep of another config.*\n-seed: 0\n\+seed: 7"):
+        sweep.run(other, folder, progress=False)
+
+
+def test_a_changed_file_behind_the_same_config_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "problems.jsonl"
+
+    def write(shift: int) -> None:
+        rows = [{"question": f"{i % 7} {i % 5} {i // 7 % 7} 1 2 {i // 49}", "answer": i % 7 + shift} for i in range(100)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write(0)
+    config = changed(
+        task={"kind": "jsonl", "path": str(file), "check": "number"},
+        sizes={"extract": 60, "train": 10, "test": 20},
+        grid={"aligner": ["text"], "n": [60], "rank": [48], "alpha": [0.5]},
+        sampling={"samples": 0},
+    )
+    sweep.run(config, tmp_path / "out", progress=False)
+    write(1)
+    with pytest.raises(ul.InvalidInput, match="was begun with other models, problems or texts"):
+        sweep.run(config, tmp_path / "out", progress=False)
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("dear to someone")
+    with pytest.raises(ul.InvalidInput, match="holds other files, and no config.yaml; give a new folder"):
+        sweep.run(recipes.smallest(), tmp_path, progress=False)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ({"rank": [65]}, "grid.rank has 65; the narrower of .* allows at most 64"),
+        ({"layers": ["0-3"]}, "choose different ones from 0 to 2"),
+        ({"layer_map": ["0:4"]}, "grid.layer_map has 0:4; the target has 3 layers, the source 4"),
+    ],
+)
+def test_values_that_the_models_do_not_allow_are_refused_before_any_run(
+    tmp_path: Path, grid: dict[str, Any], message: str
+) -> None:
+    whole = {"aligner": ["text"], "n": [100], "rank": [48], "alpha": [0.5], **grid}
+    with pytest.raises(ul.InvalidInput, match=message):
+        sweep.run(changed(grid=whole), tmp_path / "out", progress=False)
+    assert not (tmp_path / "out" / results.LINES).exists()
+
+
+def test_too_few_problems_are_told_in_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    few = changed(sizes={"extract": 100, "train": 5, "test": 5}, sampling={"samples": 0}, controls=[])
+    with caplog.at_level(logging.WARNING):
+        sweep.run(few, tmp_path / "out", progress=False)
+    assert "5 problems" in caplog.text
+    assert "take at least" in caplog.text
+
+
+def test_activations_are_captured_once_and_decomposed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four ranks and two strengths cost what one does: 4 readings at a position, 2 of all tokens, 2 x 3 decompositions."""
+    counted = {"at_position": 0, "at_all_tokens": 0, "right_factors": 0}
+
+    def counting(module: Any, name: str) -> None:
+        original = getattr(module, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counted[name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, call)
+
+    counting(capture, "at_position")
+    counting(capture, "at_all_tokens")
+    counting(linear_map, "right_factors")
+    assert decomposition.right_factors
+    wide = {"aligner": ["text"], "n": [50, 100], "rank": [8, 16, 32, 48], "alpha": [0.4, 0.5]}
+    material = Material(changed(grid=wide), progress=False)
+    for setting in sweep.grid(material.config, "think"):
+        material.steer(setting)
+    assert counted == {"at_position": 2, "at_all_tokens": 2, "right_factors": 6}
+
+
+def test_of_equal_settings_the_one_of_middle_strength_is_chosen() -> None:
+    settings = [Setting("think", rank=rank, alpha=alpha) for rank in (1, 2) for alpha in (0.1, 0.2, 0.3)]
+
+    class Stub(sweep._Runner):  # pyright: ignore[reportPrivateUsage]
+        def __init__(self) -> None:
+            self.asked: list[Setting] = []
+
+        def train(self, setting: Setting) -> Line:
+            return {"accuracy": 0.0 if setting.rank == 1 else 1.0}
+
+    assert Stub().best(settings, lambda line: line["accuracy"]) == Setting("think", rank=2, alpha=0.2)
+
+
+def test_the_config_is_kept_with_its_defaults(found: Results, folder: Path) -> None:
+    assert SweepConfig.parse(yaml.safe_load((folder / results.CONFIG).read_text())) == SEVERAL
+    assert found.config["sampling"] == {"samples": 8, "temperature": 1.0, "problems": 100}
