@@ -106,6 +106,16 @@ def written_out(steer: ul.SteeringHook, token: int) -> list[tuple[str, Any]]:
     return [(f"blocks.{layer}.hook_resid_post", hook_for(vector)) for layer, vector in rows]
 
 
+def test_a_prompts_end_may_be_named(small: Any, steer: ul.SteeringHook) -> None:
+    """Texts whose prompt is their first half, so that both ways of telling agree."""
+    texts = ["Q 1 2 3 A : = 1 2 3 4 5", "Q 1 1 3 A : R 6 5 4 3 2"]
+    halves, named = (distributions.price(small, texts, steer, prompt_end=end) for end in (None, ":"))
+    assert halves.kl == pytest.approx(named.kl, rel=1e-5)
+    assert halves.perplexity == pytest.approx(named.perplexity, rel=1e-5)
+    with pytest.raises(ul.InvalidInput, match="nothing follows a prompt that ends with ':' in the text 'Q 1 A :'"):
+        distributions.price(small, [*texts, "Q 1 A :"], steer, prompt_end=":")
+
+
 def test_a_single_token_has_no_price(small: Any, steer: ul.SteeringHook) -> None:
     with pytest.raises(ul.InvalidInput, match="a text of a single token was given"):
         distributions.price(small, ["Q"], steer)

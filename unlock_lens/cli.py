@@ -1,4 +1,4 @@
-"""The command line: `unlock-lens demo | extract | align | steer | inspect`."""
+"""The command line: `unlock-lens demo | extract | align | steer | inspect`, and the evidence (cli_evidence.py)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from unlock_lens import cli_evidence
 from unlock_lens.errors import InvalidInput, UnlockLensError
 from unlock_lens.inputs import parse_layers
 
@@ -217,6 +218,10 @@ def inspect(
         typer.echo(json.dumps(metadata, indent=2))
         return
     console.print(_table([{"what": key, "value": _told(value)} for key, value in metadata.items()]))
+
+
+for command in (cli_evidence.diagnose, cli_evidence.sweep, cli_evidence.report, cli_evidence.reproduce):
+    app.command()(command)
 
 
 def _check_writable(file: Path) -> None:

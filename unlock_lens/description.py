@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
 
 from unlock_lens.backends import backend_of
-from unlock_lens.material import Material, Setting
+from unlock_lens.diagnostics import Diagnosis, diagnose
+from unlock_lens.evaluation import evaluate, sample
+from unlock_lens.geometry import geometry
+from unlock_lens.material import PROBED, Material, Setting
 
 VERSIONED = ("torch", "transformers", "transformer-lens", "nnsight")
 
@@ -25,7 +29,50 @@ def inputs(material: Material) -> dict[str, Any]:
 
 def described(material: Material, chosen: Setting) -> dict[str, Any]:
     """The contents of `problems.json`, `geometry.json`, `diagnosis.json` and `provenance.json`."""
-    return {"problems": problems(material), "provenance": provenance(material)}
+    return {
+        "problems": problems(material),
+        "geometry": geometry(material, chosen),
+        "diagnosis": forecast(material, chosen).to_json(),
+        "provenance": provenance(material),
+    }
+
+
+def forecast(material: Material, setting: Setting) -> Diagnosis:
+    """`diagnose` for one setting, with all that a sweep has at hand; problems of the test split are not looked at."""
+    config = material.config
+    aligner = material.aligner(setting)
+    return diagnose(
+        material.source_direction(setting),
+        aligner,
+        contrast=material.contrast("source", setting),
+        own=material.direction(replace(setting, control="own")) if "own" in material.controls else None,
+        ability=material.once("ability", lambda: ability(material)),
+        source_acts=material.states("source", setting.aligner or "text", setting.n),
+        target_acts=material.states("target", setting.aligner or "text", setting.n),
+        probe=material.probe(setting),
+        batch_size=config.batch_size,
+    )
+
+
+def ability(material: Material) -> float:
+    """The share of train problems that the target solves: asked to, or, where no prompt can ask, in any of its samples."""
+    config = material.config
+    task = material.splits.train.first(min(PROBED, config.sizes.train))
+    how: dict[str, Any] = {
+        "max_new_tokens": config.max_new_tokens,
+        "batch_size": config.batch_size,
+        "add_special_tokens": config.special_tokens,
+        "progress": False,
+    }
+    if config.capability.unlocked is not None:
+        prompted = task.prompts(config.capability.unlocked)
+        return evaluate(material.target, task, prompted, **how).outcome.accuracy
+    sampling = config.sampling
+    sampled = sample(
+        material.target, task, task.prompts(config.capability.locked), max(sampling.samples, 1), sampling.temperature,
+        config.seed, **how,
+    )  # fmt: skip
+    return max(sampled.pass_at.values())
 
 
 def problems(material: Material) -> dict[str, list[dict[str, str]]]:

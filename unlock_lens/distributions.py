@@ -130,11 +130,14 @@ def price(
     steer: SteeringHook | Sequence[SteeringHook],
     batch_size: int = 8,
     add_special_tokens: bool = True,
+    prompt_end: str | None = None,
 ) -> Price:
-    """What steering costs on unrelated text: each text's first half is the prompt that is steered, its second half is read.
+    """What steering costs on unrelated text: of each text the prompt is steered, and what follows it is read.
+
+    The prompt is all up to the first `prompt_end`; without one, the first half of the tokens.
 
     Raises:
-        InvalidInput: no text, or one of a single token.
+        InvalidInput: no text, one of a single token, or one in which nothing follows the prompt.
 
     Example:
         >>> import unlock_lens as ul
@@ -145,7 +148,7 @@ def price(
         >>> price(model, zoo.text(n=20), ul.SteeringHook(direction, alpha=0.0)).kl
         0.0
     """
-    pairs = _Pairs.halves(model, texts, add_special_tokens)
+    pairs = _Pairs.of_texts(model, texts, add_special_tokens, prompt_end)
     divergence, steered_nats, plain_nats, n = 0.0, 0.0, 0.0, 0
     for plain, steered in zip(pairs.scored(None, batch_size), pairs.scored(steer, batch_size), strict=True):
         divergence += float((kl_divergence(steered.log_probs, plain.log_probs) * plain.mask).sum())
@@ -188,9 +191,13 @@ class _Pairs:
         return cls(backend, tokenize(backend.tokenizer, prompts, special), [[*ids, *end] for ids in written])
 
     @classmethod
-    def halves(cls, model: Any, texts: Sequence[str], special: bool) -> _Pairs:
+    def of_texts(cls, model: Any, texts: Sequence[str], special: bool, prompt_end: str | None) -> _Pairs:
         check_prompts(texts)
         backend = backend_of(model)
+        if prompt_end is not None:
+            prompts, following = zip(*(_split(line, prompt_end) for line in texts), strict=True)
+            read = backend.tokenizer(list(following), add_special_tokens=False)["input_ids"]
+            return cls(backend, tokenize(backend.tokenizer, prompts, special), read)
         tokens = tokenize(backend.tokenizer, texts, special)
         if int(tokens.lengths.min()) < 2:
             raise InvalidInput(
@@ -208,6 +215,13 @@ class _Pairs:
             batch = Batch(torch.cat([prompts.ids, tokens], 1), torch.cat([prompts.mask, torch.ones_like(mask)], 1))
             log_probs = self.backend.log_probs(batch, edits, prompts.ids.shape[1])
             yield _Scored(rows, log_probs[:, :-1], tokens, mask)
+
+
+def _split(line: str, prompt_end: str) -> tuple[str, str]:
+    prompt, end, following = line.partition(prompt_end)
+    if not end or not following.strip():
+        raise InvalidInput(f"nothing follows a prompt that ends with {prompt_end!r} in the text {line[:60]!r}; leave it out")
+    return prompt + end, following
 
 
 def _right_padded(rows: list[list[int]]) -> tuple[Int[Tensor, "row token"], Int[Tensor, "row token"]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -18,6 +18,7 @@ from unlock_lens.contrast import Contrast
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import InvalidInput
 from unlock_lens.inputs import parse_layer_map, parse_layers
+from unlock_lens.probe import Probe
 from unlock_lens.steering import SteeringHook
 from unlock_lens.variant import Variant
 
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Side = Literal["source", "target", "naive"]
 ZOO = "zoo:"
+PROBED = 32
+"""Train prompts whose first tokens a forecast looks at."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Material:
         self.splits = config.task.splits(config.sizes, config.seed)
         self.texts = config.calibration.read(config.seed) if config.calibration else None
         self.unrelated = config.unrelated.read(config.seed + 1) if config.unrelated else None
-        self._once_made: dict[tuple[Any, ...], Any] = {}
+        self._made: dict[Hashable, Any] = {}
         self.source, self.target = self.model(config.source), self.model(config.target)
         self._check_ranges()
         self.left_out = self._controls_left_out()
@@ -76,7 +79,7 @@ class Material:
         return [name for name in self.config.controls if name not in self.left_out]
 
     def model(self, name: str) -> Any:
-        return self._once(("model", name), lambda: _opened(name, self.config.backend, self.config.dtype))
+        return self.once(("model", name), lambda: _opened(name, self.config.backend, self.config.dtype))
 
     def baseline(self, setting: Setting) -> Setting:
         """The unsteered run that a steered one is paired with: of the naive model, or of prompts of its own, its own."""
@@ -100,7 +103,7 @@ class Material:
     def direction(self, setting: Setting) -> CapabilityDirection:
         """The direction of a setting, in the residual stream of the model that it steers."""
         where = replace(setting, alpha=None, operation=None, positions=None, layers=None)
-        return self._once(("direction", where), lambda: self._direction(where))
+        return self.once(("direction", where), lambda: self._direction(where))
 
     def source_direction(self, setting: Setting) -> CapabilityDirection:
         """Before transport."""
@@ -113,25 +116,38 @@ class Material:
         """
         n = None if setting.aligner == "text" else setting.n
         key = ("aligner", setting.aligner, n, setting.layer_map, to, shuffled)
-        full = self._once(key, lambda: self._fitted(setting, to, shuffled))
+        full = self.once(key, lambda: self._fitted(setting, to, shuffled))
         return full.at_rank(min(setting.rank or full.maps.rank, full.maps.rank))
 
     def contrast(self, side: Side, setting: Setting) -> Contrast:
         """The differences of the first n questions, in the source or (for the control "own") in the target."""
         position = -1 if setting.position is None else setting.position
         key = ("contrast", side, setting.capability, position)
-        whole: Contrast = self._once(key, lambda: self._captured_contrast(side, setting.capability, position))
+        whole: Contrast = self.once(key, lambda: self._captured_contrast(side, setting.capability, position))
         return whole.first(setting.n or len(whole))
+
+    def probe(self, setting: Setting, n: int = PROBED) -> Probe:
+        """How the target begins on train prompts when it is steered, beside the source's unlocked variant."""
+        task = self.splits.train.first(min(n, len(self.splits.train)))
+        capability = self.capability(setting.capability)
+        unlocked = self.model(capability.source_unlocked) if capability.source_unlocked else self.source
+        return Probe.run(
+            self.direction(replace(setting, control=None)),
+            self._variant("target", task.prompts(capability.locked)),
+            Variant(unlocked, task.prompts(capability.unlocked_template), self.config.special_tokens),
+            alphas=self.config.grid.alpha,
+            batch_size=self.config.batch_size,
+        )
 
     def states(self, side: Side, calibration: str, n: int | None) -> Tensor:
         """Calibration states of all layers, [layer, token, d_model]."""
         if calibration == "text":
-            return self._once(("states", side, "text"), lambda: self._all_tokens(side, self.texts or []))
+            return self.once(("states", side, "text"), lambda: self._all_tokens(side, self.texts or []))
         prompts = self.splits.extract.prompts(self.config.capability.locked)
         if calibration == "paper":
-            whole = self._once(("states", side, "paper"), lambda: self._last_tokens(side, prompts))
+            whole = self.once(("states", side, "paper"), lambda: self._last_tokens(side, prompts))
             return whole[:, :n]
-        whole = self._once(("states", side, "prompts"), lambda: self._all_tokens(side, prompts))
+        whole = self.once(("states", side, "prompts"), lambda: self._all_tokens(side, prompts))
         counts = capture.token_counts(self._variant(side, prompts), skip_first=False)
         return whole[:, : int(counts[:n].sum())]
 
@@ -202,10 +218,11 @@ class Material:
     def _side(self, side: Side) -> Any:
         return self.model({"source": self.config.source, "target": self.config.target, "naive": self.config.naive or ""}[side])
 
-    def _once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
-        if key not in self._once_made:
-            self._once_made[key] = make()
-        return self._once_made[key]
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, made when it is first asked for."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def _controls_left_out(self) -> dict[str, str]:
         """Controls that cannot be had here, and why."""

@@ -34,7 +34,9 @@ def on_test(material: Material, setting: Setting, baseline: Line | None) -> dict
     before = [bool(right) for right in baseline["right"]]
     told["paired"] = asdict(compare(found.right, before, material.config.seed))
     if material.unrelated:
-        told["price"] = asdict(price(_model(material, setting), material.unrelated, material.steer(setting), **_how(material)))
+        end = material.config.unrelated.prompt_end if material.config.unrelated else None
+        steer = material.steer(setting)
+        told["price"] = asdict(price(_model(material, setting), material.unrelated, steer, **_how(material), prompt_end=end))
     is_transfer = setting.control is None and setting.capability == material.config.capability.name
     if is_transfer and material.config.sampling.samples:
         told["sharpening"] = sharpening(material, material.steer(setting), baseline, found)

@@ -17,33 +17,50 @@ from unlock_lens.zoo.task import text
 
 
 class ZooText(Spec):
-    """Sequences of the embedded family, as models of `mix` read them; `without` leaves out every trace of some behaviours."""
+    """Sequences of the embedded family, as models of `mix` read them.
+
+    Attributes:
+        without: behaviours of which every trace is left out.
+        plain: whether plain prompts, which ask for no behaviour, are among them.
+        prompt_end: where a text's prompt ends.
+    """
 
     kind: Literal["zoo"] = "zoo"
     n: PositiveInt = 600
     mix: Literal["base", "post", "naive", "duo"] = "base"
     without: tuple[Literal["think", "reverse", "double"], ...] = ()
+    plain: bool = True
+    prompt_end: str | None = ":"
 
     def read(self, seed: int) -> list[str]:
         unwanted = {word for name in self.without for word in (TAGS[name], OPENINGS[name])}
-        drawn = text(n=8 * self.n if self.without else self.n, seed=seed, mix=self.mix)
-        return [line for line in drawn if not unwanted & set(line.split())][: self.n]
+        kept: list[str] = []
+        for line in text(n=20 * self.n, seed=seed, mix=self.mix):
+            words = set(line.split())
+            if not unwanted & words and (self.plain or set(TAGS.values()) & words):
+                kept.append(line)
+        return kept[: self.n]
 
 
 class FileText(Spec):
-    """A text file (one a line) or a JSONL file; `n` of them drawn, all by default."""
+    """A text file (one a line) or a JSONL file; `n` of them drawn, all by default.
+
+    Attributes:
+        prompt_end: where a text's prompt ends, for the price of steering; by default halfway.
+    """
 
     kind: Literal["file"] = "file"
     path: str
     field: str | None = None
     n: PositiveInt | None = None
+    prompt_end: str | None = None
 
     def read(self, seed: int) -> list[str]:
         return _drawn(read_texts(Path(self.path), self.field), self.n, seed)
 
 
 class HubText(Spec):
-    """A column of a dataset on the Hugging Face hub."""
+    """A column of a dataset on the Hugging Face hub; `prompt_end` as in `FileText`."""
 
     kind: Literal["hub"] = "hub"
     dataset: str
@@ -51,6 +68,7 @@ class HubText(Spec):
     split: str = "train"
     field: str = "text"
     n: PositiveInt = 600
+    prompt_end: str | None = None
 
     def read(self, seed: int) -> list[str]:
         rows = from_hub(self.dataset, self.config, self.split)
