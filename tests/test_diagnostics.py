@@ -1,0 +1,274 @@
+"""The forecast's numbers where the truth is known, its words, and that it tells good calibrations of the zoo from bad ones."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+import unlock_lens as ul
+from tests.checks import unchecked
+from unlock_lens import capture, diagnosis_report, zoo
+from unlock_lens.contrast import Contrast
+from unlock_lens.diagnostics import Diagnosis, diagnose
+from unlock_lens.direction import Provenance
+from unlock_lens.identity import ModelIdentity
+from unlock_lens.probe import Probe
+
+TASK = zoo.running_sum(n=32, seed=5)
+TEXT = zoo.text(n=300, seed=5)
+MODEL = ModelIdentity("made", 2, 8)
+
+
+def drawn(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def made(d: int = 8, rank: int = 8, n: int = 200) -> tuple[ul.SubspaceAligner, torch.Tensor, torch.Tensor]:
+    """An exact linear map from a source of two layers to a target of two, and the states that it was fitted on."""
+    source = drawn(0, 2, n, d)
+    target = source @ drawn(1, 2, d, d)
+    return ul.SubspaceAligner(rank, centered=True).fit_activations(source, target), source, target
+
+
+def made_contrast(differences: torch.Tensor) -> Contrast:
+    return Contrast(differences, tuple(range(len(differences))), MODEL, Provenance())
+
+
+def test_stability() -> None:
+    aligner, source, _ = made()
+    direction = ul.CapabilityDirection(source[:, 0], (0, 1))
+    alike = source[:, :1].expand(2, 10, 8).clone()
+    found = diagnose(direction, aligner, contrast=made_contrast(alike)).layers
+    assert [layer.stability for layer in found] == pytest.approx([1, 1])
+    loose = diagnose(direction, aligner, contrast=made_contrast(drawn(3, 2, 10, 8)))
+    assert all((layer.stability or 0) < 0.9 for layer in loose.layers)
+    assert any("extract it from more prompt pairs" in reason for reason in loose.reasons)
+
+
+# Forecasts on constructed data
+
+
+def test_an_exact_map_is_a_good_forecast() -> None:
+    aligner, source, target = made()
+    direction = ul.CapabilityDirection(source[:, 0], (0, 1))
+    own = aligner.transport(direction)
+    found = diagnose(direction, aligner, own=own, ability=1.0, source_acts=source, target_acts=target)
+    assert found.score > 0.95
+    assert found.verdict.startswith("The transfer is likely to work")
+    assert found.reasons[0] == "Nothing that was looked at stands in the way."
+    for layer in found.layers:
+        assert layer.own_cosine == pytest.approx(1)
+        assert layer.coverage == pytest.approx(1)
+        assert layer.r2 == pytest.approx(1, abs=1e-6)
+        assert layer.source_rank == pytest.approx(np.exp(layer.source_entropy or 0))
+
+
+def test_a_direction_outside_the_span_is_told() -> None:
+    source = drawn(0, 2, 200, 8)
+    source[..., 4:] = 0
+    target = source @ drawn(1, 2, 8, 8)
+    aligner = ul.SubspaceAligner(4, centered=True).fit_activations(source, target)
+    direction = ul.CapabilityDirection(torch.eye(8)[6:], (0, 1))
+    found = diagnose(direction, aligner, source_acts=source, target_acts=target)
+    assert [layer.coverage for layer in found.layers] == [0, 0]
+    assert found.score == found.geometry == 0
+    assert found.reasons[0] == (
+        "100% of the direction's squared norm at layers 0-1 lies outside what the calibration texts span at rank 4: "
+        "raise the rank, or add texts that show the behaviour."
+    )
+    assert "unlikely to work (score 0.00" in found.verdict
+    assert "first of all, 100% of the direction's" in found.verdict
+
+
+def test_a_low_rank_is_told_apart_from_poor_texts() -> None:
+    aligner, source, target = made(rank=2)
+    direction = ul.CapabilityDirection(source[:, 0], (0, 1))
+    told = " ".join(diagnose(direction, aligner, source_acts=source, target_acts=target).reasons)
+    assert "At rank 2 they agree with correlation" in told
+    assert "whatever the rank" not in told
+    unrelated = drawn(9, 2, 200, 8)
+    aligner = ul.SubspaceAligner(8, centered=True).fit_activations(source, unrelated)
+    found = diagnose(direction, aligner, source_acts=source, target_acts=unrelated)
+    assert "whatever the rank, source and target agree with correlation" in found.reasons[0]
+    assert found.score < 0.25
+
+
+def test_only_layers_that_the_direction_has_are_looked_at() -> None:
+    aligner, source, _ = made()
+    assert [layer.target_layer for layer in diagnose(ul.CapabilityDirection(source[1:, 0], (1,)), aligner).layers] == [1]
+
+
+def test_ability_says_no() -> None:
+    aligner, source, target = made()
+    direction = ul.CapabilityDirection(source[:, 0], (0, 1))
+    acts: dict[str, Any] = {"source_acts": source, "target_acts": target}
+    scores = [diagnose(direction, aligner, ability=ability, **acts).score for ability in (0.0, 0.25, 0.5, 1.0)]
+    assert scores == pytest.approx([0, scores[3] / 2, scores[3], scores[3]])
+    naive = diagnose(direction, aligner, ability=0.1, **acts)
+    assert naive.reasons[0].startswith("The target solves 10% of the problems even when it is asked to")
+
+
+def test_what_was_not_looked_at_is_told() -> None:
+    aligner, source, _ = made()
+    told = " ".join(diagnose(ul.CapabilityDirection(source[:, 0], (0, 1)), aligner).reasons)
+    for part in ("give source and target texts", "give ability, its pass@k", "give a probe"):
+        assert part in told
+
+
+def test_many_tokens_are_thinned_out() -> None:
+    aligner, source, target = made()
+    direction = ul.CapabilityDirection(source[:, 0], (0, 1))
+    kept = torch.linspace(0, 199, 50).round().long()
+    thinned = diagnose(direction, aligner, source_acts=source, target_acts=target, max_tokens=50)
+    assert thinned == diagnose(direction, aligner, source_acts=source[:, kept], target_acts=target[:, kept])
+
+
+def test_a_forecast_survives_json() -> None:
+    aligner, source, target = made()
+    probe = Probe.of(drawn(0, 6, 5), drawn(1, 6, 5), {0.5: drawn(1, 6, 5)})
+    direction = ul.CapabilityDirection(source[:, 0], (0, 1))
+    found = diagnose(direction, aligner, ability=0.7, probe=probe, source_acts=source, target_acts=target)
+    assert Diagnosis.from_json(json.loads(json.dumps(found.to_json()))) == found
+    bare = diagnose(direction, aligner)
+    assert Diagnosis.from_json(json.loads(json.dumps(bare.to_json()))) == bare
+
+
+def test_the_report_shows_what_was_looked_at() -> None:
+    aligner, source, target = made()
+    direction = ul.CapabilityDirection(source[:, 0], (0, 1))
+    console = Console(width=160, record=True, file=io.StringIO())
+    found = diagnose(direction, aligner, source_acts=source, target_acts=target)
+    diagnosis_report.show(found, console)
+    told = console.export_text()
+    assert found.verdict[:40] in told
+    assert "agreement" in told
+    assert "0 to 0" in told
+    assert "stability" not in told
+
+
+# The probe
+
+
+def scores(*likeliest: int) -> torch.Tensor:
+    return torch.eye(4)[list(likeliest)].log_softmax(-1)
+
+
+def test_a_probe_decides_the_score() -> None:
+    aligner, source, target = made()
+    direction = ul.CapabilityDirection(source[:, 0], (0, 1))
+    probe = Probe.of(scores(0, 0, 0, 0), scores(1, 1, 1, 1), {0.5: scores(1, 0, 0, 0)})
+    found = diagnose(direction, aligner, ability=0.25, probe=probe, source_acts=source, target_acts=target)
+    assert found.score == pytest.approx(0.25 * 0.5)
+    assert found.geometry > 0.9
+    assert any("begins as the unlocked model does in at most 25% of the 4 prompts" in reason for reason in found.reasons)
+
+
+def test_a_probe_that_sees_nothing_leaves_the_score_to_geometry() -> None:
+    aligner, source, _ = made()
+    direction = ul.CapabilityDirection(source[:, 0], (0, 1))
+    blind = Probe.of(scores(1, 1), scores(1, 1), {0.5: scores(0, 0)})
+    assert blind.share is None
+    found = diagnose(direction, aligner, probe=blind)
+    assert found.score == found.geometry
+    assert found.reasons[-1] == "The probe saw nothing: unlocked and unsteered begin alike in 2 of 2 prompts."
+
+
+# Bad input
+
+
+def test_bad_input_is_refused(small: Any, large: Any) -> None:
+    aligner, source, target = made()
+    direction = ul.CapabilityDirection(source[:, 0], (0, 1))
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"ability": 1.5}, "ability 1.5 was given; it is a share"),
+        ({"bootstraps": 0}, "bootstraps 0 and max_tokens 10000"),
+        ({"source_acts": source}, "only one of source and target was given"),
+        ({"source": ul.Variant(large, TEXT)}, "only one of source and target was given"),
+        ({"source_acts": source, "target_acts": target[:, 1:]}, "200 source and 199 target tokens"),
+        ({"source_acts": source[..., 1:], "target_acts": target}, "source's activations has d_model 7, the aligner expects 8"),
+        ({"source_acts": source[:1], "target_acts": target}, "of 1 source and 2 target layers were given, the map reaches 2"),
+        ({"source_acts": source[:, :6], "target_acts": target[:, :6]}, "6 tokens and 4 folds .* give more texts"),
+        ({"source_acts": source, "target_acts": target, "folds": 1}, "at least 2 folds"),
+        ({"own": ul.CapabilityDirection(torch.ones(1, 5), (0,))}, "own direction has d_model 5, the aligner expects 8"),
+        ({"contrast": made_contrast(drawn(0, 2, 4, 5))}, "contrast has d_model 5, the aligner expects 8"),
+    ]
+    for given, message in cases:
+        with unchecked(), pytest.raises(ul.InvalidInput, match=message):
+            diagnose(direction, aligner, **given)
+    with pytest.raises(ul.InvalidInput, match="the direction has d_model 5, the aligner expects 8"):
+        diagnose(ul.CapabilityDirection(torch.ones(1, 5), (0,)), aligner)
+    with pytest.raises(ul.InvalidInput, match=r"layers \[7\], the map reads layers \[0, 1\]: none in common"):
+        diagnose(ul.CapabilityDirection(torch.ones(1, 8), (7,)), aligner)
+    with pytest.raises(ul.InvalidInput, match="not fitted yet"):
+        diagnose(direction, ul.SubspaceAligner(2))
+    both: dict[str, Any] = {"source_acts": source, "target_acts": target}
+    with pytest.raises(ul.InvalidInput, match="give source and target, or source_acts and target_acts"):
+        diagnose(direction, aligner, ul.Variant(large, TEXT), ul.Variant(small, TEXT), **both)
+
+
+def test_other_models_are_refused(small: Any, large: Any) -> None:
+    texts = ul.Variant(large, TEXT), ul.Variant(small, TEXT)
+    aligner = ul.SubspaceAligner(8, centered=True, positions="all").fit(*texts)
+    direction = ul.CapabilityDirection(torch.ones(4, 96), (0, 1, 2, 3))
+    other = replace(aligner.source_model or MODEL, name="other", fingerprint=None)
+    with pytest.raises(ul.IncompatibleModel, match="the direction belongs to other .*, the aligner was fitted on large-base"):
+        diagnose(replace(direction, model=other), aligner)
+    with pytest.raises(ul.IncompatibleModel, match="the source variant belongs to small-base"):
+        diagnose(direction, aligner, texts[1], texts[1])
+    with pytest.raises(ul.InvalidInput, match="300 source and 299 target texts"):
+        diagnose(direction, aligner, texts[0], ul.Variant(small, TEXT[1:]))
+
+
+# The zoo
+
+
+@pytest.fixture(scope="module")
+def contrast(large: Any) -> Contrast:
+    return Contrast.capture(ul.Variant(large, TASK.direct), ul.Variant(large, TASK.think), batch_size=32, progress=False)
+
+
+def forecast(large: Any, target: Any, contrast: Contrast, texts: list[str], **more: Any) -> Diagnosis:
+    variants = ul.Variant(large, texts), ul.Variant(target, texts)
+    aligner = ul.SubspaceAligner(48, centered=True, positions="all").fit(*variants, batch_size=100, progress=False)
+    locked, unlocked = ul.Variant(target, TASK.direct), ul.Variant(large, TASK.think)
+    moved = aligner.transport(contrast.direction())
+    probe = Probe.run(moved, locked, unlocked, batch_size=32) if more.pop("probed", False) else None
+    return diagnose(contrast.direction(), aligner, *variants, contrast, probe=probe, batch_size=100, **more)
+
+
+@pytest.mark.parametrize("probed", [False, True])
+def test_text_with_the_capability_is_told_from_text_without_it(
+    large: Any, small: Any, contrast: Contrast, probed: bool
+) -> None:
+    without = [text for text in TEXT if "think" not in text and "S" not in text]
+    good, bad = (forecast(large, small, contrast, texts, ability=1.0, probed=probed) for texts in (TEXT, without))
+    assert good.score > 0.8
+    assert bad.score < 0.5
+    assert good.score > bad.score + 0.4
+    assert min(layer.coverage for layer in bad.layers) > 0.8  # which is why coverage alone would not do
+    assert any("add texts that show the behaviour" in reason for reason in bad.reasons)
+
+
+def test_the_naive_model_is_refused_for_its_ability(large: Any, contrast: Contrast) -> None:
+    naive = zoo.load("small-naive")
+    asked = ul.generate(naive, TASK.think, max_new_tokens=12, batch_size=32, progress=False)
+    ability = TASK.behaviours(asked).count("think") / len(asked)
+    found = forecast(large, naive, contrast, TEXT, ability=ability, probed=True)
+    assert found.score < 0.1
+    assert "choose a target that saw the capability in training" in found.reasons[0]
+
+
+def test_captured_states_give_the_same_forecast(large: Any, small: Any, contrast: Contrast) -> None:
+    """With the last token of each text, the paper's, too."""
+    texts = ul.Variant(large, TASK.direct), ul.Variant(small, TASK.direct)
+    aligner = ul.SubspaceAligner(8).fit(*texts)
+    states = [capture.at_position(variant) for variant in texts]
+    by_variants = diagnose(contrast.direction(), aligner, *texts)
+    assert diagnose(contrast.direction(), aligner, source_acts=states[0], target_acts=states[1]) == by_variants
