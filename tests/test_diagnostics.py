@@ -14,12 +14,12 @@ from rich.console import Console
 
 import unlock_lens as ul
 from tests.checks import unchecked
-from unlock_lens import capture, diagnosis_report, zoo
+from unlock_lens import capture, zoo
 from unlock_lens.contrast import Contrast
-from unlock_lens.diagnostics import Diagnosis, diagnose
+from unlock_lens.diagnostics import Diagnosis, diagnose, table
+from unlock_lens.diagnostics.probe import Probe
 from unlock_lens.direction import Provenance
 from unlock_lens.identity import ModelIdentity
-from unlock_lens.probe import Probe
 
 TASK = zoo.running_sum(n=32, seed=5)
 TEXT = zoo.text(n=300, seed=5)
@@ -145,12 +145,13 @@ def test_the_report_shows_what_was_looked_at() -> None:
     direction = ul.CapabilityDirection(source[:, 0], (0, 1))
     console = Console(width=160, record=True, file=io.StringIO())
     found = diagnose(direction, aligner, source_acts=source, target_acts=target)
-    diagnosis_report.show(found, console)
+    table.show(found, console)
     told = console.export_text()
     assert found.verdict[:40] in told
-    assert "agreement" in told
-    assert "0 to 0" in told
-    assert "stability" not in told
+    assert "agree" in told
+    assert "0>0" in told
+    assert "dim t" in told
+    assert " own " not in told.splitlines()[3]
 
 
 # The probe

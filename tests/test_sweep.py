@@ -17,9 +17,10 @@ import yaml
 
 import unlock_lens as ul
 from unlock_lens import capture, decomposition, linear_map, recipes, results, sweep
-from unlock_lens.config import CONTROLS, SweepConfig
-from unlock_lens.material import Material, Setting
 from unlock_lens.results import Line, Results
+from unlock_lens.sweep import runner
+from unlock_lens.sweep.config import CONTROLS, SweepConfig
+from unlock_lens.sweep.material import Material, Setting
 
 
 def changed(**changes: Any) -> SweepConfig:
@@ -127,8 +128,8 @@ def test_running_it_again_runs_nothing(found: Results, folder: Path, monkeypatch
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("a finished setting was run again")
 
-    monkeypatch.setattr(sweep, "on_train", fail)
-    monkeypatch.setattr(sweep, "on_test", fail)
+    monkeypatch.setattr(runner, "on_train", fail)
+    monkeypatch.setattr(runner, "on_test", fail)
     sweep.run(SEVERAL, folder, progress=False)
     assert (folder / results.LINES).read_bytes() == before
 
@@ -166,7 +167,7 @@ def test_an_interrupted_sweep_goes_on_and_ends_as_a_whole_one(
 def test_a_killed_sweep_loses_at_most_the_run_in_flight(tmp_path: Path) -> None:
     """SIGKILL, for real."""
     (tmp_path / "c.yaml").write_text(recipes.smallest().to_yaml())
-    code = "import sys; from unlock_lens import sweep; from unlock_lens.config import SweepConfig as C; "
+    code = "import sys; from unlock_lens import sweep; from unlock_lens.sweep.config import SweepConfig as C; "
     code += "sweep.run(C.load(sys.argv[1]), sys.argv[2], progress=False)"
     file = tmp_path / "out" / results.LINES
     running = subprocess.Popen([sys.executable, "-c", code, tmp_path / "c.yaml", tmp_path / "out"])
@@ -266,7 +267,7 @@ def test_activations_are_captured_once_and_decomposed_once(tmp_path: Path, monke
 def test_of_equal_settings_the_one_of_middle_strength_is_chosen() -> None:
     settings = [Setting("think", rank=rank, alpha=alpha) for rank in (1, 2) for alpha in (0.1, 0.2, 0.3)]
 
-    class Stub(sweep._Runner):  # pyright: ignore[reportPrivateUsage]
+    class Stub(runner._Runner):  # pyright: ignore[reportPrivateUsage]
         def __init__(self) -> None:
             self.asked: list[Setting] = []
 

@@ -13,8 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 import unlock_lens as ul
 from unlock_lens import zoo
-from unlock_lens.problems import Sizes, Splits
 from unlock_lens.tasks import AgiEvalMathSpec, Gsm8kSpec, JsonlSpec, MathSpec, ReasoningGymSpec, RunningSumSpec, TaskSpec
+from unlock_lens.tasks.problems import Sizes, Splits
 
 SMALL = Sizes(extract=2, train=1, test=2)
 Rows = Mapping[tuple[str, str | None, str], list[dict[str, Any]]]

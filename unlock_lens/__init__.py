@@ -1,6 +1,7 @@
 """Give a capability to a model that you have open in TransformerLens or nnsight, by finding it in another model."""
 
 from unlock_lens.alignment import SubspaceAligner
+from unlock_lens.diagnostics import Diagnosis, diagnose
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import ArtifactError, IncompatibleModel, InvalidInput, UnlockLensError, UnsupportedModel
 from unlock_lens.generation import generate
@@ -11,6 +12,7 @@ from unlock_lens.variant import Variant
 __all__ = [
     "ArtifactError",
     "CapabilityDirection",
+    "Diagnosis",
     "IncompatibleModel",
     "InvalidInput",
     "ModelIdentity",
@@ -21,5 +23,6 @@ __all__ = [
     "Variant",
     "apply",
     "attached",
+    "diagnose",
     "generate",
 ]

@@ -98,10 +98,10 @@ class SubspaceAligner:
         self._layers(source_model.n_layers, target_model.n_layers)
         if self.positions == "all":
             _check_token_counts(source, target, self.skip_first)
-            states = [capture.at_all_tokens(v, None, self.skip_first, batch_size, progress) for v in (source, target)]
+            h_s, h_t = (capture.at_all_tokens(v, None, self.skip_first, batch_size, progress) for v in (source, target))
         else:
-            states = [capture.at_position(v, None, -1, batch_size, progress) for v in (source, target)]
-        return self.fit_activations(*states, source_model, target_model, source.prompts_hash)
+            h_s, h_t = (capture.at_position(v, None, -1, batch_size, progress) for v in (source, target))
+        return self.fit_activations(h_s, h_t, source_model, target_model, source.prompts_hash)
 
     def fit_activations(
         self,

@@ -13,8 +13,8 @@ from rich.console import Console
 from unlock_lens.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from unlock_lens.config import SweepConfig
     from unlock_lens.diagnostics import Diagnosis
+    from unlock_lens.sweep.config import SweepConfig
 
 console = Console()
 
@@ -36,7 +36,7 @@ def diagnose(
 
     Example: `unlock-lens diagnose --zoo`
     """
-    from unlock_lens import diagnosis_report
+    from unlock_lens.diagnostics import table
 
     found = _forecasts(_chosen(config, zoo), rank)
     if as_json:
@@ -44,7 +44,7 @@ def diagnose(
         return
     for name, diagnosis in found.items():
         console.rule(f"calibration: {name}, rank {diagnosis.rank}", align="left")
-        diagnosis_report.show(diagnosis, console)
+        table.show(diagnosis, console)
 
 
 def sweep(out: Folder, config: Config = None, zoo: Zoo = False) -> None:
@@ -99,7 +99,7 @@ def reproduce(
 
 def _chosen(config: Path | None, zoo: bool) -> SweepConfig:
     from unlock_lens import recipes
-    from unlock_lens.config import SweepConfig
+    from unlock_lens.sweep.config import SweepConfig
 
     if zoo == (config is not None):
         raise InvalidInput("give a config file, or --zoo for the embedded family's sweep (one of the two)")
@@ -107,9 +107,9 @@ def _chosen(config: Path | None, zoo: bool) -> SweepConfig:
 
 
 def _forecasts(config: SweepConfig, rank: int | None) -> dict[str, Diagnosis]:
-    from unlock_lens.description import forecast
-    from unlock_lens.material import Material
     from unlock_lens.sweep import grid
+    from unlock_lens.sweep.description import forecast
+    from unlock_lens.sweep.material import Material
 
     material = Material(config)
     whole = grid(config, config.capability.name)[0]
@@ -119,7 +119,7 @@ def _forecasts(config: SweepConfig, rank: int | None) -> dict[str, Diagnosis]:
 
 def _run(config: SweepConfig, out: Path) -> None:
     from unlock_lens import report, sweep
-    from unlock_lens.summary_table import show
+    from unlock_lens.report.table import show
 
     try:
         found = sweep.run(config, out)

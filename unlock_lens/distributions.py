@@ -145,7 +145,7 @@ def price(
         >>> from unlock_lens.distributions import price
         >>> model, task = zoo.load("small-base"), zoo.running_sum(n=32)
         >>> direction = ul.CapabilityDirection.extract(ul.Variant(model, task.direct), ul.Variant(model, task.think))
-        >>> price(model, zoo.text(n=20), ul.SteeringHook(direction, alpha=0.0)).kl
+        >>> round(price(model, zoo.text(n=20), ul.SteeringHook(direction, alpha=0.0)).kl, 6)
         0.0
     """
     pairs = _Pairs.of_texts(model, texts, add_special_tokens, prompt_end)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unlock_lens.config import SweepConfig
 from unlock_lens.errors import InvalidInput
+from unlock_lens.sweep.config import SweepConfig
 
 EXPERIMENTS = ("cot", "post-training")
 
 
 def load(name: str) -> SweepConfig:
-    """A recipe: "zoo", "cot", "post-training", and the two experiments on the embedded family, "cot-zoo" and "post-training-zoo".
+    """A recipe: "zoo", "cot", "post-training"; the two experiments on the embedded family are "cot-zoo", "post-training-zoo".
 
     Raises:
         InvalidInput: there is no such recipe.

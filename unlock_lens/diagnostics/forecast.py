@@ -13,12 +13,12 @@ from torch import Tensor
 from unlock_lens import capture
 from unlock_lens.alignment import SubspaceAligner
 from unlock_lens.contrast import Contrast
-from unlock_lens.diagnosis_reasons import ENOUGH_ABILITY, reasons_of, verdict_of
+from unlock_lens.diagnostics.layers import LayerDiagnosis, layer_diagnosis
+from unlock_lens.diagnostics.probe import Probe
+from unlock_lens.diagnostics.reasons import ENOUGH_ABILITY, reasons_of, verdict_of
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.identity import ModelIdentity
-from unlock_lens.layer_diagnosis import LayerDiagnosis, layer_diagnosis
-from unlock_lens.probe import Probe
 from unlock_lens.variant import Variant
 
 

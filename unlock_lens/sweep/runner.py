@@ -16,13 +16,13 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from unlock_lens import results
-from unlock_lens.config import SweepConfig, difference
-from unlock_lens.description import described, inputs
 from unlock_lens.errors import InvalidInput
-from unlock_lens.material import Material, Setting
-from unlock_lens.measurement import NAIVE, PROMPTED, UNSTEERED, on_test, on_train
 from unlock_lens.results import Line, Results
 from unlock_lens.statistics import sample_size_in_words
+from unlock_lens.sweep.config import SweepConfig, difference
+from unlock_lens.sweep.description import described, inputs
+from unlock_lens.sweep.material import Material, Setting
+from unlock_lens.sweep.measurement import NAIVE, PROMPTED, UNSTEERED, on_test, on_train
 
 logger = logging.getLogger(__name__)
 SEEDED = ("random", "shuffled")

@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.alignment import SubspaceAligner
+from unlock_lens.diagnostics.map_quality import coverage
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.distributions import kl_divergence, next_token_log_probs
 from unlock_lens.linear_map import FactoredMaps
-from unlock_lens.map_quality import coverage
-from unlock_lens.material import PROBED, Material, Setting
+from unlock_lens.sweep.material import PROBED, Material, Setting
 
 HELD_OUT = 0.25
 """Share of the calibration tokens, the last ones, that the map whose error is told was not fitted on."""

@@ -10,9 +10,9 @@ import torch
 
 from unlock_lens.distributions import completion_log_probs, first_token_entropies, price
 from unlock_lens.evaluation import Evaluation, Sampled, compare, evaluate, sample
-from unlock_lens.material import Material, Setting
 from unlock_lens.results import Line
 from unlock_lens.steering import SteeringHook
+from unlock_lens.sweep.material import Material, Setting
 
 UNSTEERED, PROMPTED, NAIVE, NAIVE_UNSTEERED = "unsteered", "prompted", "naive", "naive_unsteered"
 

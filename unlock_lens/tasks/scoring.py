@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any, Literal, get_args
 
 from unlock_lens.errors import InvalidInput
-from unlock_lens.problems import Check, Problem
+from unlock_lens.tasks.problems import Check, Problem
 
 CheckName = Literal["exact", "number", "choice", "math"]
 MATH_SECONDS = 5

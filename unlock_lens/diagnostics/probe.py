@@ -36,7 +36,7 @@ class Probe:
     Example:
         >>> import unlock_lens as ul
         >>> from unlock_lens import zoo
-        >>> from unlock_lens.probe import Probe
+        >>> from unlock_lens.diagnostics.probe import Probe
         >>> model, task = zoo.load("small-base"), zoo.running_sum(n=16)
         >>> locked, unlocked = ul.Variant(model, task.direct), ul.Variant(model, task.think)
         >>> Probe.run(ul.CapabilityDirection.extract(locked, unlocked), locked, unlocked).share

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from unlock_lens.layer_diagnosis import LayerDiagnosis
-from unlock_lens.probe import Probe
+from unlock_lens.diagnostics.layers import LayerDiagnosis
+from unlock_lens.diagnostics.probe import Probe
 
 LIKELY, UNLIKELY = 0.5, 0.25
 ENOUGH_ABILITY = 0.5

@@ -49,7 +49,7 @@ def cross_validate(
 
     Example:
         >>> import torch
-        >>> from unlock_lens.map_quality import cross_validate
+        >>> from unlock_lens.diagnostics.map_quality import cross_validate
         >>> h = torch.randn(80, 8, generator=torch.Generator().manual_seed(0))
         >>> quality = cross_validate(h, 2 * h, h[0], rank=8, centered=True)
         >>> round(quality.r2, 3), round(quality.agreement, 3)
@@ -132,7 +132,7 @@ def spectral_entropy(states: Float[Tensor, "n d_model"], centered: bool = True) 
 
     Example:
         >>> import torch
-        >>> from unlock_lens.map_quality import spectral_entropy
+        >>> from unlock_lens.diagnostics.map_quality import spectral_entropy
         >>> round(spectral_entropy(torch.eye(4), centered=False), 4)  # four equal axes: log 4
         1.3863
     """

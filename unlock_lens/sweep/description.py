@@ -10,8 +10,8 @@ from typing import Any
 from unlock_lens.backends import backend_of
 from unlock_lens.diagnostics import Diagnosis, diagnose
 from unlock_lens.evaluation import evaluate, sample
-from unlock_lens.geometry import geometry
-from unlock_lens.material import PROBED, Material, Setting
+from unlock_lens.sweep.geometry import geometry
+from unlock_lens.sweep.material import PROBED, Material, Setting
 
 VERSIONED = ("torch", "transformers", "transformer-lens", "nnsight")
 

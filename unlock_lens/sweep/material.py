@@ -13,13 +13,13 @@ from torch import Tensor
 from unlock_lens import capture, controls
 from unlock_lens.alignment import SubspaceAligner
 from unlock_lens.backends import backend_of, open_model
-from unlock_lens.config import Capability, SweepConfig
 from unlock_lens.contrast import Contrast
+from unlock_lens.diagnostics.probe import Probe
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import InvalidInput
 from unlock_lens.inputs import parse_layer_map, parse_layers
-from unlock_lens.probe import Probe
 from unlock_lens.steering import SteeringHook
+from unlock_lens.sweep.config import Capability, SweepConfig
 from unlock_lens.variant import Variant
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from unlock_lens.alignment import SubspaceAligner
 from unlock_lens.contrast import Contrast
+from unlock_lens.diagnostics.map_quality import carried_over, coverage, cross_validate, principal_cosines, spectral_entropy
 from unlock_lens.direction import AGGREGATORS, CapabilityDirection, aggregated
-from unlock_lens.map_quality import carried_over, coverage, cross_validate, principal_cosines, spectral_entropy
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, ValidationError
 from unlock_lens.errors import InvalidInput
 from unlock_lens.inputs import SLOT, parse_layer_map, parse_layers
 from unlock_lens.spec import Spec
-from unlock_lens.tasks import Sizes, TaskSpec
-from unlock_lens.texts import TextSpec
+from unlock_lens.tasks.problems import Sizes
+from unlock_lens.tasks.specs import TaskSpec
+from unlock_lens.tasks.texts import TextSpec
 
 Aligner = Literal["text", "prompts", "paper"]
 Control = Literal["paper", "own", "random", "anti_mean", "without_mean", "shuffled", "unaligned", "naive"]

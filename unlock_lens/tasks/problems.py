@@ -43,12 +43,12 @@ class Task:
     Attributes:
         name: what the problems are called.
         problems: at least one, each with a question and an answer.
-        check: of one completion, such as those of `unlock_lens.scoring.CHECKS`, or your own.
+        check: of one completion, such as those of `unlock_lens.tasks.scoring.CHECKS`, or your own.
         classify: tells which behaviour a completion shows; None if the task does not tell behaviours apart.
         behaviour_names: all that `classify` may return.
 
     Example:
-        >>> from unlock_lens.scoring import CHECKS
+        >>> from unlock_lens.tasks.scoring import CHECKS
         >>> task = Task("sums", (Problem("1 + 1?", "2"), Problem("2 + 2?", "4")), CHECKS["number"])
         >>> task.prompts("{question} Answer:")
         ['1 + 1? Answer:', '2 + 2? Answer:']

@@ -13,17 +13,12 @@ from pydantic import Field
 
 from unlock_lens.errors import InvalidInput
 from unlock_lens.inputs import read_records
-from unlock_lens.problems import Check, Problem, Sizes, Splits, Task, split, unique
-from unlock_lens.scoring import CHECKS, CheckName, final_answer, last_boxed
 from unlock_lens.spec import Spec
+from unlock_lens.tasks.problems import Check, Problem, Sizes, Splits, Task, split, unique
+from unlock_lens.tasks.scoring import CHECKS, CheckName, final_answer, last_boxed
 from unlock_lens.zoo.family import DIGITS_PER_QUESTION, MODULUS, Digits, draw_digits, total
 from unlock_lens.zoo.task import BEHAVIOURS, behaviour_of
 from unlock_lens.zoo.task import final_answer as final_digit
-
-__all__ = [
-    "AgiEvalMathSpec", "Gsm8kSpec", "JsonlSpec", "MathSpec", "Problem", "ReasoningGymSpec", "RunningSumSpec", "Sizes", "Splits",
-    "Task", "TaskSpec", "from_hub",
-]  # fmt: skip
 
 Subject = Literal[
     "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra", "precalculus"
@@ -111,8 +106,8 @@ class JsonlSpec(Spec):
 class ReasoningGymSpec(Spec):
     """Problems of one of reasoning-gym's procedural datasets.
 
-    A completion is right if the dataset's own `score_answer` gives its final answer (`unlock_lens.scoring.final_answer`) the
-    full score of 1.0: partial credit is no right answer. `check` takes another check in its place.
+    A completion is right if the dataset's own `score_answer` gives its final answer (`tasks.scoring.final_answer`) the full
+    score of 1.0: partial credit is no right answer. `check` takes another check in its place.
 
     Attributes:
         dataset: its name, such as "chain_sum".

@@ -7,20 +7,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unlock_lens.diagnostics import Diagnosis
+from unlock_lens.diagnostics.forecast import Diagnosis
 
 _COLUMNS = {
-    "coverage": "coverage",
-    "agreement": "agreement",
-    "full_agreement": "at any rank",
+    "coverage": "cover",
+    "agreement": "agree",
+    "full_agreement": "any rank",
     "r2": "R2",
     "error": "error",
-    "own_cosine": "cosine, own",
-    "stability": "stability",
-    "principal_cosine": "principal cosine",
-    "source_rank": "rank, source",
-    "target_rank": "rank, target",
+    "own_cosine": "own",
+    "stability": "stable",
+    "principal_cosine": "angles",
+    "source_rank": "dim s",
+    "target_rank": "dim t",
 }
+_LEGEND = (
+    "cover: share of the direction inside the calibration span; agree: held-out correlation of source and target on it, at "
+    "this rank and at any; R2, error: of the map, held out; own: cosine with the target's own; stable: cosine of bootstrap "
+    "directions; angles: mean cosine between the spans; dim: effective ranks of source and target."
+)
 
 
 def show(diagnosis: Diagnosis, console: Console) -> None:
@@ -29,9 +34,10 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
     for reason in diagnosis.reasons:
         console.print(Text(f"- {reason}"))
     told = {name: title for name, title in _COLUMNS.items() if any(getattr(x, name) is not None for x in diagnosis.layers)}
-    table = Table("layer", *told.values(), box=SIMPLE_HEAD)
+    table = Table("layer", *told.values(), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for layer in diagnosis.layers:
         values = [getattr(layer, name) for name in told]
         shown = ["" if value is None else f"{value:.2f}" for value in values]
-        table.add_row(f"{layer.source_layer} to {layer.target_layer}", *shown)
+        table.add_row(f"{layer.source_layer}>{layer.target_layer}", *shown)
     console.print(table)
+    console.print(Text(_LEGEND, style="dim"))

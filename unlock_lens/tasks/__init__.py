@@ -1,0 +1,29 @@
+"""Problems and the checks that say which completions are right: drawn, read from files, or loaded from the hub."""
+
+from unlock_lens.tasks.problems import Check, Problem, Sizes, Splits, Task
+from unlock_lens.tasks.scoring import CHECKS
+from unlock_lens.tasks.specs import (
+    AgiEvalMathSpec,
+    Gsm8kSpec,
+    JsonlSpec,
+    MathSpec,
+    ReasoningGymSpec,
+    RunningSumSpec,
+    TaskSpec,
+)
+
+__all__ = [
+    "CHECKS",
+    "AgiEvalMathSpec",
+    "Check",
+    "Gsm8kSpec",
+    "JsonlSpec",
+    "MathSpec",
+    "Problem",
+    "ReasoningGymSpec",
+    "RunningSumSpec",
+    "Sizes",
+    "Splits",
+    "Task",
+    "TaskSpec",
+]
