@@ -7,8 +7,9 @@ export TOKENIZERS_PARALLELISM ?= false
 
 VENV := .venv
 TL3 := .venv-tl3
+APT_INSTALL := apt-get install --yes --no-install-recommends chromium fonts-dejavu-core
 
-.PHONY: help demo test test-tl3 test-real check format zoo clean
+.PHONY: help demo sweep test test-tl3 test-real browser diagnosis check format zoo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,7 +17,11 @@ help:  ## list the targets
 demo: $(VENV)/ready  ## see capabilities move between two small models, with controls (half a minute)
 	$(VENV)/bin/unlock-lens demo
 
-test: $(VENV)/ready  ## run the tests
+sweep: $(VENV)/ready  ## sweep the embedded family, with every control, and write its report to runs/zoo (a minute)
+	$(VENV)/bin/unlock-lens sweep --zoo --out runs/zoo
+	$(VENV)/bin/unlock-lens report runs/zoo --html runs/zoo/report.html
+
+test: $(VENV)/ready  ## run the tests (those of the report page need Chromium: make browser)
 	$(VENV)/bin/pytest -n $(WORKERS) --dist loadfile -m "not real"
 
 test-tl3: $(TL3)/ready  ## run the tests of the hosts with TransformerLens 3.x and its HookedTransformer
@@ -26,6 +31,12 @@ test-real: export OMP_NUM_THREADS = 2
 test-real: $(VENV)/real $(TL3)/real  ## steer a real pretrained model (SmolLM2-135M-Instruct) in every host, and show what it writes
 	$(VENV)/bin/pytest -m real -s tests/real
 	$(TL3)/bin/pytest -m real -s tests/real -k hooked
+
+browser:  ## install Chromium, with which the report page is tested (Debian, as root)
+	command -v chromium > /dev/null || $(APT_INSTALL) || { apt-get update && $(APT_INSTALL); }
+
+diagnosis: $(VENV)/ready  ## measure how well diagnose forecasts, over 330 configurations (6 minutes)
+	$(VENV)/bin/python benchmarks/diagnosis.py
 
 check: $(VENV)/ready  ## lint, format and type checks
 	$(VENV)/bin/ruff check

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from unlock_lens import cli, zoo
+from unlock_lens import cli, cli_evidence, recipes, results, zoo
 
 SMALL, LARGE = (str(zoo.path() / f"{size}-base") for size in ("small", "large"))
 
@@ -33,7 +33,8 @@ def run(*args: str | Path) -> Done:
     returncode = 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["unlock-lens", *map(str, args)])
-        patch.setattr(cli, "console", Console(width=100))
+        for module in (cli, cli_evidence):
+            patch.setattr(module, "console", Console(width=100))
         patch.setenv("COLUMNS", "100")
         patch.setenv("NO_COLOR", "1")
         try:
@@ -158,7 +159,81 @@ def test_a_direction_for_another_model_is_refused(files: Path) -> None:
     assert "large-base" in told
 
 
-@pytest.mark.parametrize("command", ["demo", "extract", "align", "steer", "inspect"])
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("configs") / "small.yaml"
+    file.write_text(recipes.smallest().to_yaml())
+    return file
+
+
+def test_a_sweep_and_its_report(config: Path, tmp_path: Path) -> None:
+    swept = run("sweep", config, "--out", tmp_path / "out")
+    assert swept.returncode == 0, swept.stderr
+    told = " ".join(swept.stdout.split())
+    assert "“think” arrived" in told
+    assert "transferred" in told
+    page = tmp_path / "page.html"
+    assert run("report", tmp_path / "out", "--html", page).returncode == 0
+    assert "“think” arrived" in page.read_text(encoding="utf-8")
+    again = run("sweep", config, "--out", tmp_path / "out")
+    assert again.returncode == 0
+    assert len((tmp_path / "out" / results.LINES).read_text().splitlines()) == 6
+
+
+def test_a_stopped_sweep_says_that_it_goes_on(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results, "append", stop)
+    done = run("sweep", config, "--out", tmp_path / "out")
+    assert done.returncode == 130
+    assert "the same command goes on from there" in " ".join(done.stdout.split())
+
+
+def test_diagnose_tells_every_calibration_with_reasons(tmp_path: Path) -> None:
+    content = recipes.smallest().model_dump(mode="json")
+    content["grid"] = {"aligner": ["text", "paper"], "n": [100], "rank": [48], "alpha": [0.5]}
+    (tmp_path / "c.yaml").write_text(json.dumps(content))
+    done = run("diagnose", tmp_path / "c.yaml")
+    assert done.returncode == 0, done.stderr
+    told = " ".join(done.stdout.split())
+    assert "calibration: text, rank 48" in told
+    assert "likely to work (score 1.00, by what a probe saw)" in told
+    assert "calibration: paper, rank 48" in told
+    assert "unlikely to work (score 0.00" in told
+    as_json = json.loads(run("diagnose", tmp_path / "c.yaml", "--json", "--rank", "16").stdout)
+    assert {name: told["rank"] for name, told in as_json.items()} == {"text": 16, "paper": 16}
+
+
+def test_reproduce_shows_its_config_and_runs_the_small_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = run("reproduce", "cot", "--show")
+    assert "Qwen/Qwen1.5-14B" in shown.stdout
+    assert "give --out" in run("reproduce", "cot").stderr
+    known = {"cot-zoo": recipes.smallest()}
+    monkeypatch.setattr(recipes, "load", known.__getitem__)
+    done = run("reproduce", "cot", "--zoo", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_mistakes_of_sweeps_are_told_in_a_line(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text(config.read_text().replace("alpha:", "alhpa:"))
+    for args, message in [
+        (("sweep", "--out", tmp_path / "o"), "give a config file, or --zoo"),
+        (("sweep", config, "--zoo", "--out", tmp_path / "o"), "one of the two"),
+        (("sweep", tmp_path / "bad.yaml", "--out", tmp_path / "o"), "there is no key 'alhpa'; did you mean alpha?"),
+        (("diagnose", tmp_path / "bad.yaml"), "there is no key 'alhpa'; did you mean alpha?"),
+        (("report", tmp_path, "--html", tmp_path / "o.html"), "is not the folder of a sweep"),
+    ]:
+        done = run(*args)
+        assert done.returncode == 1, args
+        assert message in " ".join(done.stderr.split()), done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    "command", ["demo", "extract", "align", "steer", "inspect", "diagnose", "sweep", "report", "reproduce"]
+)
 def test_help_has_an_example(command: str) -> None:
     done = run(command, "--help")
     assert done.returncode == 0

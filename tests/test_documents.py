@@ -1,4 +1,4 @@
-"""What the documents show is what happens: code blocks of README and CONTRIBUTING, and the examples of docstrings."""
+"""What the documents show is what happens: their code blocks, configs and links, and the examples of docstrings."""
 
 from __future__ import annotations
 
@@ -12,22 +12,39 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import unlock_lens
+from unlock_lens.sweep import SweepConfig
 
 ROOT = Path(__file__).parent.parent
 WITHIN = r"(?:(?!```).)*"
 BLOCK = re.compile(rf"```python\n(?P<code>{WITHIN})```\n{WITHIN}```text\n(?P<output>{WITHIN})```", re.DOTALL)
-EXAMPLES = [(name, match) for name in ("README.md", "CONTRIBUTING.md") for match in BLOCK.finditer((ROOT / name).read_text())]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")))
+EXAMPLES = [(name, match) for name in DOCUMENTS for match in BLOCK.finditer((ROOT / name).read_text())]
+CONFIGS = [
+    (name, text) for name in DOCUMENTS for text in re.findall(r"```yaml\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+]
 MODULES = [module.name for module in pkgutil.walk_packages(unlock_lens.__path__, "unlock_lens.")]
 
 
 def test_every_code_block_is_run() -> None:
-    blocks = sum((ROOT / name).read_text().count("```python") for name in ("README.md", "CONTRIBUTING.md"))
-    assert len(EXAMPLES) == blocks == 4
+    blocks = sum((ROOT / name).read_text().count("```python") for name in DOCUMENTS)
+    assert len(EXAMPLES) == blocks >= 6
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize(("name", "text"), CONFIGS)
+def test_configs_in_documents_are_configs(name: str, text: str) -> None:
+    assert SweepConfig.parse(yaml.safe_load(text), name).source == "zoo:large-base"
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS, "CHANGELOG.md"])
+def test_links_between_documents_lead_somewhere(name: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / name).read_text())
+    assert [link for link in links if not ((ROOT / name).parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS, "CHANGELOG.md"])
 def test_no_placeholder_is_left(name: str) -> None:
     assert not re.search(r"\b[A-Z]+_(TABLE|OUTPUT)\b|TODO|FIXME", (ROOT / name).read_text())
 

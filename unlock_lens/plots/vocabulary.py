@@ -44,7 +44,7 @@ ARMS: Mapping[str, Arm] = {
         "reference", ACCENT, "dot", "circle-open",
     ),
     "random": Arm("random", "a random direction of the same norm", "rival", GREY, "dot", "x"),
-    "shuffled": Arm("shuffled", "the source's direction, through a map of tokens paired at random", "rival", GREY, "dash", "cross"),
+    "shuffled": Arm("shuffled", "the same, through a map of tokens paired at random", "rival", GREY, "dash", "cross"),
     "anti_mean": Arm(
         "anti-mean", "away from the target's mean locked state, no source at all", "rival", CONTRARY, "dash", "triangle-down"
     ),
