@@ -10,9 +10,10 @@ import torch
 
 import unlock_lens as ul
 from unlock_lens import recipes
+from unlock_lens.diagnostics.map_quality import singular_values
 from unlock_lens.sweep import runner
 from unlock_lens.sweep.config import SweepConfig
-from unlock_lens.sweep.geometry import geometry, held_out_errors, singular_values
+from unlock_lens.sweep.geometry import geometry, held_out_errors
 from unlock_lens.sweep.material import Material
 
 

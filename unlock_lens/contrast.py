@@ -11,15 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens import capture
-from unlock_lens.direction import (
-    Aggregator,
-    CapabilityDirection,
-    Provenance,
-    aggregate_name,
-    aggregated,
-    check_pair,
-    provenance_of,
-)
+from unlock_lens.aggregation import Aggregator, aggregate_name, aggregated
+from unlock_lens.direction import CapabilityDirection, Provenance, check_pair, provenance_of
 from unlock_lens.errors import InvalidInput
 from unlock_lens.identity import ModelIdentity
 from unlock_lens.variant import Variant

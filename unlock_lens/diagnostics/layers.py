@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from unlock_lens.aggregation import AGGREGATORS, aggregated
 from unlock_lens.alignment import SubspaceAligner
 from unlock_lens.contrast import Contrast
 from unlock_lens.diagnostics.map_quality import carried_over, coverage, cross_validate, principal_cosines, spectral_entropy
-from unlock_lens.direction import AGGREGATORS, CapabilityDirection, aggregated
+from unlock_lens.direction import CapabilityDirection
 
 
 @dataclass(frozen=True)

@@ -136,11 +136,21 @@ def spectral_entropy(states: Float[Tensor, "n d_model"], centered: bool = True) 
         >>> round(spectral_entropy(torch.eye(4), centered=False), 4)  # four equal axes: log 4
         1.3863
     """
+    return entropy_of(singular_values(states, centered))
+
+
+def entropy_of(values: Float[Tensor, " rank"]) -> float:
+    """The spectral entropy (nats) of singular values; 0 where all of them are."""
+    shares = values.double().square() / values.double().square().sum().clamp_min(_TINY)
+    return float(torch.special.entr(shares).sum())
+
+
+def singular_values(states: Float[Tensor, "n d_model"], centered: bool) -> Float[Tensor, " rank"]:
+    """All of them, descending, by the smaller Gram matrix in float64."""
     h = states.double()
     h = h - h.mean(dim=0) if centered else h
-    values = right_factors(h, min(h.shape)).values if bool(h.any()) else torch.ones(1, dtype=h.dtype)
-    shares = values.square() / values.square().sum()
-    return float(torch.special.entr(shares).sum())
+    gram = h @ h.T if h.shape[0] < h.shape[1] else h.T @ h
+    return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0).sqrt()
 
 
 def principal_cosines(a: Float[Tensor, "rank_a d_model"], b: Float[Tensor, "rank_b d_model"]) -> Float[Tensor, " angle"]:

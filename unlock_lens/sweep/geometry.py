@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.alignment import SubspaceAligner
-from unlock_lens.diagnostics.map_quality import coverage
+from unlock_lens.diagnostics.map_quality import coverage, entropy_of, singular_values
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.distributions import kl_divergence, next_token_log_probs
 from unlock_lens.linear_map import FactoredMaps
@@ -101,24 +101,15 @@ def _spectra(material: Material, chosen: Setting) -> Iterator[dict[str, Any]]:
         states = material.states("source" if side == "source" else "target", chosen.aligner or "text", chosen.n)
         for layer in of_side:
             values = singular_values(states[layer], aligner.centered)
-            shares = values.square() / values.square().sum()
-            entropy = float(torch.special.entr(shares).sum())
+            entropy = entropy_of(values)
             yield {
                 "aligner": chosen.aligner,
                 "side": side,
                 "layer": layer,
                 "values": [float(f"{value:.5g}") for value in values],
                 "entropy": entropy,
-                "effective_rank": float(torch.tensor(entropy).exp()),
+                "effective_rank": math.exp(entropy),
             }
-
-
-def singular_values(states: Float[Tensor, "n d_model"], centered: bool) -> Float[Tensor, " rank"]:
-    """All of them, descending, by the smaller Gram matrix in float64."""
-    h = states.double()
-    h = h - h.mean(dim=0) if centered else h
-    gram = h @ h.T if h.shape[0] < h.shape[1] else h.T @ h
-    return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0).sqrt()
 
 
 def _effect(material: Material, chosen: Setting) -> list[dict[str, Any]]:
