@@ -21,7 +21,7 @@ SHARE_RIGHT = {
     "shuffled": 0.13, "unaligned": 0.15, "naive": 0.14, "naive_unsteered": 0.14,
 }  # fmt: skip
 BASELINES = ("unsteered", "prompted", "naive_unsteered")  # they have no strength, and no line on train
-SEEDS = {"random": 3, "shuffled": 2}
+SEEDS = {"random": 3, "shuffled": 3}
 OPTIONAL = ("behaviours", "paired", "price", "sharpening", "controls", "capabilities", "test", *DESCRIPTIONS)
 SCRIPT = "<script>document.title = 'broken'</script><img src=x onerror=alert(1)>"
 UNBROKEN = "9" * 300
@@ -76,7 +76,8 @@ class _Sweep:
             "target": "small-base",
             "capability": {"name": "think", "locked": "Q {question} A :", "unlocked": "Q {question} think A :"},
             "grid": {"aligner": list(ALIGNERS), "n": list(PAIRS), "rank": list(RANKS), "alpha": list(ALPHAS)},
-            "controls": [] if "controls" in self.without else [name for name in SHARE_RIGHT if name not in self.without],
+            "controls": [name for name in self.controls() if name not in BASELINES],
+            "control_seeds": 3,
         }
 
     def lines(self) -> list[dict[str, Any]]:
@@ -116,7 +117,8 @@ class _Sweep:
         line["completions"] = [self.completion(i, ok, thinks[i]) for i, ok in enumerate(right)]
         line |= self.shown("think", sum(thinks) / self.n)
         if name not in BASELINES:
-            line |= {"paired": self.paired(right)} if "paired" not in self.without else {}
+            base = self.right("naive_unsteered", 0) if name == "naive" else self.unsteered
+            line |= {"paired": self.paired(right, base)} if "paired" not in self.without else {}
             line |= (
                 {"price": {"kl": 0.021, "perplexity": 4.1, "perplexity_unsteered": 4.0}} if "price" not in self.without else {}
             )
@@ -141,9 +143,9 @@ class _Sweep:
         count = max(0, round(self.shares[name] * self.n) - seed)
         return [int(i in set(order[:count])) for i in range(self.n)]
 
-    def paired(self, right: list[int]) -> dict[str, Any]:
-        gained = sum(a > b for a, b in zip(right, self.unsteered, strict=True))
-        lost = sum(a < b for a, b in zip(right, self.unsteered, strict=True))
+    def paired(self, right: list[int], base: list[int]) -> dict[str, Any]:
+        gained = sum(a > b for a, b in zip(right, base, strict=True))
+        lost = sum(a < b for a, b in zip(right, base, strict=True))
         difference, spread = (gained - lost) / self.n, 1.96 * math.sqrt(gained + lost + 1) / self.n
         p = min(1.0, 2.0 ** (1 - abs(gained - lost)))
         return {

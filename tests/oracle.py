@@ -97,7 +97,7 @@ class Oracle:
         """Next-token log-probabilities from the last prompt token on, the completion being read: [token, vocabulary]."""
         ids: list[int] = self.tokenizer.encode(prompt)
         end = len(ids)
-        ids = [*ids, *self.tokenizer.encode(completion), self.tokenizer.eos_token_id]
+        ids = [*ids, *self.tokenizer.encode(completion)]
         logits = self.run(ids, self._editing(end, vectors, alpha, operation, positions))[1]
         return logits[end - 1 : -1].log_softmax(-1)
 

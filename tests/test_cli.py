@@ -177,7 +177,7 @@ def test_a_sweep_and_its_report(config: Path, tmp_path: Path) -> None:
     assert "“think” arrived" in page.read_text(encoding="utf-8")
     again = run("sweep", config, "--out", tmp_path / "out")
     assert again.returncode == 0
-    assert len((tmp_path / "out" / results.LINES).read_text().splitlines()) == 6
+    assert len((tmp_path / "out" / results.LINES).read_text().splitlines()) == 10
 
 
 def test_a_stopped_sweep_says_that_it_goes_on(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

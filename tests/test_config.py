@@ -40,6 +40,7 @@ def told(**changes: Any) -> str:
         ({"grid__rank": [0]}, "grid.rank.0: Input should be greater than 0 (given: 0)"),
         ({"grid__rank": []}, "grid.rank"),
         ({"grid__rank": [4, 4]}, "rank lists a value twice: [4, 4]"),
+        ({"grid__alpha": [0.5, -1]}, "grid.alpha.1: Input should be greater than 0 (given: -1)"),
         ({"grid__alpha": [float("nan")]}, "grid.alpha.0: Input should be a finite number"),
         ({"grid__operation": ["multiply"]}, "grid.operation.0: Input should be 'norm_preserving', 'add' or 'ablate'"),
         ({"grid__layers": ["3-1"]}, "layers '3-1' hold none"),

@@ -41,9 +41,23 @@ def test_a_prompt_that_is_answered_for_sure_has_no_entropy_and_a_locked_one_has(
 
 
 def test_entropies_leave_out_what_no_completion_reaches(small: Any) -> None:
-    """`= 0` and the end are three tokens."""
-    assert len(distributions.first_token_entropies(small, [THINK], ["= 0"])) == 3
-    assert len(distributions.first_token_entropies(small, [THINK], ["= 0"], n_tokens=2)) == 2
+    assert len(distributions.first_token_entropies(small, [THINK], ["= 0"])) == 2
+    assert len(distributions.first_token_entropies(small, [THINK], ["= 0"], n_tokens=1)) == 1
+
+
+def test_a_completion_that_was_cut_is_as_likely_as_what_was_written(small: Any) -> None:
+    """No end is put behind it."""
+    whole, cut = (float(distributions.completion_log_probs(small, [THINK], [text])) for text in ("S 1 3 6 3 1 0 = 0", "S 1 3"))
+    assert whole <= cut
+    assert cut > -0.01
+
+
+def test_small_budgets_change_nothing(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = zoo.running_sum(n=7)
+    completions = [f"= {answer}" for answer in task.answers]
+    at_once = distributions.completion_log_probs(small, task.direct, completions)
+    monkeypatch.setattr(distributions, "AT_ONCE", 1)
+    torch.testing.assert_close(distributions.completion_log_probs(small, task.direct, completions), at_once)
 
 
 def test_entropies_are_means_over_the_completions_that_reach_a_token(small: Any) -> None:
@@ -81,7 +95,7 @@ def test_the_price_is_the_mean_over_the_second_halves(small: Any, steer: ul.Stee
             small.run_with_hooks(ids, fwd_hooks=hooks).log_softmax(-1)[0, half - 1 : -1].detach()
             for hooks in ([], written_out(steer, half - 1))
         )
-        divergences += (steered.exp() * (steered - plain)).sum(-1).tolist()
+        divergences += (plain.exp() * (plain - steered)).sum(-1).tolist()
         steered_nats += (-steered[range(len(steered)), ids[0, half:]]).tolist()
         plain_nats += (-plain[range(len(plain)), ids[0, half:]]).tolist()
     found = distributions.price(small, texts, steer, batch_size=2)

@@ -36,6 +36,17 @@ def test_models_of_different_vocabularies_are_not_compared(small: Any) -> None:
     assert found.skipped == "small-base and large-duo have different vocabularies"
 
 
+def test_unlocked_prompts_that_go_on_where_locked_ones_end_have_no_first_token_to_compare(small: Any) -> None:
+    """As in "Answer:" and "Answer: Let's think step by step."."""
+    longer = [f"{prompt} S" for prompt in TASK.direct]
+    found = Probe.run(
+        ul.CapabilityDirection(torch.ones(3, 64), (0, 1, 2)), ul.Variant(small, TASK.direct), ul.Variant(small, longer)
+    )
+    assert found.share is None
+    assert found.skipped is not None
+    assert "go on where the locked ones end" in found.skipped
+
+
 def test_bad_probes_are_refused(small: Any) -> None:
     with pytest.raises(ul.InvalidInput, match="0 strengths and scores of shapes"):
         Probe.of(scores(0), scores(1), {})

@@ -62,6 +62,26 @@ def test_frames_spread_the_config_and_keep_both_counts(file: Path) -> None:
     assert frame["split"].tolist() == ["train", "train"]
 
 
+def test_a_repeated_configuration_counts_once_and_the_first_line_stays(file: Path) -> None:
+    turned = {"accuracy": 0.9, "split": "train", "config": {"alpha": 0.1, "n": 7, "control": None, "capability": "think"}}
+    results.append(file, turned)
+    results.append(file, line(0.1, "test"))
+    assert list(Results.load(file.parent).lines) == [line(0.1), line(0.2), line(0.1, "test")]
+
+
+@pytest.mark.parametrize(
+    ("capability", "name"),
+    [
+        ({"unlocked": "Q think"}, "prompted"),
+        ({"target_unlocked": None}, "prompted"),
+        ({"target_unlocked": "m"}, "post_trained"),
+    ],
+)
+def test_in_a_model_contrast_the_unlocked_model_is_not_called_prompted(capability: dict[str, str], name: str) -> None:
+    tested = {"config": {"capability": "think", "control": "prompted"}, "split": "test", "accuracy": 0.5}
+    assert list(Results({"capability": {"name": "think", **capability}}, (tested,)).arms()) == [name]
+
+
 def test_folders_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ul.InvalidInput, match=r"is not the folder of a sweep \(it has no config.yaml\)"):
         Results.load(tmp_path)

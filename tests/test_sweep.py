@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from filelock import FileLock
 
 import unlock_lens as ul
-from unlock_lens import capture, decomposition, linear_map, recipes, results, sweep
+from unlock_lens import capture, decomposition, linear_map, recipes, results, sweep, zoo
 from unlock_lens.results import Line, Results
 from unlock_lens.sweep import runner
 from unlock_lens.sweep.config import CONTROLS, SweepConfig
-from unlock_lens.sweep.material import Material, Setting
+from unlock_lens.sweep.material import Material
+from unlock_lens.sweep.setting import Setting
 
 
 def changed(**changes: Any) -> SweepConfig:
@@ -67,9 +72,9 @@ def test_every_setting_of_the_grid_is_tried_on_train_once(found: Results) -> Non
     wanted = [setting.to_json() for setting in sweep.grid(SEVERAL, "think")]
     assert [config for config in tried if config["capability"] == "think"] == wanted
     assert len({json.dumps([line["config"], line["split"]]) for line in found.lines}) == len(found.lines)
-    left = Material(SEVERAL, progress=False).controls
-    assert len(found.lines) == sweep.count(SEVERAL, left)
-    assert "unaligned" not in left  # the widths differ
+    material = Material(SEVERAL, progress=False)
+    assert len(found.lines) == sweep.count(SEVERAL, material)
+    assert "unaligned" not in material.controls  # the widths differ
 
 
 def test_the_best_of_train_is_reported_on_test_and_no_other(found: Results) -> None:
@@ -179,7 +184,7 @@ def test_a_killed_sweep_loses_at_most_the_run_in_flight(tmp_path: Path) -> None:
     assert len(kept) >= 2
     sweep.run(recipes.smallest(), tmp_path / "out", progress=False)
     assert file.read_bytes().splitlines()[: len(kept)] == kept
-    assert len(file.read_bytes().splitlines()) == sweep.count(recipes.smallest(), ["random"])
+    assert len(file.read_bytes().splitlines()) == 10
 
 
 def test_a_changed_config_is_refused_with_the_difference(found: Results, folder: Path) -> None:
@@ -206,6 +211,29 @@ def test_a_changed_file_behind_the_same_config_is_refused(tmp_path: Path) -> Non
     write(1)
     with pytest.raises(ul.InvalidInput, match="was begun with other models, problems or texts"):
         sweep.run(config, tmp_path / "out", progress=False)
+
+
+def test_the_batch_size_may_change_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    appended = results.append
+
+    def once(file: Path, line: Line) -> None:
+        appended(file, line)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results, "append", once)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(recipes.smallest(), tmp_path / "out", progress=False)
+    monkeypatch.undo()
+    found = sweep.run(changed(batch_size=7, name="less memory"), tmp_path / "out", progress=False)
+    assert (found.config["batch_size"], found.config["name"]) == (7, "less memory")
+    assert found.arms()["transferred"]["accuracy"] >= 0.9
+
+
+def test_a_first_start_that_failed_claims_no_folder(tmp_path: Path) -> None:
+    whole = {"aligner": ["text"], "n": [100], "rank": [65], "alpha": [0.5]}
+    with pytest.raises(ul.InvalidInput, match=r"grid.rank has 65"):
+        sweep.run(changed(grid=whole), tmp_path / "out", progress=False)
+    assert sweep.run(changed(grid={**whole, "rank": [48]}), tmp_path / "out", progress=False).lines
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
@@ -264,19 +292,124 @@ def test_activations_are_captured_once_and_decomposed_once(tmp_path: Path, monke
     assert counted == {"at_position": 2, "at_all_tokens": 2, "right_factors": 6}
 
 
-def test_of_equal_settings_the_one_of_middle_strength_is_chosen() -> None:
-    settings = [Setting("think", rank=rank, alpha=alpha) for rank in (1, 2) for alpha in (0.1, 0.2, 0.3)]
+def test_of_equal_settings_the_one_in_the_middle_of_the_plateau_is_chosen() -> None:
+    """Middle strength first, then middle rank."""
+    settings = [Setting("think", rank=rank, alpha=alpha) for rank in (1, 2, 4, 8) for alpha in (0.1, 0.2, 0.3, 0.4)]
 
     class Stub(runner._Runner):  # pyright: ignore[reportPrivateUsage]
         def __init__(self) -> None:
-            self.asked: list[Setting] = []
+            pass
 
         def train(self, setting: Setting) -> Line:
-            return {"accuracy": 0.0 if setting.rank == 1 else 1.0}
+            return {"accuracy": float((setting.rank or 0) > 1 and (setting.alpha or 0) < 0.35)}
 
-    assert Stub().best(settings, lambda line: line["accuracy"]) == Setting("think", rank=2, alpha=0.2)
+    assert Stub().best(settings, lambda line: line["accuracy"]) == Setting("think", rank=4, alpha=0.2)
 
 
 def test_the_config_is_kept_with_its_defaults(found: Results, folder: Path) -> None:
     assert SweepConfig.parse(yaml.safe_load((folder / results.CONFIG).read_text())) == SEVERAL
     assert found.config["sampling"] == {"samples": 8, "temperature": 1.0, "problems": 100}
+
+
+def test_two_processes_do_not_sweep_in_one_folder(tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".lock"), pytest.raises(ul.InvalidInput, match="another process is running this sweep"):
+        sweep.run(recipes.smallest(), tmp_path, progress=False)
+    assert [file.name for file in tmp_path.iterdir()] == [".lock"]
+    sweep.run(recipes.smallest(), tmp_path, progress=False)  # a lock that was left behind holds nobody up
+
+
+def test_another_unlocked_model_behind_the_same_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep that was begun with one post-trained source does not go on with another."""
+    held = tmp_path / "post"
+    shutil.copytree(zoo.path() / "large-post", held)
+    contrast = {"name": "think", "locked": "Q {question} A :", "source_unlocked": str(held)}
+    config = changed(capability=contrast, controls=[], sampling={"samples": 0})
+    appended = results.append
+
+    def once(file: Path, line: Line) -> None:
+        appended(file, line)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results, "append", once)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(config, tmp_path / "out", progress=False)
+    shutil.rmtree(held)
+    shutil.copytree(zoo.path() / "large-base", held)
+    with pytest.raises(ul.InvalidInput, match="begun with other models"):
+        sweep.run(config, tmp_path / "out", progress=False)
+
+
+def test_where_nothing_asks_the_target_nothing_is_called_prompted(tmp_path: Path) -> None:
+    contrast = {"name": "think", "locked": "Q {question} A :", "source_unlocked": "zoo:large-post"}
+    found = sweep.run(changed(capability=contrast, controls=["own"]), tmp_path / "out", progress=False)
+    assert set(found.arms()) == {"unsteered", "transferred"}
+    assert found.provenance is not None
+    assert found.provenance["controls_left_out"] == {"own": "capability.target_unlocked is not named"}
+
+
+@pytest.mark.parametrize("name", ["chess", "unlocked"])
+def test_others_that_the_task_cannot_tell_are_refused_at_once(tmp_path: Path, name: str) -> None:
+    others = [{"name": name, "locked": "Q {question} A :", "unlocked": "Q {question} rev A :"}]
+    with pytest.raises(ul.InvalidInput, match=f"others names {name}, which the task running_sum cannot tell: it tells direct"):
+        sweep.run(changed(others=others), tmp_path / "out", progress=False)
+
+
+def test_a_single_pair_is_swept_and_what_cannot_be_described_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one = {"aligner": ["paper"], "n": [1], "rank": [1], "alpha": [0.5]}
+    with caplog.at_level(logging.WARNING):
+        found = sweep.run(changed(grid=one, controls=[]), tmp_path / "out", progress=False)
+    assert "geometry.json is left out" in caplog.text
+    assert "diagnosis.json is left out" in caplog.text
+    assert found.problems is not None
+    assert found.arms()["transferred"]["n"] == 40
+
+
+def test_what_clashes_is_found_before_any_run(tmp_path: Path) -> None:
+    """At the first token locked and unlocked prompts are the same."""
+    clash = {"aligner": ["text"], "n": [100], "rank": [48], "alpha": [0.5], "position": [-1, 0]}
+    with pytest.raises(ul.InvalidInput, match="the vector of layer 0 is zero"):
+        sweep.run(changed(grid=clash), tmp_path / "out", progress=False)
+    assert not (tmp_path / "out" / results.LINES).exists()
+
+
+def test_a_control_that_cannot_be_had_is_left_out_with_the_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The naive model is smaller than the target, and has no layer 3."""
+    up = {"source": "zoo:small-base", "target": "zoo:large-base", "controls": ["naive"]}
+    mapped = {"aligner": ["text"], "n": [100], "rank": [48], "alpha": [0.6], "layer_map": ["0:0 3:2"]}
+    with caplog.at_level(logging.WARNING):
+        found = sweep.run(changed(**up, grid=mapped), tmp_path / "out", progress=False)
+    assert "the control naive is left out: the layer map sends target layer 3" in caplog.text
+    assert set(found.arms()) == {"unsteered", "prompted", "transferred"}
+
+
+def test_calibration_texts_that_hold_test_questions_are_left_out(tmp_path: Path) -> None:
+    asked = Material(recipes.smallest(), progress=False).splits
+    leaking = [f"Q {question} think A : = 1" for question in asked.test.questions]
+    (tmp_path / "t.txt").write_text("\n".join([*leaking, *zoo.text(n=300)]))
+    material = Material(changed(calibration={"kind": "file", "path": str(tmp_path / "t.txt")}), progress=False)
+    assert material.texts is not None
+    assert not any(question in line for line in material.texts for question in asked.test.questions)
+    assert material.leaking >= 40
+    (tmp_path / "t.txt").write_text("\n".join(leaking))
+    with pytest.raises(ul.InvalidInput, match="every calibration text holds a question of the train or test split"):
+        Material(changed(calibration={"kind": "file", "path": str(tmp_path / "t.txt")}), progress=False)
+
+
+def test_the_forecast_steers_as_the_sweep_does(tmp_path: Path) -> None:
+    """Taking the component along the direction out unlocks here too; a probe that added it at that strength would say no."""
+    grid = {"aligner": ["text"], "n": [100], "rank": [48], "alpha": [1.0], "operation": ["ablate"]}
+    config = changed(grid=grid, controls=["shuffled", "random"])
+    material = Material(config, progress=False)
+    setting = sweep.grid(config, "think")[0]
+    assert material.probe(setting).share == 1.0
+    assert material.probe(replace(setting, operation="norm_preserving")).share == 0.0
+    norms = material.direction(setting).vectors.norm(dim=1)
+    for control in ("shuffled", "random"):
+        drawn = material.direction(replace(setting, control=control, seed=1))
+        torch.testing.assert_close(drawn.vectors.norm(dim=1), norms, rtol=1e-4, atol=1e-4)
+
+
+def test_a_finished_sweep_keeps_its_provenance(found: Results, folder: Path) -> None:
+    before = (folder / "provenance.json").read_bytes()
+    sweep.run(SEVERAL, folder, progress=False)
+    assert (folder / "provenance.json").read_bytes() == before

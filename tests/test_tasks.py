@@ -235,3 +235,12 @@ def test_specs_are_told_apart_by_kind() -> None:
     ]:
         with pytest.raises(ValidationError, match=message.replace("?", r"\?")):
             adapter.validate_python(wrong)
+
+
+def test_running_sums_may_ask_for_another_behaviour() -> None:
+    task = RunningSumSpec(behaviour="reverse").splits(SMALL, seed=0).test
+    digits = task.questions[0].split()
+    assert task.answers[0] == " ".join(["R", *reversed(digits)])
+    first = task.first(1)
+    assert first.correct([" ".join(["R", *reversed(digits)])]) == [True]
+    assert first.correct([" ".join(["R", *digits])]) == [digits == digits[::-1]]

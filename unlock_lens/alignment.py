@@ -97,7 +97,7 @@ class SubspaceAligner:
         source_model, target_model = source.backend.identity, target.backend.identity
         self._layers(source_model.n_layers, target_model.n_layers)
         if self.positions == "all":
-            _check_token_counts(source, target, self.skip_first)
+            capture.check_same_tokens(source, target, self.skip_first)
             h_s, h_t = (capture.at_all_tokens(v, None, self.skip_first, batch_size, progress) for v in (source, target))
         else:
             h_s, h_t = (capture.at_position(v, None, -1, batch_size, progress) for v in (source, target))
@@ -294,15 +294,3 @@ class SubspaceAligner:
         if direction.model is not None and not direction.model.is_same_model(self.source_model):
             raise IncompatibleModel(f"the direction lives in {direction.model}, the aligner reads {self.source_model}")
         return direction
-
-
-def _check_token_counts(source: Variant, target: Variant, skip_first: bool) -> None:
-    counts = [capture.token_counts(variant, skip_first) for variant in (source, target)]
-    differing = (counts[0] != counts[1]).nonzero()
-    if len(differing):
-        i = int(differing[0])
-        raise InvalidInput(
-            f'positions="all" pairs token with token, but text {i} ({source.prompts[i][:40]!r}) has {int(counts[0][i])} tokens '
-            f"in the source and {int(counts[1][i])} in the target; give both the same texts, "
-            'or take positions="last" where the tokenizers differ'
-        )

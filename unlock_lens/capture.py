@@ -169,3 +169,16 @@ def check_position(variant: Variant, position: int) -> None:
             f"position {position} was asked for, but prompt {prompt} ({variant.prompts[prompt][:40]!r}) has "
             f"{int(variant.tokens.lengths[prompt])} tokens; every prompt needs {needed}"
         )
+
+
+def check_same_tokens(source: Variant, target: Variant, skip_first: bool) -> None:
+    """Raise InvalidInput unless every text has as many tokens in one as in the other, to be paired one by one."""
+    counts = [token_counts(variant, skip_first) for variant in (source, target)]
+    differing = (counts[0] != counts[1]).nonzero()
+    if len(differing):
+        i = int(differing[0])
+        raise InvalidInput(
+            f'positions="all" pairs token with token, but text {i} ({source.prompts[i][:40]!r}) has {int(counts[0][i])} tokens '
+            f"in the source and {int(counts[1][i])} in the target; give both the same texts, "
+            'or take positions="last" where the tokenizers differ'
+        )

@@ -246,6 +246,8 @@ def main() -> None:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     try:
         app()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except UnlockLensError as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False)
         raise SystemExit(1) from None

@@ -14,6 +14,7 @@ from unlock_lens.errors import InvalidInput
 
 if TYPE_CHECKING:
     from unlock_lens.diagnostics import Diagnosis
+    from unlock_lens.results import Results
     from unlock_lens.sweep.config import SweepConfig
 
 console = Console()
@@ -60,16 +61,22 @@ def sweep(out: Folder, config: Config = None, zoo: Zoo = False) -> None:
 
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a sweep, finished or not.")],
-    html: Annotated[Path, typer.Option(help="HTML file to write: one page that needs no network.")],
+    html: Annotated[Path | None, typer.Option(help="HTML file to write: one page that needs no network.")] = None,
 ) -> None:
     """Write a sweep's report: verdict in words, table, figures, completions before and after, provenance.
+
+    Without --html verdict and table are printed.
 
     Example: `unlock-lens report zoo-sweep --html zoo-sweep.html`
     """
     from unlock_lens import report as reports
     from unlock_lens.results import Results
 
-    reports.write(Results.load(folder), html)
+    found = Results.load(folder)
+    if html is None:
+        _tell(found)
+        return
+    reports.write(found, html)
     console.print(f"wrote {html}")
 
 
@@ -111,21 +118,28 @@ def _forecasts(config: SweepConfig, rank: int | None) -> dict[str, Diagnosis]:
     from unlock_lens.sweep.description import forecast
     from unlock_lens.sweep.material import Material
 
+    ranks = (rank or max(config.grid.rank),)
+    config = config.model_copy(update={"grid": config.grid.model_copy(update={"rank": ranks})})
     material = Material(config)
-    whole = grid(config, config.capability.name)[0]
-    widest = replace(whole, n=max(config.grid.n), rank=rank or max(config.grid.rank))
+    widest = replace(grid(config, config.capability.name)[0], n=max(config.grid.n))
     return {name: forecast(material, replace(widest, aligner=name)) for name in config.grid.aligner}
 
 
 def _run(config: SweepConfig, out: Path) -> None:
-    from unlock_lens import report, sweep
-    from unlock_lens.report.table import show
+    from unlock_lens import sweep
 
     try:
         found = sweep.run(config, out)
     except KeyboardInterrupt:
         console.print(f"stopped; what is finished is in {out}, and the same command goes on from there")
         raise typer.Exit(130) from None
+    _tell(found)
+    console.print(f"{len(found.lines)} runs are in {out}; figures and completions: unlock-lens report {out} --html FILE")
+
+
+def _tell(found: Results) -> None:
+    from unlock_lens import report
+    from unlock_lens.report.table import show
+
     show(report.summary(found), console)
     console.print(str(report.verdict(found)))
-    console.print(f"{len(found.lines)} runs are in {out}; figures and completions: unlock-lens report {out} --html FILE")

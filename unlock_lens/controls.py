@@ -103,6 +103,18 @@ def unaligned(direction: CapabilityDirection, layer_map: Mapping[int, int], targ
     )
 
 
+def at_norms_of(direction: CapabilityDirection, like: CapabilityDirection) -> CapabilityDirection:
+    """The direction with each layer's vector at the norm that `like` has there, so that no control is weaker by its length.
+
+    Raises:
+        IncompatibleModel: other layers.
+    """
+    if direction.layers != like.layers:
+        raise IncompatibleModel(f"the directions have layers {list(direction.layers)} and {list(like.layers)}; they must agree")
+    scale = like.vectors.norm(dim=1) / direction.vectors.norm(dim=1)
+    return replace(direction, vectors=direction.vectors * scale.unsqueeze(1))
+
+
 def mean_locked(locked: Variant, like: CapabilityDirection, batch_size: int = 8) -> Float[Tensor, "layer d_model"]:
     """The target's mean state at the last token of the locked prompts, at the direction's layers.
 
@@ -116,5 +128,4 @@ def mean_locked(locked: Variant, like: CapabilityDirection, batch_size: int = 8)
 
 
 def _with_vectors(like: CapabilityDirection, vectors: torch.Tensor, name: str) -> CapabilityDirection:
-    scaled = vectors * (like.vectors.norm(dim=1) / vectors.norm(dim=1)).unsqueeze(1)
-    return replace(like, vectors=scaled, provenance=Provenance(steps=(name,)))
+    return at_norms_of(replace(like, vectors=vectors, provenance=Provenance(steps=(name,))), like)

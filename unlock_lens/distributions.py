@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from unlock_lens.errors import InvalidInput
 from unlock_lens.steering import SteeringHook, as_hooks, edits_for
 from unlock_lens.variant import Tokens, check_prompts, tokenize
 
+AT_ONCE = 2**28
+"""Log-probabilities that are held at once: a gigabyte of float32, whatever the vocabulary and the length."""
 Steer = SteeringHook | Sequence[SteeringHook] | None
 
 
@@ -23,7 +25,7 @@ class Price:
     """What steering does to text that has nothing to do with the capability.
 
     Attributes:
-        kl: mean KL divergence (nats a token) of the steered from the unsteered next-token distribution.
+        kl: mean of KL(unsteered || steered) over next-token distributions, in nats a token.
         perplexity: of the text, steered.
         perplexity_unsteered: of the text, as the model is.
     """
@@ -87,10 +89,10 @@ def first_token_entropies(
     Positions that no completion reaches are left out.
     """
     pairs = _Pairs.of(model, prompts, completions, add_special_tokens)
+    pairs = replace(pairs, following=[ids[:n_tokens] for ids in pairs.following])
     sums, counts = torch.zeros(n_tokens), torch.zeros(n_tokens)
     for scored in pairs.scored(steer, batch_size):
-        values = entropy(scored.log_probs)[:, :n_tokens]
-        reached = scored.mask[:, :n_tokens].float()
+        values, reached = entropy(scored.log_probs), scored.mask.float()
         width = values.shape[1]
         sums[:width] += (values * reached).sum(0)
         counts[:width] += reached.sum(0)
@@ -105,7 +107,9 @@ def completion_log_probs(
     batch_size: int = 8,
     add_special_tokens: bool = True,
 ) -> Float[Tensor, " prompt"]:
-    """Log-probability (nats) of each completion and its end, given its prompt: how much the model concentrates on it.
+    """Log-probability (nats) of each completion, given its prompt: how much the model concentrates on it.
+
+    Its end is not counted: a completion may have been cut where it is.
 
     Raises:
         InvalidInput: different numbers of prompts and completions.
@@ -151,7 +155,7 @@ def price(
     pairs = _Pairs.of_texts(model, texts, add_special_tokens, prompt_end)
     divergence, steered_nats, plain_nats, n = 0.0, 0.0, 0.0, 0
     for plain, steered in zip(pairs.scored(None, batch_size), pairs.scored(steer, batch_size), strict=True):
-        divergence += float((kl_divergence(steered.log_probs, plain.log_probs) * plain.mask).sum())
+        divergence += float((kl_divergence(plain.log_probs, steered.log_probs) * plain.mask).sum())
         steered_nats -= float((steered.of_tokens() * plain.mask).sum())
         plain_nats -= float((plain.of_tokens() * plain.mask).sum())
         n += int(plain.mask.sum())
@@ -186,9 +190,8 @@ class _Pairs:
             raise InvalidInput(f"{len(prompts)} prompts and {len(completions)} completions were given; one for each is needed")
         check_prompts(prompts)
         backend = backend_of(model)
-        end = [backend.end_tokens[0]] if backend.end_tokens else []
         written = backend.tokenizer(list(completions), add_special_tokens=False)["input_ids"]
-        return cls(backend, tokenize(backend.tokenizer, prompts, special), [[*ids, *end] for ids in written])
+        return cls(backend, tokenize(backend.tokenizer, prompts, special), written)
 
     @classmethod
     def of_texts(cls, model: Any, texts: Sequence[str], special: bool, prompt_end: str | None) -> _Pairs:
@@ -208,7 +211,9 @@ class _Pairs:
 
     def scored(self, steer: Steer, batch_size: int) -> Iterator[_Scored]:
         edits: Edits = edits_for(self.backend, as_hooks(steer))
-        for rows in self.prompts.batches(batch_size):
+        longest = max(len(ids) for ids in self.following)
+        affordable = max(1, AT_ONCE // max(1, longest * len(self.backend.tokenizer)))
+        for rows in self.prompts.batches(min(batch_size, affordable)):
             prompts = self.prompts.rows(rows)
             tokens, mask = _right_padded([self.following[row] for row in rows.tolist()])
             # What follows a completion is not masked: no earlier token sees it, and hosts count positions by the mask.

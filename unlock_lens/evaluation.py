@@ -43,11 +43,12 @@ class Outcome:
     behaviours: Mapping[str, float]
 
     @classmethod
-    def of(cls, task: Scored, completions: Sequence[str]) -> Outcome:
-        right, n = sum(task.correct(completions)), len(completions)
-        shown_ones = task.behaviours(completions) or []
-        shares = {name: shown_ones.count(name) / n for name in task.behaviour_names} if shown_ones else {}
-        return cls(right / n, *wilson_interval(right, n), n, shares)
+    def of(cls, task: Scored, completions: Sequence[str], right: Sequence[bool] | None = None) -> Outcome:
+        """Judge completions; `right` says what `task.correct` said of them, where that is known already."""
+        n_right, n = sum(task.correct(completions) if right is None else right), len(completions)
+        behaviours = task.behaviours(completions) or []
+        shares = {name: behaviours.count(name) / n for name in task.behaviour_names} if behaviours else {}
+        return cls(n_right / n, *wilson_interval(n_right, n), n, shares)
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,10 @@ def evaluate(
     )
     seconds = time.perf_counter() - started
     written = backend_of(model).tokenizer(completions, add_special_tokens=False)["input_ids"]
+    right = tuple(bool(found) for found in task.correct(completions))
     return Evaluation(
-        Outcome.of(task, completions),
-        tuple(bool(right) for right in task.correct(completions)),
+        Outcome.of(task, completions, right),
+        right,
         tuple(completions),
         tuple(len(ids) for ids in written),
         seconds,

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Line = Mapping[str, Any]
+SEEDED = ("random", "shuffled")
+"""Controls that are drawn at random, several times."""
 
 CONFIG, LINES, DAMAGED = "config.yaml", "results.jsonl", "results.damaged.jsonl"
-TRANSFERRED = "transferred"
+TRANSFERRED, PROMPTED, POST_TRAINED = "transferred", "prompted", "post_trained"
 DESCRIPTIONS = ("problems", "geometry", "diagnosis", "provenance")
 
 
@@ -50,7 +52,7 @@ class Results:
 
     @classmethod
     def load(cls, folder: str | Path) -> Results:
-        """Read a sweep's folder, finished or not.
+        """Read a sweep's folder, finished or not; of a configuration that is there twice the first line counts.
 
         Raises:
             InvalidInput: it is none, or holds no finished configuration.
@@ -64,7 +66,7 @@ class Results:
         if not lines:
             raise InvalidInput(f"{folder} holds no finished configuration yet; run `unlock-lens sweep` again, it goes on")
         described = {name: _read_json(folder / f"{name}.json") for name in DESCRIPTIONS}
-        return cls(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")), tuple(lines), **described)
+        return cls(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")), _once_each(lines), **described)
 
     def frame(self) -> pd.DataFrame:
         """One row a finished configuration, its `config` spread over columns (`n` of the config becomes `n_pairs`)."""
@@ -84,10 +86,15 @@ class Results:
         return [line for line in self._mine("train") if line["config"]["control"] == control]
 
     def tested(self) -> dict[str, list[Line]]:
-        """The lines of the test split for the swept capability, one a seed: "transferred", then its controls."""
+        """The lines of the test split for the swept capability, one a seed: "transferred", then its controls.
+
+        In a model contrast nothing is prompted: there "post_trained" is the target's own unlocked model.
+        """
+        post_trained = self.config.get("capability", {}).get("target_unlocked")
         found: dict[str, list[Line]] = {}
         for line in self._mine("test"):
-            found.setdefault(line["config"]["control"] or TRANSFERRED, []).append(line)
+            name = line["config"]["control"] or TRANSFERRED
+            found.setdefault(POST_TRAINED if post_trained and name == PROMPTED else name, []).append(line)
         return found
 
     def arms(self) -> dict[str, Line]:
@@ -148,6 +155,13 @@ def write_whole(file: Path, content: str) -> None:
     temporary = file.with_name(f".{file.name}.part")
     temporary.write_text(content, encoding="utf-8")
     os.replace(temporary, file)
+
+
+def _once_each(lines: list[Line]) -> tuple[Line, ...]:
+    found: dict[str, Line] = {}
+    for line in lines:
+        found.setdefault(json.dumps([line["split"], line["config"]], sort_keys=True), line)
+    return tuple(found.values())
 
 
 def _spread(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def diagnose(
     seen = geometry if probe is None or probe.share is None else probe.share
     score = seen * (1.0 if ability is None else min(1.0, ability / ENOUGH_ABILITY))
     reasons = reasons_of(layers, aligner.maps.rank, ability, probe)
-    return Diagnosis(score, verdict_of(score, probe, reasons), reasons, layers, geometry, aligner.maps.rank, ability, probe)
+    return Diagnosis(score, verdict_of(score, probe), reasons, layers, geometry, aligner.maps.rank, ability, probe)
 
 
 def _in_source_space(direction: CapabilityDirection, aligner: SubspaceAligner) -> CapabilityDirection:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ class Probe:
         unlocked: Variant,
         alphas: Sequence[float] = ALPHAS,
         batch_size: int = 8,
+        hook: Callable[[float], SteeringHook] | None = None,
     ) -> Probe:
         """Steer the target with the transported direction and look at its first tokens.
 
@@ -65,8 +66,9 @@ class Probe:
             direction: in the target's space.
             target: the target with locked prompts; 16 to 32 will do.
             unlocked: the source's unlocked variant (or the target's own, where there is one), of the same questions.
-            alphas: strengths of the norm-preserving edit.
+            alphas: strengths.
             batch_size: prompts in one forward pass.
+            hook: what steers at a strength; by default the norm-preserving edit of the last prompt token at every layer.
 
         Raises:
             InvalidInput: different numbers of prompts, or no strengths.
@@ -81,13 +83,20 @@ class Probe:
             told = f"{target.backend.identity.name} and {unlocked.backend.identity.name} have different vocabularies"
             return cls(None, None, (), len(target), 0, told)
 
+        if any(
+            asked.startswith(plain) and asked != plain for plain, asked in zip(target.prompts, unlocked.prompts, strict=True)
+        ):
+            told = "unlocked prompts go on where the locked ones end, so that their next token is not the first of a completion"
+            return cls(None, None, (), len(target), 0, told)
+
         def first_tokens(variant: Variant, steer: SteeringHook | None = None) -> Tensor:
             return next_token_log_probs(variant.model, variant.prompts, steer, batch_size, variant.add_special_tokens)
 
         found = [first_tokens(target), first_tokens(unlocked)]
         # Sizes of a family pad their unembedding differently; beyond the shorter one there are no tokens.
         width = min(log_probs.shape[1] for log_probs in found)
-        steered = {alpha: first_tokens(target, SteeringHook(direction, alpha))[:, :width] for alpha in alphas}
+        hook = hook or (lambda alpha: SteeringHook(direction, alpha))
+        steered = {alpha: first_tokens(target, hook(alpha))[:, :width] for alpha in alphas}
         return cls.of(found[0][:, :width], found[1][:, :width], steered)
 
     @classmethod

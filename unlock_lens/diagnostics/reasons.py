@@ -14,13 +14,12 @@ ENOUGH_ABILITY = 0.5
 _COVERED, _AGREED, _RANK_COSTS, _STABLE, _LIKE_OWN, _BEGAN = 0.8, 0.6, 0.2, 0.9, 0.5, 0.5
 
 
-def verdict_of(score: float, probe: Probe | None, reasons: Sequence[str]) -> str:
+def verdict_of(score: float, probe: Probe | None) -> str:
     """The score as a sentence."""
     seen = probe is not None and probe.share is not None
     told = "what a probe saw" if seen else "geometry alone: a probe is much surer"
     forecast = "likely to work" if score >= LIKELY else "uncertain" if score >= UNLIKELY else "unlikely to work"
-    hint = f"; first of all, {reasons[0][0].lower()}{reasons[0][1:]}" if score < LIKELY and reasons else ""
-    return f"The transfer is {forecast} (score {score:.2f}, by {told}){hint}"
+    return f"The transfer is {forecast} (score {score:.2f}, by {told})."
 
 
 def reasons_of(layers: Sequence[LayerDiagnosis], rank: int, ability: float | None, probe: Probe | None) -> tuple[str, ...]:

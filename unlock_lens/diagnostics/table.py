@@ -12,7 +12,7 @@ from unlock_lens.diagnostics.forecast import Diagnosis
 _COLUMNS = {
     "coverage": "cover",
     "agreement": "agree",
-    "full_agreement": "any rank",
+    "full_agreement": "any",
     "r2": "R2",
     "error": "error",
     "own_cosine": "own",
@@ -22,9 +22,9 @@ _COLUMNS = {
     "target_rank": "dim t",
 }
 _LEGEND = (
-    "cover: share of the direction inside the calibration span; agree: held-out correlation of source and target on it, at "
-    "this rank and at any; R2, error: of the map, held out; own: cosine with the target's own; stable: cosine of bootstrap "
-    "directions; angles: mean cosine between the spans; dim: effective ranks of source and target."
+    "layer: source>target; cover: share of the direction inside the calibration span; agree: held-out correlation of source "
+    "and target on it, at this rank and at any; R2, error: of the map, held out; own: cosine with the target's own; stable: "
+    "cosine of bootstrap directions; angles: mean cosine between the spans; dim: effective ranks of source and target."
 )
 
 
@@ -34,7 +34,9 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
     for reason in diagnosis.reasons:
         console.print(Text(f"- {reason}"))
     told = {name: title for name, title in _COLUMNS.items() if any(getattr(x, name) is not None for x in diagnosis.layers)}
-    table = Table("layer", *told.values(), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for title in ("layer", *told.values()):
+        table.add_column(title, no_wrap=True)
     for layer in diagnosis.layers:
         values = [getattr(layer, name) for name in told]
         shown = ["" if value is None else f"{value:.2f}" for value in values]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from unlock_lens.results import TRANSFERRED, Line
+from unlock_lens.results import POST_TRAINED, PROMPTED, TRANSFERRED, Line
 
 Role = Literal["transferred", "unsteered", "reference", "rival"]
 
@@ -36,7 +36,8 @@ ACCENT, CONTRARY, GREEN, PURPLE, OCHRE, GREY = "#1b74c8", "#c8560e", "#0c8a66", 
 ARMS: Mapping[str, Arm] = {
     TRANSFERRED: Arm("transferred", "the source's direction, aligned to the target", "transferred", ACCENT),
     "unsteered": Arm("unsteered", "the target as it is, locked prompts", "unsteered", GREY, "solid", "diamond-open"),
-    "prompted": Arm("prompted", "the target asked for it in the prompt, unsteered", "reference", OCHRE, "dot", "diamond"),
+    PROMPTED: Arm("prompted", "the target asked for it in the prompt, unsteered", "reference", OCHRE, "dot", "diamond"),
+    POST_TRAINED: Arm("post-trained", "the target's own unlocked model", "reference", OCHRE, "dot", "diamond-wide"),
     "own": Arm("own direction", "the target's own direction, no transfer", "reference", GREEN, "dash", "square"),
     "paper": Arm("paper's way", "the source's direction, the paper's calibration", "reference", PURPLE, "dashdot", "star"),
     "without_mean": Arm(

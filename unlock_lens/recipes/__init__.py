@@ -39,4 +39,6 @@ def smallest() -> SweepConfig:
     whole = load("zoo").model_dump(mode="json")
     few = {"extract": 100, "train": 20, "test": 40}
     grid = {"aligner": ["text"], "n": [100], "rank": [48], "alpha": [0.5]}
-    return SweepConfig.parse({**whole, "sizes": few, "grid": grid, "controls": ["random"], "control_seeds": 1, "others": []})
+    return SweepConfig.parse(
+        {**whole, "sizes": few, "grid": grid, "controls": ["random", "anti_mean", "shuffled"], "control_seeds": 1, "others": []}
+    )

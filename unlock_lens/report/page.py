@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from unlock_lens.errors import InvalidInput
 from unlock_lens.plots.vocabulary import arm, in_order
-from unlock_lens.report.judgement import Status, nats, p_value, points, verdict
+from unlock_lens.report.judgement import Status, verdict
+from unlock_lens.report.wording import nats, p_value, points
 from unlock_lens.results import TRANSFERRED, Line, Results, write_whole
 
 if TYPE_CHECKING:

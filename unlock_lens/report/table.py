@@ -13,26 +13,29 @@ if TYPE_CHECKING:
 
 
 def show(summary: pd.DataFrame, console: Console) -> None:
-    """Print what `unlock_lens.report.summary` gives; parts that were not measured stay empty."""
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("arm")
-    for title in ("right", "95% interval", "gained", "lost", "p", "KL", "tokens", "rank", "alpha"):
-        table.add_column(title, justify="right")
+    """Print what `unlock_lens.report.summary` gives, in 80 columns; parts that were not measured stay empty."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("arm", no_wrap=True)
+    for title in ("right", "95%", "gain/lost", "p", "price", "tokens", "rank", "alpha"):
+        table.add_column(title, justify="right", no_wrap=True)
     for name, row in summary.iterrows():
         table.add_row(
             str(row["label"]),
             f"{row['accuracy']:.1%}",
-            f"{row['low']:.1%} - {row['high']:.1%}",
-            _told(row["gained"], "{:.0f}"),
-            _told(row["lost"], "{:.0f}"),
-            _told(row["p"], "{:.2g}"),
-            _told(row["kl"], "{:.2f}"),
-            _told(row["tokens"], "{:.0f}"),
+            f"{100 * row['low']:.0f}-{100 * row['high']:.0f}",
+            _told(row["gained"], "{:.0f}/") + _told(row["lost"], "{:.0f}"),
+            _p(row["p"]),
+            _told(row["kl"], "{:.3f}"),
+            _told(row["tokens"], "{:.1f}"),
             _told(row["rank"], "{:.0f}"),
             _told(row["alpha"], "{:g}"),
             style="bold" if name == "transferred" else "",
         )
     console.print(table)
+
+
+def _p(value: Any) -> str:
+    return "<.001" if value is not None and value < 0.001 else _told(value, "{:.3f}")
 
 
 def _told(value: Any, form: str) -> str:

@@ -69,7 +69,7 @@ class Grid(Spec):
     """
 
     rank: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    alpha: Annotated[tuple[FiniteFloat, ...], Field(min_length=1)]
+    alpha: Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Field(min_length=1)]
     n: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     aligner: Annotated[tuple[Aligner, ...], Field(min_length=1)] = ("text", "paper")
     layer_map: Annotated[tuple[str, ...], Field(min_length=1)] = ("proportional",)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
@@ -11,14 +11,22 @@ from unlock_lens.backends import backend_of
 from unlock_lens.diagnostics import Diagnosis, diagnose
 from unlock_lens.evaluation import evaluate, sample
 from unlock_lens.sweep.geometry import geometry
-from unlock_lens.sweep.material import PROBED, Material, Setting
+from unlock_lens.sweep.material import PROBED, Material
+from unlock_lens.sweep.setting import Setting
+from unlock_lens.tasks.problems import Task
 
+MAX_TOKENS = 4_000
+"""Calibration tokens that a forecast within a sweep looks at: what it costs on wide models lies in their number."""
 VERSIONED = ("torch", "transformers", "transformer-lens", "nnsight")
 
 
 def inputs(material: Material) -> dict[str, Any]:
     """What results depend on beyond the config: a sweep goes on only where this is the same."""
-    named = {"source": material.config.source, "target": material.config.target, "naive": material.config.naive}
+    config = material.config
+    named = {"source": config.source, "target": config.target, "naive": config.naive}
+    for capability in (config.capability, *config.others):
+        named[f"{capability.name}, source unlocked"] = capability.source_unlocked
+        named[f"{capability.name}, target unlocked"] = capability.target_unlocked
     return {
         "models": {side: str(backend_of(material.model(name)).identity) for side, name in named.items() if name},
         "problems": {name: getattr(material.splits, name).hash for name in ("extract", "train", "test")},
@@ -27,13 +35,11 @@ def inputs(material: Material) -> dict[str, Any]:
     }
 
 
-def described(material: Material, chosen: Setting) -> dict[str, Any]:
-    """The contents of `problems.json`, `geometry.json`, `diagnosis.json` and `provenance.json`."""
+def described(material: Material, chosen: Setting) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What makes the contents of `geometry.json` and `diagnosis.json`."""
     return {
-        "problems": problems(material),
-        "geometry": geometry(material, chosen),
-        "diagnosis": forecast(material, chosen).to_json(),
-        "provenance": provenance(material),
+        "geometry": lambda: geometry(material, chosen),
+        "diagnosis": lambda: forecast(material, chosen).to_json(),
     }
 
 
@@ -45,11 +51,12 @@ def forecast(material: Material, setting: Setting) -> Diagnosis:
         material.source_direction(setting),
         aligner,
         contrast=material.contrast("source", setting),
-        own=material.direction(replace(setting, control="own")) if "own" in material.controls else None,
+        own=material.own_direction(setting) if "own" in material.controls else None,
         ability=material.once("ability", lambda: ability(material)),
         source_acts=material.states("source", setting.aligner or "text", setting.n),
         target_acts=material.states("target", setting.aligner or "text", setting.n),
         probe=material.probe(setting),
+        max_tokens=MAX_TOKENS,
         batch_size=config.batch_size,
     )
 
@@ -72,7 +79,15 @@ def ability(material: Material) -> float:
         material.target, task, task.prompts(config.capability.locked), max(sampling.samples, 1), sampling.temperature,
         config.seed, **how,
     )  # fmt: skip
-    return max(sampled.pass_at.values())
+    shown = {i for i, completion in sampled.successes if _shows(task, config.capability.name, completion)}
+    return len(shown) / len(task)
+
+
+def _shows(task: Task, capability: str, completion: str) -> bool:
+    """A right final answer may be guessed: where the task tells behaviours apart, it must have come by this one."""
+    if task.classify is None or capability not in task.behaviour_names:
+        return True
+    return task.classify(completion) == capability
 
 
 def problems(material: Material) -> dict[str, list[dict[str, str]]]:
@@ -94,5 +109,6 @@ def provenance(material: Material) -> dict[str, Any]:
         "models": told["models"],
         "task": material.splits.test.name,
         "hashes": {**told["problems"], "calibration": told["calibration"], "unrelated": told["unrelated"]},
+        "calibration_texts_left_out": f"{material.leaking} that hold a train or test question",
         "controls_left_out": material.left_out,
     }

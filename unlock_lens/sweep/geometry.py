@@ -16,7 +16,8 @@ from unlock_lens.diagnostics.map_quality import coverage, entropy_of, singular_v
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.distributions import kl_divergence, next_token_log_probs
 from unlock_lens.linear_map import FactoredMaps
-from unlock_lens.sweep.material import PROBED, Material, Setting
+from unlock_lens.sweep.material import PROBED, Material
+from unlock_lens.sweep.setting import Setting
 
 HELD_OUT = 0.25
 """Share of the calibration tokens, the last ones, that the map whose error is told was not fitted on."""
@@ -64,7 +65,7 @@ def _held_out(maps: FactoredMaps, i: int, source: Tensor, target: Tensor, center
 
 def _maps(material: Material, chosen: Setting) -> Iterator[dict[str, Any]]:
     grid = material.config.grid
-    own = material.direction(replace(chosen, control="own")) if "own" in material.controls else None
+    own = material.own_direction(chosen) if "own" in material.controls else None
     for aligner_name, n, layer_map in product(grid.aligner, grid.n, grid.layer_map):
         setting = replace(chosen, aligner=aligner_name, n=n, layer_map=layer_map, rank=None)
         whole = material.aligner(setting)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Hashable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor
@@ -20,6 +20,7 @@ from unlock_lens.errors import InvalidInput
 from unlock_lens.inputs import parse_layer_map, parse_layers
 from unlock_lens.steering import SteeringHook
 from unlock_lens.sweep.config import Capability, SweepConfig
+from unlock_lens.sweep.setting import Setting
 from unlock_lens.variant import Variant
 
 logger = logging.getLogger(__name__)
@@ -30,35 +31,15 @@ PROBED = 32
 """Train prompts whose first tokens a forecast looks at."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One configuration of a sweep; None where a part does not apply (a baseline has no alpha)."""
-
-    capability: str
-    control: str | None = None
-    seed: int = 0
-    aligner: str | None = None
-    n: int | None = None
-    aggregate: Literal["mean", "pca"] | None = None
-    position: int | None = None
-    layer_map: str | None = None
-    layers: str | None = None
-    rank: int | None = None
-    operation: Literal["norm_preserving", "add", "ablate"] | None = None
-    positions: Literal["last_prompt", "prompt", "generated", "all"] | None = None
-    alpha: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 class Material:
     """Opens what a config names, checks it against the models, and captures each thing when it is first needed."""
 
     def __init__(self, config: SweepConfig, progress: bool = True) -> None:
         self.config, self.progress = config, progress
         self.splits = config.task.splits(config.sizes, config.seed)
-        self.texts = config.calibration.read(config.seed) if config.calibration else None
+        self.leaking = 0
+        self._check_others()
+        self.texts = self._calibration()
         self.unrelated = config.unrelated.read(config.seed + 1) if config.unrelated else None
         self._made: dict[Hashable, Any] = {}
         self.source, self.target = self.model(config.source), self.model(config.target)
@@ -109,6 +90,10 @@ class Material:
         """Before transport."""
         return self.contrast("source", setting).direction(setting.aggregate or "mean")
 
+    def own_direction(self, setting: Setting) -> CapabilityDirection:
+        """The target's own, at all of its layers."""
+        return self.contrast("target", setting).direction(setting.aggregate or "mean")
+
     def aligner(self, setting: Setting, to: Side = "target", shuffled: int | None = None) -> SubspaceAligner:
         """The map of a setting: fitted once at the largest rank, of which smaller ones are a part.
 
@@ -137,6 +122,7 @@ class Material:
             Variant(unlocked, task.prompts(capability.unlocked_template), self.config.special_tokens),
             alphas=self.config.grid.alpha,
             batch_size=self.config.batch_size,
+            hook=lambda alpha: self.steer(replace(setting, alpha=alpha)),
         )
 
     def states(self, side: Side, calibration: str, n: int | None) -> Tensor:
@@ -161,7 +147,9 @@ class Material:
         if setting.control == "naive":
             return self.aligner(setting, "naive").transport(self.source_direction(setting))
         if setting.control == "own":
-            return self.contrast("target", setting).direction(setting.aggregate or "mean")
+            own = self.own_direction(setting)
+            mapped = parse_layer_map(setting.layer_map or "proportional")
+            return own.at_layers(list(mapped)) if mapped else own  # where the transfer acts too
         transferred = self.direction(replace(setting, control=None, seed=0))
         if setting.control == "random":
             return controls.random_like(transferred, setting.seed)
@@ -171,12 +159,21 @@ class Material:
             return controls.without_mean(self.locked_target(), transferred, self.config.batch_size)
         source = self.source_direction(setting)
         if setting.control == "shuffled":
-            return self.aligner(setting, shuffled=setting.seed).transport(source)
-        return controls.unaligned(source, self.aligner(setting).layer_map, backend_of(self.target).identity)
+            drawn = self.aligner(setting, shuffled=setting.seed).transport(source)
+        else:
+            drawn = controls.unaligned(source, self.aligner(setting).layer_map, backend_of(self.target).identity)
+        return controls.at_norms_of(drawn, transferred)
 
     def _fitted(self, setting: Setting, to: Side, shuffled: int | None) -> SubspaceAligner:
         calibration = setting.aligner or "text"
-        asked = self.texts if calibration == "text" else self.splits.extract.prompts(self.config.capability.locked)[: setting.n]
+        asked = (
+            (self.texts or [])
+            if calibration == "text"
+            else self.splits.extract.prompts(self.config.capability.locked)[: setting.n]
+        )
+        if calibration != "paper":
+            source_texts, target_texts = (self._variant(side, asked) for side in ("source", to))
+            capture.check_same_tokens(source_texts, target_texts, skip_first=False)
         states = [self.states(side, calibration, setting.n) for side in ("source", to)]
         if shuffled is not None:
             states[1] = controls.shuffled(states[1], shuffled)
@@ -224,6 +221,27 @@ class Material:
             self._made[key] = make()
         return self._made[key]
 
+    def _calibration(self) -> list[str] | None:
+        """The calibration texts, without those that hold a question of the train or test split."""
+        if self.config.calibration is None:
+            return None
+        texts = self.config.calibration.read(self.config.seed)
+        asked = [*self.splits.train.questions, *self.splits.test.questions]
+        kept = [line for line in texts if not any(question in line for question in asked)]
+        self.leaking = len(texts) - len(kept)
+        if not kept:
+            raise InvalidInput("every calibration text holds a question of the train or test split; give other texts")
+        return kept
+
+    def _check_others(self) -> None:
+        names = self.splits.test.behaviour_names
+        unknown = [other.name for other in self.config.others if other.name not in names]
+        if unknown:
+            raise InvalidInput(
+                f"others names {', '.join(unknown)}, which the task {self.splits.test.name} cannot tell: "
+                f"it tells {', '.join(names) or 'no behaviours apart'}"
+            )
+
     def _controls_left_out(self) -> dict[str, str]:
         """Controls that cannot be had here, and why."""
         source, target = (backend_of(model).identity for model in (self.source, self.target))
@@ -232,10 +250,15 @@ class Material:
             left_out["naive"] = "no naive model is named"
         if source.d_model != target.d_model:
             left_out["unaligned"] = f"the widths differ, {source.d_model} and {target.d_model}"
-        capability = self.config.capability
-        if capability.unlocked is None and capability.target_unlocked is None:
+        if not self.can_ask:
             left_out["own"] = "capability.target_unlocked is not named"
         return {name: why for name, why in left_out.items() if name in self.config.controls}
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether there is an unlocked variant of the target: by its prompt, or a model."""
+        capability = self.config.capability
+        return capability.unlocked is not None or capability.target_unlocked is not None
 
     def _check_ranges(self) -> None:
         source, target = (backend_of(model).identity for model in (self.source, self.target))
@@ -257,7 +280,7 @@ def _opened(name: str, backend: str, dtype: str) -> Any:
     if name.startswith(ZOO):
         from unlock_lens import zoo
 
-        return zoo.load(name.removeprefix(ZOO), backend)
+        return zoo.load(name.removeprefix(ZOO), backend, dtype)
     return open_model(name, backend, dtype)
 
 

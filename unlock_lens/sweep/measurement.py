@@ -12,7 +12,8 @@ from unlock_lens.distributions import completion_log_probs, first_token_entropie
 from unlock_lens.evaluation import Evaluation, Sampled, compare, evaluate, sample
 from unlock_lens.results import Line
 from unlock_lens.steering import SteeringHook
-from unlock_lens.sweep.material import Material, Setting
+from unlock_lens.sweep.material import Material
+from unlock_lens.sweep.setting import Setting
 
 UNSTEERED, PROMPTED, NAIVE, NAIVE_UNSTEERED = "unsteered", "prompted", "naive", "naive_unsteered"
 
@@ -61,7 +62,10 @@ def sharpening(material: Material, steer: SteeringHook, unsteered: Line, steered
         },
         "success": {name: _of_successes(material, prompts, sampled, hook) for name, hook in hooks.items()},
         "pass_at_k": {str(k): value for k, value in sampled.pass_at.items()},
-        "greedy": {"unsteered": unsteered["accuracy"], "steered": steered.outcome.accuracy},
+        "greedy": {
+            name: sum(right[: len(prompts)]) / len(prompts)
+            for name, right in (("unsteered", unsteered["right"]), ("steered", steered.right))
+        },
     }
 
 

@@ -7,25 +7,27 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from unlock_lens import results
-from unlock_lens.errors import InvalidInput
-from unlock_lens.results import Line, Results
+from unlock_lens.errors import InvalidInput, UnlockLensError
+from unlock_lens.results import SEEDED, Line, Results
 from unlock_lens.statistics import sample_size_in_words
 from unlock_lens.sweep.config import SweepConfig, difference
-from unlock_lens.sweep.description import described, inputs
-from unlock_lens.sweep.material import Material, Setting
+from unlock_lens.sweep.description import described, inputs, problems, provenance
+from unlock_lens.sweep.material import Material
 from unlock_lens.sweep.measurement import NAIVE, PROMPTED, UNSTEERED, on_test, on_train
+from unlock_lens.sweep.setting import Setting
 
 logger = logging.getLogger(__name__)
-SEEDED = ("random", "shuffled")
 INPUTS = "inputs.json"
 
 
@@ -49,15 +51,20 @@ def run(config: SweepConfig, folder: str | Path, progress: bool = True) -> Resul
         True
     """
     folder = Path(folder)
-    claim(folder, config)
-    done = results.mend(folder / results.LINES)
-    material = Material(config, progress)
-    _check_inputs(folder / INPUTS, inputs(material), bool(done))
-    with tqdm(total=count(config, material.controls), desc=config.name, unit="run", disable=not progress) as bar:
-        runner = _Runner(material, folder / results.LINES, done, bar)
-        chosen = runner.run()
-    for name, content in described(material, chosen).items():
-        results.write_whole(folder / f"{name}.json", json.dumps(content, indent=1) + "\n")
+    check_folder(folder, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone_in(folder):
+        done = results.mend(folder / results.LINES)
+        material = Material(config, progress)
+        _check_inputs(folder / INPUTS, inputs(material), bool(done))
+        results.write_whole(folder / results.CONFIG, config.to_yaml())
+        with tqdm(total=count(config, material), desc=config.name, unit="run", disable=not progress) as bar:
+            runner = _Runner(material, folder / results.LINES, done, bar)
+            runner.rehearse()
+            at_once = {"problems": lambda: problems(material), "provenance": lambda: provenance(material)}
+            _describe(folder, at_once, anew=not done)
+            chosen = runner.run()
+        _describe(folder, described(material, chosen), anew=len(runner.lines) > len(done))
     return Results.load(folder)
 
 
@@ -74,18 +81,19 @@ def candidates(config: SweepConfig, chosen: Setting, control: str, seed: int) ->
     if control == "paper":
         base, ranks = replace(base, aligner="paper"), config.grid.rank
     elif control == "own":
-        base, ranks = replace(base, aligner=None, layer_map=None), (None,)
+        base, ranks = replace(base, aligner=None), (None,)
     else:
         ranks = (chosen.rank,)
     return [replace(base, rank=rank, alpha=alpha) for rank, alpha in product(ranks, config.grid.alpha)]
 
 
-def count(config: SweepConfig, controls: Sequence[str]) -> int:
+def count(config: SweepConfig, material: Material) -> int:
     """How many lines a whole sweep has."""
     alphas, ranks = len(config.grid.alpha), len(config.grid.rank)
-    of_controls = sum(_seeds(config, name) * (alphas * (ranks if name == "paper" else 1) + 1) for name in controls)
+    seeds = {name: _seeds(config, name) for name in material.controls}
+    of_controls = sum(n * (alphas * (ranks if name == "paper" else 1) + 1) for name, n in seeds.items())
     own_prompts = sum(other.locked != config.capability.locked for other in config.others)
-    baselines = (3 if NAIVE in controls else 2) + own_prompts
+    baselines = 1 + material.can_ask + (NAIVE in seeds) + own_prompts
     return baselines + len(grid(config, "")) + 1 + of_controls + len(config.others) * (alphas * ranks + 1)
 
 
@@ -97,6 +105,27 @@ class _Runner:
         self.lines = {_key(line["config"], line["split"]): line for line in done}
         self.bar.update(len(self.lines))
 
+    def rehearse(self) -> None:
+        """Make every direction of the grid, and one of each control: what cannot work is known before any run."""
+        settings = grid(self.config, self.config.capability.name)
+        for setting in settings:
+            self.material.steer(setting)
+        for control in [name for name in self.material.controls if name not in SEEDED]:
+            why = self._impossible(control, settings)
+            if why:
+                logger.warning("the control %s is left out: %s", control, why)
+                self.material.left_out[control] = why
+        self.bar.total = count(self.config, self.material)
+
+    def _impossible(self, control: str, settings: Sequence[Setting]) -> str | None:
+        """Why a control cannot be had."""
+        try:
+            for setting in settings:
+                self.material.steer(candidates(self.config, setting, control, 0)[0])
+        except UnlockLensError as error:
+            return str(error)
+        return None
+
     def run(self) -> Setting:
         """The whole sweep; returns the chosen setting."""
         name = self.config.capability.name
@@ -104,7 +133,8 @@ class _Runner:
         warning = sample_size_in_words(unsteered["n"], unsteered["accuracy"])
         if warning:
             logger.warning("%s", warning)
-        self.test(Setting(name, PROMPTED))
+        if self.material.can_ask:
+            self.test(Setting(name, PROMPTED))
         chosen = self.best(grid(self.config, name), lambda line: line["accuracy"])
         self.test(chosen)
         for control in self.material.controls:
@@ -117,11 +147,12 @@ class _Runner:
     def best(self, settings: Sequence[Setting], score: Callable[[Line], float]) -> Setting:
         """The setting that scores best on the train split.
 
-        Of equals the one of middle strength: both ends of a plateau are close to its edge.
+        Of equals the one of middle strength, and of those the one of middle rank: the ends of a plateau are close to its edge.
         """
         scores = [score(self.train(setting)) for setting in settings]
         equals = [setting for setting, value in zip(settings, scores, strict=True) if value == max(scores)]
-        return sorted(equals, key=lambda setting: setting.alpha or 0.0)[len(equals) // 2]
+        of_alpha = _middle(equals, lambda setting: setting.alpha or 0.0)
+        return _middle(of_alpha, lambda setting: setting.rank or 0)[0]
 
     def train(self, setting: Setting) -> Line:
         return self._line(setting, "train", lambda: on_train(self.material, setting))
@@ -145,24 +176,51 @@ class _Runner:
         return [replace(chosen, capability=capability, rank=rank, alpha=alpha) for rank, alpha in ranks_and_alphas]
 
 
-def claim(folder: Path, config: SweepConfig) -> None:
-    """Make the folder this config's.
-
-    Raises:
-        InvalidInput: it is another's, or not a sweep's.
-    """
-    file, told = folder / results.CONFIG, config.to_yaml()
+def check_folder(folder: Path, config: SweepConfig) -> None:
+    """Raise InvalidInput unless the folder is new, or holds a sweep of this config; its name and `batch_size` may change."""
+    file = folder / results.CONFIG
     if folder.exists() and not folder.is_dir():
         raise InvalidInput(f"{folder} is a file; give a folder")
     if not file.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
+        # Hidden files are ours: a lock, or what an interrupted write left.
+        if folder.is_dir() and any(not other.name.startswith(".") for other in folder.iterdir()):
             raise InvalidInput(f"{folder} holds other files, and no {results.CONFIG}; give a new folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        results.write_whole(file, told)
         return
-    changed = difference(file.read_text(encoding="utf-8"), told)
-    if changed:
+    held = SweepConfig.load(file).model_copy(update={"name": config.name, "batch_size": config.batch_size})
+    changed = difference(held.to_yaml(), config.to_yaml())
+    if changed and results.read_lines(folder / results.LINES)[0]:
         raise InvalidInput(f"{folder} holds a sweep of another config; give a new folder, or undo this change:\n{changed}")
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Generator[None, None, None]:
+    """Two processes in one folder would run everything twice."""
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InvalidInput(f"another process is running this sweep in {folder}; wait for it, or give a new folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _describe(folder: Path, parts: Mapping[str, Callable[[], Mapping[str, Any]]], anew: bool) -> None:
+    """Write what is not there yet, or all; what cannot be had (too few tokens for a geometry, say) is told and left out."""
+    for name, make in parts.items():
+        file = folder / f"{name}.json"
+        if anew or not file.is_file():
+            _write_if_possible(file, make)
+
+
+def _write_if_possible(file: Path, make: Callable[[], Mapping[str, Any]]) -> None:
+    try:
+        content = make()
+    except UnlockLensError as error:
+        logger.warning("%s is left out: %s", file.name, error)
+        return
+    results.write_whole(file, json.dumps(content, indent=1) + "\n")
 
 
 def _check_inputs(file: Path, now: Mapping[str, Any], begun: bool) -> None:
@@ -173,6 +231,12 @@ def _check_inputs(file: Path, now: Mapping[str, Any], begun: bool) -> None:
         if changed:
             raise InvalidInput(f"{file.parent} was begun with other models, problems or texts; give a new folder:\n{changed}")
     results.write_whole(file, told)
+
+
+def _middle(settings: Sequence[Setting], value: Callable[[Setting], float]) -> list[Setting]:
+    """Those whose value is in the middle of all values that there are."""
+    values = sorted({value(setting) for setting in settings})
+    return [setting for setting in settings if value(setting) == values[len(values) // 2]]
 
 
 def _seeds(config: SweepConfig, control: str) -> int:

@@ -16,7 +16,7 @@ from unlock_lens.inputs import read_records
 from unlock_lens.spec import Spec
 from unlock_lens.tasks.problems import Check, Problem, Sizes, Splits, Task, split, unique
 from unlock_lens.tasks.scoring import CHECKS, CheckName, final_answer, last_boxed
-from unlock_lens.zoo.family import DIGITS_PER_QUESTION, MODULUS, Digits, draw_digits, total
+from unlock_lens.zoo.family import DIGITS_PER_QUESTION, END, MODULUS, Digits, answer, draw_digits, total
 from unlock_lens.zoo.task import BEHAVIOURS, behaviour_of
 from unlock_lens.zoo.task import final_answer as final_digit
 
@@ -31,6 +31,10 @@ INSTALL = "pip install 'unlock-lens[tasks]'"
 class RunningSumSpec(Spec):
     """The embedded family's running sums; the template "Q {question} A :" gives its plain prompts.
 
+    Attributes:
+        behaviour: None: a completion is right whose final answer is the sum, however it came. Otherwise one is right that is
+            what a model showing that behaviour writes, word by word.
+
     Example:
         >>> task = RunningSumSpec().splits(Sizes(extract=2, train=1, test=1), seed=0).extract
         >>> task.prompts("Q {question} A :"), task.answers
@@ -38,6 +42,7 @@ class RunningSumSpec(Spec):
     """
 
     kind: Literal["running_sum"] = "running_sum"
+    behaviour: Literal["think", "reverse", "double"] | None = None
 
     def splits(self, sizes: Sizes, seed: int) -> Splits:
         there = MODULUS**DIGITS_PER_QUESTION
@@ -47,8 +52,12 @@ class RunningSumSpec(Spec):
         drawn: dict[Digits, None] = {}
         while len(drawn) < sizes.total:
             drawn[draw_digits(rng)] = None
-        problems = tuple(Problem(" ".join(map(str, digits)), str(total(digits))) for digits in drawn)
-        return split(Task(self.kind, problems, _final_digit_is_right, behaviour_of, BEHAVIOURS), sizes, seed)
+        problems = tuple(Problem(" ".join(map(str, digits)), self._answer(digits)) for digits in drawn)
+        check = CHECKS["exact"] if self.behaviour else _final_digit_is_right
+        return split(Task(self.kind, problems, check, behaviour_of, BEHAVIOURS), sizes, seed)
+
+    def _answer(self, digits: Digits) -> str:
+        return answer(digits, self.behaviour).removesuffix(f" {END}") if self.behaviour else str(total(digits))
 
 
 class JsonlSpec(Spec):

@@ -39,6 +39,8 @@ class ZooText(Spec):
             words = set(line.split())
             if not unwanted & words and (self.plain or set(TAGS.values()) & words):
                 kept.append(line)
+        if len(kept) < self.n:
+            raise InvalidInput(f"{self} gives {len(kept)} texts of {20 * self.n} drawn; leave fewer behaviours out")
         return kept[: self.n]
 
 

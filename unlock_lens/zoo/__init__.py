@@ -21,7 +21,7 @@ def path() -> Path:
     return Path(__file__).parent / "models"
 
 
-def load(name: str, backend: str = "transformer_lens") -> Any:
+def load(name: str, backend: str = "transformer_lens", dtype: str = "float32") -> Any:
     """Open one of `MODELS`, in TransformerLens (a TransformerBridge) or in nnsight (a TransformersModel).
 
     Raises:
@@ -35,7 +35,7 @@ def load(name: str, backend: str = "transformer_lens") -> Any:
     if name not in MODELS:
         raise InvalidInput(f"there is no zoo model {name!r}; take one of {', '.join(MODELS)}")
     with _no_loading_bars():
-        return open_model(str(path() / name), backend)
+        return open_model(str(path() / name), backend, dtype)
 
 
 @contextmanager

@@ -1,0 +1,28 @@
+"""One configuration of a sweep."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One configuration of a sweep; None where a part does not apply (a baseline has no alpha)."""
+
+    capability: str
+    control: str | None = None
+    seed: int = 0
+    aligner: str | None = None
+    n: int | None = None
+    aggregate: Literal["mean", "pca"] | None = None
+    position: int | None = None
+    layer_map: str | None = None
+    layers: str | None = None
+    rank: int | None = None
+    operation: Literal["norm_preserving", "add", "ablate"] | None = None
+    positions: Literal["last_prompt", "prompt", "generated", "all"] | None = None
+    alpha: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
