@@ -44,6 +44,16 @@ def test_the_judgement(transferred: float, shares: dict[str, float], without: tu
     assert found.headline.startswith("“think”")
 
 
+def test_the_headline_tells_the_doubt() -> None:
+    """Where nothing is left without the part along the target's mean state, "arrived" alone would be too much."""
+    found = judged(shares={"without_mean": 0.13})
+    assert found.status == "arrived"
+    assert found.headline.endswith(
+        "; but it lives by its part along the target's mean state, without which nothing of it is left."
+    )
+    assert "suspect an anti-mean in disguise" in str(found)
+
+
 def test_too_small_a_sample_decides_nothing_and_says_so() -> None:
     found = judged(n=8, transferred=0.25)
     assert found.status == "undecided"
