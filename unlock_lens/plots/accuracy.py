@@ -219,7 +219,7 @@ def _shares_beside(names: list[str], lines: Mapping[str, Line]) -> go.Scatter:
 
     return go.Scatter(
         x=[lines[name]["high"] for name in names], y=[_bold(name) for name in names], mode="text", hoverinfo="skip",
-        cliponaxis=False, text=[f"\u2002{lines[name]['accuracy']:.0%}" for name in names], textposition="middle right",
+        cliponaxis=False, text=[f"\u2002{lines[name]['accuracy']:.1%}" for name in names], textposition="middle right",
         textfont={"size": 12},
     )  # fmt: skip
 
