@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,24 +140,25 @@ def test_running_it_again_runs_nothing(found: Results, folder: Path, monkeypatch
     assert (folder / results.LINES).read_bytes() == before
 
 
+def stopping_after(n: int, append: Callable[[Path, Line], None] = results.append) -> Callable[[Path, Line], None]:
+    """Writes n lines, then is stopped as by Ctrl-C."""
+    left = iter(range(n))
+
+    def stopping(file: Path, line: Line) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        append(file, line)
+
+    return stopping
+
+
 def test_an_interrupted_sweep_goes_on_and_ends_as_a_whole_one(
     found: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Ctrl-C twice, then a line cut off by the power: in the end the lines are those of the sweep that nothing stopped."""
     appended = results.append
-
-    def after(n: int) -> Any:
-        left = iter(range(n))
-
-        def stopping(file: Path, line: Line) -> None:
-            if next(left, None) is None:
-                raise KeyboardInterrupt
-            appended(file, line)
-
-        return stopping
-
     for n in (5, 13):
-        monkeypatch.setattr(results, "append", after(n))
+        monkeypatch.setattr(results, "append", stopping_after(n))
         with pytest.raises(KeyboardInterrupt):
             sweep.run(SEVERAL, tmp_path / "out", progress=False)
     monkeypatch.setattr(results, "append", appended)
@@ -214,13 +216,7 @@ def test_a_changed_file_behind_the_same_config_is_refused(tmp_path: Path) -> Non
 
 
 def test_the_batch_size_may_change_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    appended = results.append
-
-    def once(file: Path, line: Line) -> None:
-        appended(file, line)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(results, "append", once)
+    monkeypatch.setattr(results, "append", stopping_after(1))
     with pytest.raises(KeyboardInterrupt):
         sweep.run(recipes.smallest(), tmp_path / "out", progress=False)
     monkeypatch.undo()
@@ -324,13 +320,7 @@ def test_another_unlocked_model_behind_the_same_name_is_refused(tmp_path: Path, 
     shutil.copytree(zoo.path() / "large-post", held)
     contrast = {"name": "think", "locked": "Q {question} A :", "source_unlocked": str(held)}
     config = changed(capability=contrast, controls=[], sampling={"samples": 0})
-    appended = results.append
-
-    def once(file: Path, line: Line) -> None:
-        appended(file, line)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(results, "append", once)
+    monkeypatch.setattr(results, "append", stopping_after(1))
     with pytest.raises(KeyboardInterrupt):
         sweep.run(config, tmp_path / "out", progress=False)
     shutil.rmtree(held)

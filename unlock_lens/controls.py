@@ -42,7 +42,12 @@ def anti_mean(locked: Variant, like: CapabilityDirection, batch_size: int = 8) -
     Raises:
         IncompatibleModel: a target of another width or basis than the direction's.
     """
-    return _with_vectors(like, -mean_locked(locked, like, batch_size), "anti-mean control")
+    return away_from(mean_locked(locked, like, batch_size), like)
+
+
+def away_from(mean: Float[Tensor, "layer d_model"], like: CapabilityDirection) -> CapabilityDirection:
+    """`anti_mean` of a mean locked state that is at hand."""
+    return _with_vectors(like, -mean, "anti-mean control")
 
 
 def without_mean(locked: Variant, direction: CapabilityDirection, batch_size: int = 8) -> CapabilityDirection:
@@ -54,7 +59,16 @@ def without_mean(locked: Variant, direction: CapabilityDirection, batch_size: in
         IncompatibleModel: a target of another width or basis than the direction's.
         InvalidInput: nothing is left of the direction at some layer.
     """
-    unit = torch.nn.functional.normalize(mean_locked(locked, direction, batch_size), dim=1)
+    return projected_out(mean_locked(locked, direction, batch_size), direction)
+
+
+def projected_out(mean: Float[Tensor, "layer d_model"], direction: CapabilityDirection) -> CapabilityDirection:
+    """`without_mean` of a mean locked state that is at hand.
+
+    Raises:
+        InvalidInput: nothing is left of the direction at some layer.
+    """
+    unit = torch.nn.functional.normalize(mean, dim=1)
     left = direction.vectors - (direction.vectors * unit).sum(dim=1, keepdim=True) * unit
     gone = left.norm(dim=1) <= 1e-6 * direction.vectors.norm(dim=1)
     if bool(gone.any()):

@@ -79,14 +79,8 @@ class Probe:
                 f"{len(target)} target and {len(unlocked)} unlocked prompts were given; "
                 "prompt i of one belongs to prompt i of the other"
             )
-        if target.backend.tokenizer.get_vocab() != unlocked.backend.tokenizer.get_vocab():
-            told = f"{target.backend.identity.name} and {unlocked.backend.identity.name} have different vocabularies"
-            return cls(None, None, (), len(target), 0, told)
-
-        if any(
-            asked.startswith(plain) and asked != plain for plain, asked in zip(target.prompts, unlocked.prompts, strict=True)
-        ):
-            told = "unlocked prompts go on where the locked ones end, so that their next token is not the first of a completion"
+        told = _incomparable(target, unlocked)
+        if told:
             return cls(None, None, (), len(target), 0, told)
 
         def first_tokens(variant: Variant, steer: SteeringHook | None = None) -> Tensor:
@@ -138,3 +132,13 @@ class Probe:
     def from_json(cls, told: Mapping[str, Any]) -> Probe:
         pairs = tuple((float(alpha), float(share)) for alpha, share in told["by_alpha"])
         return cls(told["share"], told["alpha"], pairs, told["n_prompts"], told["n_differing"], told["skipped"])
+
+
+def _incomparable(target: Variant, unlocked: Variant) -> str | None:
+    """Why the first tokens of the two cannot be held against each other."""
+    if target.backend.tokenizer.get_vocab() != unlocked.backend.tokenizer.get_vocab():
+        return f"{target.backend.identity.name} and {unlocked.backend.identity.name} have different vocabularies"
+    pairs = zip(target.prompts, unlocked.prompts, strict=True)
+    if any(asked.startswith(plain) and asked != plain for plain, asked in pairs):
+        return "unlocked prompts go on where the locked ones end, so that their next token is not the first of a completion"
+    return None

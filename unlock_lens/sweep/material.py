@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
@@ -20,7 +20,7 @@ from unlock_lens.errors import InvalidInput
 from unlock_lens.inputs import parse_layer_map, parse_layers
 from unlock_lens.steering import SteeringHook
 from unlock_lens.sweep.config import Capability, SweepConfig
-from unlock_lens.sweep.setting import Setting
+from unlock_lens.sweep.setting import NAIVE, NAIVE_UNSTEERED, UNSTEERED, Setting
 from unlock_lens.variant import Variant
 
 logger = logging.getLogger(__name__)
@@ -66,9 +66,7 @@ class Material:
         """The unsteered run that a steered one is paired with: of the naive model, or of prompts of its own, its own."""
         swept = self.config.capability
         same = self.capability(setting.capability).locked == swept.locked
-        return Setting(
-            swept.name if same else setting.capability, "naive_unsteered" if setting.control == "naive" else "unsteered"
-        )
+        return Setting(swept.name if same else setting.capability, NAIVE_UNSTEERED if setting.control == NAIVE else UNSTEERED)
 
     def capability(self, name: str) -> Capability:
         return next(c for c in (self.config.capability, *self.config.others) if c.name == name)
@@ -137,14 +135,16 @@ class Material:
         counts = capture.token_counts(self._variant(side, prompts), skip_first=False)
         return whole[:, : int(counts[:n].sum())]
 
-    def locked_target(self) -> Variant:
-        """The target with the locked prompts that directions are extracted from."""
-        return self._variant("target", self.splits.extract.prompts(self.config.capability.locked))
+    def _mean_locked(self, layers: Sequence[int]) -> Tensor:
+        """The target's mean state at the end of the locked prompts that directions are extracted from."""
+        locked = self._variant("target", self.splits.extract.prompts(self.config.capability.locked))
+        batch_size = self.config.batch_size
+        return self.once("mean locked", lambda: capture.mean_at_position(locked, batch_size=batch_size))[list(layers)]
 
     def _direction(self, setting: Setting) -> CapabilityDirection:
         if setting.control in (None, "paper"):
             return self.aligner(setting).transport(self.source_direction(setting))
-        if setting.control == "naive":
+        if setting.control == NAIVE:
             return self.aligner(setting, "naive").transport(self.source_direction(setting))
         if setting.control == "own":
             own = self.own_direction(setting)
@@ -154,9 +154,9 @@ class Material:
         if setting.control == "random":
             return controls.random_like(transferred, setting.seed)
         if setting.control == "anti_mean":
-            return controls.anti_mean(self.locked_target(), transferred, self.config.batch_size)
+            return controls.away_from(self._mean_locked(transferred.layers), transferred)
         if setting.control == "without_mean":
-            return controls.without_mean(self.locked_target(), transferred, self.config.batch_size)
+            return controls.projected_out(self._mean_locked(transferred.layers), transferred)
         source = self.source_direction(setting)
         if setting.control == "shuffled":
             drawn = self.aligner(setting, shuffled=setting.seed).transport(source)

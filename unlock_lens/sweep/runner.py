@@ -19,13 +19,13 @@ from tqdm.auto import tqdm
 
 from unlock_lens import results
 from unlock_lens.errors import InvalidInput, UnlockLensError
-from unlock_lens.results import SEEDED, Line, Results
+from unlock_lens.results import PROMPTED, SEEDED, Line, Results
 from unlock_lens.statistics import sample_size_in_words
 from unlock_lens.sweep.config import SweepConfig, difference
 from unlock_lens.sweep.description import described, inputs, problems, provenance
 from unlock_lens.sweep.material import Material
-from unlock_lens.sweep.measurement import NAIVE, PROMPTED, UNSTEERED, on_test, on_train
-from unlock_lens.sweep.setting import Setting
+from unlock_lens.sweep.measurement import on_test, on_train
+from unlock_lens.sweep.setting import NAIVE, UNSTEERED, Setting
 
 logger = logging.getLogger(__name__)
 INPUTS = "inputs.json"

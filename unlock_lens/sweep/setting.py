@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+UNSTEERED, NAIVE, NAIVE_UNSTEERED = "unsteered", "naive", "naive_unsteered"
+
 
 @dataclass(frozen=True)
 class Setting:
