@@ -21,7 +21,7 @@ import yaml
 from filelock import FileLock
 
 import unlock_lens as ul
-from unlock_lens import capture, decomposition, linear_map, recipes, results, sweep, zoo
+from unlock_lens import calibration, capture, recipes, results, sweep, zoo
 from unlock_lens.results import Line, Results
 from unlock_lens.sweep import runner
 from unlock_lens.sweep.config import CONTROLS, SweepConfig
@@ -265,8 +265,8 @@ def test_too_few_problems_are_told_in_words(tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_activations_are_captured_once_and_decomposed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four ranks and two strengths cost what one does: 4 readings at a position, 2 of all tokens, 2 x 3 decompositions."""
-    counted = {"at_position": 0, "at_all_tokens": 0, "right_factors": 0}
+    """Four ranks and two strengths cost what one does: 2 readings of pairs, 2 of calibration texts, 2 x 3 decompositions."""
+    counted = {"at_position": 0, "at_tokens": 0, "principal": 0}
 
     def counting(module: Any, name: str) -> None:
         original = getattr(module, name)
@@ -278,14 +278,13 @@ def test_activations_are_captured_once_and_decomposed_once(tmp_path: Path, monke
         monkeypatch.setattr(module, name, call)
 
     counting(capture, "at_position")
-    counting(capture, "at_all_tokens")
-    counting(linear_map, "right_factors")
-    assert decomposition.right_factors
+    counting(capture, "at_tokens")
+    counting(calibration, "principal")
     wide = {"aligner": ["text"], "n": [50, 100], "rank": [8, 16, 32, 48], "alpha": [0.4, 0.5]}
     material = Material(changed(grid=wide), progress=False)
     for setting in sweep.grid(material.config, "think"):
         material.steer(setting)
-    assert counted == {"at_position": 2, "at_all_tokens": 2, "right_factors": 6}
+    assert counted == {"at_position": 2, "at_tokens": 2 + 2, "principal": 6}
 
 
 def test_of_equal_settings_the_one_in_the_middle_of_the_plateau_is_chosen() -> None:

@@ -3,44 +3,73 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens import artifact, capture
+from unlock_lens import artifact
+from unlock_lens.calibration import Calibration, held_states
+from unlock_lens.cross_validation import FOLDS, CrossValidation, cross_validate
+from unlock_lens.decomposition import RELATIVE_TOLERANCE
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.identity import ModelIdentity
-from unlock_lens.linear_map import FactoredMaps, decompose, fit_layer, proportional_layer
+from unlock_lens.linear_map import FactoredMaps, projected_out, proportional_layer
+from unlock_lens.methods import METHODS
+from unlock_lens.pairing import Positions, check_positions, paired_tokens
+from unlock_lens.reading import Reader
+from unlock_lens.sinks import SINKS, Sinks
 from unlock_lens.variant import Variant
 
 logger = logging.getLogger(__name__)
 _KIND = "aligner"
+MethodName = Literal["unlock", "ridge", "procrustes", "rrr", "cca"]
+_SETTINGS: Mapping[str, Any] = {
+    "rank": 16,
+    "centered": False,
+    "positions": "last",
+    "skip_first": False,
+    "layer_map": None,
+    "method": "unlock",
+    "ridge": None,
+    "sinks": "keep",
+    "without_mean": False,
+}
+_ALWAYS_TOLD = ("rank", "centered", "positions")
 
 
 class SubspaceAligner:
     """The linear map between two models, fitted on what both make of the same texts.
 
     Args:
-        rank: k, the dimension of the subspaces; capped, with a warning, at what the calibration tokens span.
+        rank: k, the dimension of the subspaces; capped, with a warning, at what the calibration tokens span. "cv" chooses it by
+            cross-validation on the calibration texts; None is the method's own: 16, or (ridge, procrustes) all that is spanned.
         centered: take the mean over tokens out before the decomposition.
-        positions: "last" token of each text (the paper's), or "all" tokens.
-        skip_first: leave out the first token of each text (with positions="all"), often an attention sink of huge norm.
+        positions: "last" token of each text (the paper's), "all" tokens, or a stride: 4 is every fourth, back from the last.
+            Two tokenizers' tokens are paired where they end at the same character.
+        skip_first: leave out the first token of each text (unless positions="last").
         layer_map: target layer -> source layer; None is the paper's, in proportion to depth. Target layers that are
-            left out get no map.
+            left out get no map, and are not read.
+        method: "unlock" (the paper's), "ridge", "procrustes", "rrr" or "cca"; each is explained in docs/aligners.md.
+        ridge: strength of the penalty, in mean squared singular values of the source's states (in ridge, rrr and cca); "cv"
+            chooses it by cross-validation; None is the method's own.
+        sinks: attention sinks, tokens with more than 10 times the median norm of their layer: "keep" them, "drop" them, or
+            "whiten" them: bring them to that median.
+        without_mean: project the part along the target's mean calibration state out of what is transported.
 
     The defaults are the paper's exact calibration; ordinary text, positions="all", centered=True transfers better
-    (docs/method.md, "Beyond the paper").
+    (docs/aligners.md has the table).
 
     Raises:
-        InvalidInput: rank below 1, unknown positions.
+        InvalidInput: rank below 1, a ridge that is negative or unknown to the method, unknown positions, method or sinks.
 
-    Source: docs/method.md, section 2.
+    Source: docs/method.md, section 2; docs/aligners.md.
 
     Example:
         >>> import unlock_lens as ul
@@ -56,29 +85,40 @@ class SubspaceAligner:
 
     def __init__(
         self,
-        rank: int = 16,
+        rank: int | Literal["cv"] | None = None,
         centered: bool = False,
-        positions: Literal["last", "all"] = "last",
+        positions: Positions = "last",
         skip_first: bool = False,
         layer_map: Mapping[int, int] | None = None,
+        method: MethodName = "unlock",
+        ridge: float | Literal["cv"] | None = None,
+        sinks: Sinks = "keep",
+        without_mean: bool = False,
     ) -> None:
-        if rank < 1:
-            raise InvalidInput(f"rank {rank} was given; at least 1 is needed")
-        if positions not in ("last", "all"):
-            raise InvalidInput(f'positions {positions!r} was given; take "last" or "all"')
-        self.rank = rank
+        check_positions(positions)
+        _check_method(method, rank, ridge)
+        if sinks not in SINKS:
+            raise InvalidInput(f"sinks {sinks!r} was given; take one of {', '.join(SINKS)}")
+        self.rank: int | Literal["cv"] | None = METHODS[method].default_rank if rank is None else rank
         self.centered = centered
-        self.positions: Literal["last", "all"] = positions
+        self.positions: Positions = positions
         self.skip_first = skip_first
+        self.method: MethodName = method
+        self.ridge: float | Literal["cv"] | None = METHODS[method].default_ridge if ridge is None else ridge
+        self.sinks: Sinks = sinks
+        self.without_mean = without_mean
         self.source_model: ModelIdentity | None = None
         self.target_model: ModelIdentity | None = None
         self.n_tokens: int | None = None
         self.prompts_hash: str | None = None
+        self.cross_validation: CrossValidation | None = None
         self._wanted_layers = {int(b): int(a) for b, a in layer_map.items()} if layer_map is not None else None
         self._maps: FactoredMaps | None = None
 
     def fit(self, source: Variant, target: Variant, batch_size: int = 8, progress: bool = True) -> SubspaceAligner:
         """Fit the map on both variants' states at the calibration tokens; returns the aligner itself.
+
+        Memory does not grow with the number of tokens: beyond a layer's width of them, sums alone are kept, in float64.
 
         Args:
             source: the model that directions come from, with the calibration texts.
@@ -87,21 +127,15 @@ class SubspaceAligner:
             progress: whether to show a progress bar (after a second of work).
 
         Raises:
-            InvalidInput: different numbers of texts or (with positions="all") of tokens, layers out of range, states that
-                are not finite or do not vary.
+            InvalidInput: different numbers of texts, texts whose tokens cannot be paired, layers out of range, states that are
+                not finite or do not vary.
         """
-        if len(source) != len(target):
-            raise InvalidInput(
-                f"{len(source)} source and {len(target)} target texts were given; text i of one belongs to text i of the other"
-            )
-        source_model, target_model = source.backend.identity, target.backend.identity
-        self._layers(source_model.n_layers, target_model.n_layers)
-        if self.positions == "all":
-            capture.check_same_tokens(source, target, self.skip_first)
-            h_s, h_t = (capture.at_all_tokens(v, None, self.skip_first, batch_size, progress) for v in (source, target))
-        else:
-            h_s, h_t = (capture.at_position(v, None, -1, batch_size, progress) for v in (source, target))
-        return self.fit_activations(h_s, h_t, source_model, target_model, source.prompts_hash)
+        models = source.backend.identity, target.backend.identity
+        layer_map = self._layers(models[0].n_layers, models[1].n_layers)
+        tokens = paired_tokens(source, target, self.positions, self.skip_first)
+        choices = (self.centered, self.sinks, FOLDS if self._chooses else 1)
+        calibration = Reader(source, target, layer_map, *tokens, *choices, batch_size, progress).run()
+        return self._fitted(calibration, layer_map, *models, source.prompts_hash)
 
     def fit_activations(
         self,
@@ -113,7 +147,8 @@ class SubspaceAligner:
     ) -> SubspaceAligner:
         """Fit the map on activations that are already at hand, all layers of both models; returns the aligner itself.
 
-        Row i of both is one token. An aligner that is told no models checks widths alone.
+        Row i of both is one token. Activations in float64 are decomposed exactly, others to float32's precision. An aligner
+        that is told no models checks widths alone; cross-validation takes runs of neighbouring rows for texts.
 
         Raises:
             InvalidInput: different numbers of tokens, layers out of range, states that are not finite or all zero.
@@ -122,16 +157,30 @@ class SubspaceAligner:
         if target_acts.shape[1] != n:
             raise InvalidInput(f"{n} source and {target_acts.shape[1]} target tokens were given; they must be the same tokens")
         layer_map = self._layers(source_acts.shape[0], target_acts.shape[0])
-        rank = min(self.rank, n, source_acts.shape[2], target_acts.shape[2])
-        # Several target layers may read one source layer: each layer is decomposed once.
-        source = {
-            a: decompose(source_acts[a], rank, self.centered, f"source layer {a}") for a in sorted(set(layer_map.values()))
-        }
-        target = {b: decompose(target_acts[b], rank, self.centered, f"target layer {b}") for b in layer_map}
-        fitted = [fit_layer(source[a], target[b], rank) for b, a in layer_map.items()]
-        names = list(fitted[0])
-        self._maps = FactoredMaps(layer_map, **{name: torch.stack([layer[name] for layer in fitted]) for name in names})
-        self.n_tokens = n
+        layers = sorted(set(layer_map.values())), sorted(layer_map)
+        fold = torch.arange(n) * (FOLDS if self._chooses else 1) // n
+        states = source_acts[layers[0]], target_acts[layers[1]]
+        calibration = held_states(layer_map, layers, states, fold, self.centered, self.sinks)
+        return self._fitted(calibration, layer_map, source_model, target_model, prompts_hash)
+
+    def _fitted(
+        self,
+        calibration: Calibration,
+        layer_map: Mapping[int, int],
+        source_model: ModelIdentity | None,
+        target_model: ModelIdentity | None,
+        prompts_hash: str | None,
+    ) -> SubspaceAligner:
+        method, rank, ridge, chosen = METHODS[self.method], self.rank, self.ridge, None
+        if self._chooses:
+            folds = {b: calibration.folds(b) for b in layer_map}
+            chosen = cross_validate(folds, method, self.centered, rank, ridge)
+            rank, ridge = chosen.best
+        k = None if rank is None else int(rank)
+        pairs = [calibration.pair(b, method.axes(k)) for b in layer_map]
+        factors = [method.fit(pair, k or max(pair.coupling.shape), float(ridge or 0.0)) for pair in pairs]
+        self._maps = FactoredMaps.of(layer_map, pairs, factors)
+        self.n_tokens, self.cross_validation = calibration.n, chosen
         self.source_model, self.target_model, self.prompts_hash = source_model, target_model, prompts_hash
         self._tell_cap()
         return self
@@ -145,23 +194,20 @@ class SubspaceAligner:
         """
         maps = self.maps
         direction = self._in_source_basis(direction)
-        rows = [(i, b, direction.layers.index(a)) for i, (b, a) in enumerate(maps.layer_map.items()) if a in direction.layers]
+        rows = [(b, direction.layers.index(a)) for b, a in maps.layer_map.items() if a in direction.layers]
         if not rows:
             raise InvalidInput(
                 f"the direction has layers {list(direction.layers)}, the map reads layers "
                 f"{sorted(set(maps.layer_map.values()))}: none in common"
             )
-        vectors = [
-            direction.vectors[j].double()
-            @ maps.source_factors[i].double().T
-            @ maps.core[i].double()
-            @ maps.target_factors[i].double()
-            for i, _, j in rows
-        ]
+        vectors = torch.stack([maps.carry(b, direction.vectors[j]) for b, j in rows])
+        if self.without_mean:
+            means = torch.stack([maps.target_mean[list(maps.layer_map).index(b)] for b, _ in rows])
+            vectors = projected_out(vectors, means.to(vectors))
         told = f"transported by {self!r}, fitted on {self.n_tokens} tokens of texts {self.prompts_hash or 'unknown'}"
         provenance = replace(direction.provenance.then(told), source_model=direction.model, rank=maps.rank)
         basis = self.target_model.basis if self.target_model else direction.basis
-        return CapabilityDirection(torch.stack(vectors), tuple(b for _, b, _ in rows), basis, self.target_model, provenance)
+        return CapabilityDirection(vectors.float(), tuple(b for b, _ in rows), basis, self.target_model, provenance)
 
     @property
     def maps(self) -> FactoredMaps:
@@ -188,8 +234,7 @@ class SubspaceAligner:
         maps = self.maps
         if target_layer not in maps.layer_map:
             raise InvalidInput(f"there is no map for target layer {target_layer}; it maps {sorted(maps.layer_map)}")
-        i = list(maps.layer_map).index(target_layer)
-        return maps.source_factors[i].T @ maps.core[i] @ maps.target_factors[i]
+        return maps.dense(target_layer)
 
     def at_rank(self, rank: int) -> SubspaceAligner:
         """The aligner that a fit at a smaller rank would give: the factors are nested, nothing is fitted again.
@@ -199,9 +244,11 @@ class SubspaceAligner:
         """
         if not 1 <= rank <= self.maps.rank:
             raise InvalidInput(f"rank {rank} was asked for; this aligner holds ranks 1 to {self.maps.rank}")
-        smaller = SubspaceAligner(rank, self.centered, self.positions, self.skip_first, self._wanted_layers)
+        settings: dict[str, Any] = {**self._settings, "rank": rank}
+        smaller = SubspaceAligner(**settings)
         smaller.source_model, smaller.target_model = self.source_model, self.target_model
         smaller.n_tokens, smaller.prompts_hash = self.n_tokens, self.prompts_hash
+        smaller.cross_validation = self.cross_validation
         smaller._maps = self.maps.at_rank(rank)
         return smaller
 
@@ -209,12 +256,10 @@ class SubspaceAligner:
         """Write the factors and all that describes them to a safetensors file; an interrupted save loses nothing."""
         maps = self.maps
         described = {
-            "rank": self.rank,
-            "centered": self.centered,
-            "positions": self.positions,
-            "skip_first": self.skip_first,
+            **self._settings,
             "layer_map": list(maps.layer_map.items()),
             "own_layer_map": self._wanted_layers is not None,
+            "cross_validation": self.cross_validation.to_json() if self.cross_validation else None,
             "n_tokens": self.n_tokens,
             "prompts_hash": self.prompts_hash,
             "source_model": asdict(self.source_model) if self.source_model else None,
@@ -232,13 +277,10 @@ class SubspaceAligner:
         tensors, told = artifact.load(path, _KIND)
         with artifact.reading(path):
             layer_map = dict(map(tuple, told["layer_map"]))
-            aligner = cls(
-                told["rank"],
-                told["centered"],
-                told["positions"],
-                told["skip_first"],
-                layer_map if told["own_layer_map"] else None,
-            )
+            given = {name: told[name] for name in _SETTINGS if name in told and name != "layer_map"}
+            aligner = cls(**given, layer_map=layer_map if told["own_layer_map"] else None)
+            chosen = told.get("cross_validation")
+            aligner.cross_validation = CrossValidation.from_json(chosen) if chosen else None
             aligner.n_tokens, aligner.prompts_hash = told["n_tokens"], told["prompts_hash"]
             aligner.source_model, aligner.target_model = (
                 ModelIdentity(**told[side]) if told[side] else None for side in ("source_model", "target_model")
@@ -250,19 +292,36 @@ class SubspaceAligner:
 
     def __repr__(self) -> str:
         state = f"{self.source_model} -> {self.target_model}" if self._maps else "not fitted"
-        return f"SubspaceAligner(rank={self.rank}, centered={self.centered}, positions={self.positions!r}; {state})"
+        settings = {name: value for name, value in self._settings.items() if name in _ALWAYS_TOLD or value != _SETTINGS[name]}
+        told = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        return f"SubspaceAligner({told}; {state})"
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What the constructor was given."""
+        return {name: self._wanted_layers if name == "layer_map" else getattr(self, name) for name in _SETTINGS}
+
+    @property
+    def ridge_in_use(self) -> float:
+        """The strength that the map was fitted with: as given, or as cross-validation chose it; 0 for a method without."""
+        return self.cross_validation.best[1] if self.cross_validation else float(self.ridge or 0.0)
+
+    @property
+    def _chooses(self) -> bool:
+        return "cv" in (self.rank, self.ridge)
 
     def _tell_cap(self) -> None:
-        spanned = {b: min(s, t) for b, s, t in zip(self.maps.layer_map, *self.maps.spanned, strict=True)}
+        spanned = dict(zip(self.maps.layer_map, self.maps.spanned, strict=True))
         least = min(spanned, key=lambda b: spanned[b])
-        if spanned[least] < self.rank:
+        if isinstance(self.rank, int) and spanned[least] < self.rank:
             logger.warning(
-                "rank %d was asked for, but the %d calibration tokens span no more than rank %d at target layer %d; "
-                "that is used there",
+                "rank %d was asked for, but the %d calibration tokens span no more than rank %d at target layer %d "
+                "(singular values are cut below %g of the largest); that is used there",
                 self.rank,
                 self.n_tokens,
                 spanned[least],
                 least,
+                RELATIVE_TOLERANCE,
             )
 
     def _layers(self, source_layers: int, target_layers: int) -> dict[int, int]:
@@ -294,3 +353,18 @@ class SubspaceAligner:
         if direction.model is not None and not direction.model.is_same_model(self.source_model):
             raise IncompatibleModel(f"the direction lives in {direction.model}, the aligner reads {self.source_model}")
         return direction
+
+
+def _check_method(method: str, rank: int | str | None, ridge: float | str | None) -> None:
+    if method not in METHODS:
+        raise InvalidInput(f"there is no method {method!r}; take one of {', '.join(METHODS)}")
+    if isinstance(rank, int) and rank < 1:
+        raise InvalidInput(f"rank {rank} was given; at least 1 is needed")
+    if isinstance(rank, str) and rank != "cv":
+        raise InvalidInput(f'rank {rank!r} was given; take a number, "cv", or None')
+    if ridge is not None and METHODS[method].default_ridge is None:
+        raise InvalidInput(f"ridge {ridge!r} was given, but the method {method!r} has none; take ridge, rrr or cca")
+    if isinstance(ridge, str) and ridge != "cv":
+        raise InvalidInput(f'ridge {ridge!r} was given; take a number, "cv", or None')
+    if isinstance(ridge, int | float) and not 0 <= ridge < math.inf:
+        raise InvalidInput(f"ridge {ridge} was given; 0 or more is needed")

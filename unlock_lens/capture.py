@@ -6,30 +6,39 @@ layer that is the state before the final norm, where edits go in; the paper's ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unlock_lens.backends import Batch
+from unlock_lens.backends import Batch, Keep
 from unlock_lens.errors import InvalidInput
 from unlock_lens.progress import shown
-from unlock_lens.variant import Tokens, Variant
+from unlock_lens.variant import Variant
+
+Chosen = Sequence[Int[Tensor, "_"]]
+"""Of each prompt the tokens that are read, counted from 0 without padding."""
 
 
-@dataclass(frozen=True, eq=False)
-class Captured:
-    """What one batch brought.
+def at_tokens(
+    variant: Variant, chosen: Chosen, layers: Sequence[int] | None = None, batch_size: int = 8, progress: bool = False
+) -> Float[Tensor, "layer token d_model"]:
+    """The residual stream at chosen tokens of each prompt, in the prompts' order.
 
-    Attributes:
-        prompts: which prompts are in it.
-        states: their picked tokens, prompt after prompt.
+    Each state is written to its place while the pass runs: nothing but the result outlives a batch.
+
+    Raises:
+        InvalidInput: layers out of range, a state that is not finite.
     """
-
-    prompts: Int[Tensor, " prompt"]
-    states: Float[Tensor, "layer picked d_model"]
+    layers = check_layers(layers, variant.backend.identity.n_layers)
+    counts = torch.tensor([len(tokens) for tokens in chosen])
+    starts = counts.cumsum(0) - counts
+    states = torch.empty(len(layers), int(counts.sum()), variant.backend.identity.d_model)
+    for prompts in _batches(variant, batch_size, progress):
+        places = torch.cat([torch.arange(int(starts[p]), int(starts[p] + counts[p])) for p in prompts])
+        read(variant, layers, prompts, chosen, _into(states, places))
+    return states
 
 
 def at_position(
@@ -40,25 +49,26 @@ def at_position(
     Raises:
         InvalidInput: layers out of range, a prompt without that token, a state that is not finite.
     """
-    layers = check_layers(layers, variant.backend.identity.n_layers)
-    states = torch.empty(len(layers), len(variant), variant.backend.identity.d_model)
-    for captured in _stream_position(variant, layers, position, batch_size, progress):
-        states[:, captured.prompts] = captured.states.to(states)
-    return states
+    return at_tokens(variant, one_token(variant, position), layers, batch_size, progress)
 
 
 def mean_at_position(
     variant: Variant, layers: Sequence[int] | None = None, position: int = -1, batch_size: int = 8, progress: bool = False
 ) -> Float[Tensor, "layer d_model"]:
-    """The mean of `at_position` over prompts, summed in float64 batch by batch: memory does not grow with their number.
+    """The mean of `at_position` over prompts, summed in float64 layer by layer: memory does not grow with their number.
 
     Raises:
         InvalidInput: as `at_position`.
     """
     layers = check_layers(layers, variant.backend.identity.n_layers)
+    chosen = one_token(variant, position)
     total = torch.zeros(len(layers), variant.backend.identity.d_model, dtype=torch.float64)
-    for captured in _stream_position(variant, layers, position, batch_size, progress):
-        total += captured.states.double().sum(dim=1)
+
+    def add(layer: int, states: Tensor) -> None:
+        total[layer] += states.double().sum(dim=0)
+
+    for prompts in _batches(variant, batch_size, progress):
+        read(variant, layers, prompts, chosen, add)
     return total / len(variant)
 
 
@@ -74,75 +84,71 @@ def at_all_tokens(
     Raises:
         InvalidInput: layers out of range, no token left, a state that is not finite.
     """
-    layers = check_layers(layers, variant.backend.identity.n_layers)
-    counts = token_counts(variant, skip_first)
-    starts = counts.cumsum(0) - counts
-    states = torch.empty(len(layers), int(counts.sum()), variant.backend.identity.d_model)
-    for captured in _stream_all(variant, layers, skip_first, batch_size, progress):
-        places = [torch.arange(int(starts[p]), int(starts[p] + counts[p])) for p in captured.prompts]
-        states[:, torch.cat(places)] = captured.states.to(states)
-    return states
+    return at_tokens(variant, all_tokens(variant, skip_first), layers, batch_size, progress)
+
+
+def one_token(variant: Variant, position: int) -> Chosen:
+    """The token of each prompt at a position; negative ones count from the end.
+
+    Raises:
+        InvalidInput: a prompt without that token.
+    """
+    check_position(variant, position)
+    tokens = torch.full_like(variant.tokens.lengths, position) + (variant.tokens.lengths if position < 0 else 0)
+    return tokens.split(1)
+
+
+def all_tokens(variant: Variant, skip_first: bool) -> Chosen:
+    """Every token of each prompt, or every one but the first.
+
+    Raises:
+        InvalidInput: no token is left.
+    """
+    lengths: list[int] = variant.tokens.lengths.tolist()
+    if skip_first and max(lengths) == 1:
+        raise InvalidInput("every prompt is one token long and skip_first leaves it out; give longer texts")
+    return [torch.arange(int(skip_first), length) for length in lengths]
 
 
 def token_counts(variant: Variant, skip_first: bool) -> Int[Tensor, " prompt"]:
     """How many tokens of each prompt `at_all_tokens` gives."""
-    counts = variant.tokens.lengths - int(skip_first)
-    if not int(counts.sum()):
-        raise InvalidInput("every prompt is one token long and skip_first leaves it out; give longer texts")
-    return counts
+    return torch.tensor([len(tokens) for tokens in all_tokens(variant, skip_first)])
 
 
-def _stream_position(
-    variant: Variant, layers: Sequence[int], position: int, batch_size: int, progress: bool
-) -> Iterator[Captured]:
-    check_position(variant, position)
+def read(variant: Variant, layers: Sequence[int], prompts: Int[Tensor, " prompt"], chosen: Chosen, keep: Keep) -> None:
+    """One forward pass over some of the prompts; `keep` is given the states of the chosen tokens, prompt after prompt.
 
-    def pick(tokens: Tokens) -> tuple[Tensor, Tensor]:
-        width = tokens.ids.shape[1]
-        columns = position + (torch.full_like(tokens.lengths, width) if position < 0 else width - tokens.lengths)
-        return torch.arange(len(columns)), columns
+    Raises:
+        InvalidInput: a state that is not finite.
+    """
+    tokens = variant.tokens.rows(prompts)
+    picked = [chosen[p] for p in prompts.tolist()]
+    rows = torch.arange(len(picked)).repeat_interleave(torch.tensor([len(of_prompt) for of_prompt in picked]))
+    columns = torch.cat(picked) + (tokens.ids.shape[1] - tokens.lengths)[rows]
+    spoiled: list[tuple[int, int]] = []
 
-    return _stream(variant, layers, pick, batch_size, progress)
+    def checked(layer: int, states: Tensor) -> None:
+        if not bool(states.isfinite().all()):  # told afterwards: hosts wrap what is raised in the midst of a pass
+            spoiled.append((layers[layer], int(prompts[rows[(~states.isfinite()).any(dim=-1).nonzero()[0]]])))
+        keep(layer, states)
 
-
-def _stream_all(
-    variant: Variant, layers: Sequence[int], skip_first: bool, batch_size: int, progress: bool
-) -> Iterator[Captured]:
-    def pick(tokens: Tokens) -> tuple[Tensor, Tensor]:
-        wanted = tokens.mask.bool()
-        if skip_first:
-            wanted = wanted & (tokens.mask.cumsum(dim=1) > 1)
-        rows, columns = wanted.nonzero(as_tuple=True)
-        return rows, columns
-
-    return _stream(variant, layers, pick, batch_size, progress)
-
-
-def _stream(
-    variant: Variant,
-    layers: Sequence[int],
-    pick: Callable[[Tokens], tuple[Tensor, Tensor]],
-    batch_size: int,
-    progress: bool,
-) -> Iterator[Captured]:
-    batches = variant.tokens.batches(batch_size)
-    for prompts in shown(batches, f"reading {variant.backend.identity.name}", progress):
-        tokens = variant.tokens.rows(prompts)
-        yield _capture(variant, layers, prompts, tokens, *pick(tokens))
-
-
-def _capture(
-    variant: Variant, layers: Sequence[int], prompts: Tensor, tokens: Tokens, rows: Tensor, columns: Tensor
-) -> Captured:
-    states = variant.backend.capture(Batch(tokens.ids, tokens.mask), layers, rows, columns, variant.remote).cpu()
-    if not bool(states.isfinite().all()):
-        layer, picked = (~states.isfinite()).any(dim=-1).nonzero()[0].tolist()
-        prompt = int(prompts[rows[picked]])
+    variant.backend.capture(Batch(tokens.ids, tokens.mask), layers, rows, columns, checked, variant.remote)
+    for layer, prompt in spoiled[:1]:
         raise InvalidInput(
-            f"the residual stream of {variant.backend.identity.name} is not finite at layer {layers[layer]}, prompt {prompt} "
+            f"the residual stream of {variant.backend.identity.name} is not finite at layer {layer}, prompt {prompt} "
             f"({variant.prompts[prompt][:40]!r}); leave that prompt out or load the model in float32"
         )
-    return Captured(prompts, states)
+
+
+def _batches(variant: Variant, batch_size: int, progress: bool) -> Iterable[Int[Tensor, " prompt"]]:
+    return shown(variant.tokens.batches(batch_size), f"reading {variant.backend.identity.name}", progress)
+
+
+def _into(states: Float[Tensor, "layer token d_model"], places: Int[Tensor, " picked"]) -> Keep:
+    def keep(layer: int, read: Tensor) -> None:
+        states[layer, places] = read.to(states)
+
+    return keep
 
 
 def check_layers(layers: Sequence[int] | None, n_layers: int) -> tuple[int, ...]:
@@ -168,17 +174,4 @@ def check_position(variant: Variant, position: int) -> None:
         raise InvalidInput(
             f"position {position} was asked for, but prompt {prompt} ({variant.prompts[prompt][:40]!r}) has "
             f"{int(variant.tokens.lengths[prompt])} tokens; every prompt needs {needed}"
-        )
-
-
-def check_same_tokens(source: Variant, target: Variant, skip_first: bool) -> None:
-    """Raise InvalidInput unless every text has as many tokens in one as in the other, to be paired one by one."""
-    counts = [token_counts(variant, skip_first) for variant in (source, target)]
-    differing = (counts[0] != counts[1]).nonzero()
-    if len(differing):
-        i = int(differing[0])
-        raise InvalidInput(
-            f'positions="all" pairs token with token, but text {i} ({source.prompts[i][:40]!r}) has {int(counts[0][i])} tokens '
-            f"in the source and {int(counts[1][i])} in the target; give both the same texts, "
-            'or take positions="last" where the tokenizers differ'
         )

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens import capture
+from unlock_lens import capture, linear_map
 from unlock_lens.direction import CapabilityDirection, Provenance
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.identity import ModelIdentity
@@ -68,12 +68,7 @@ def projected_out(mean: Float[Tensor, "layer d_model"], direction: CapabilityDir
     Raises:
         InvalidInput: nothing is left of the direction at some layer.
     """
-    unit = torch.nn.functional.normalize(mean, dim=1)
-    left = direction.vectors - (direction.vectors * unit).sum(dim=1, keepdim=True) * unit
-    gone = left.norm(dim=1) <= 1e-6 * direction.vectors.norm(dim=1)
-    if bool(gone.any()):
-        layer = direction.layers[int(gone.nonzero()[0])]
-        raise InvalidInput(f"at layer {layer} the direction is nothing but a multiple of the target's mean locked state")
+    left = linear_map.projected_out(direction.vectors, mean)
     return _with_vectors(direction, left, "without its part along the mean locked state")
 
 

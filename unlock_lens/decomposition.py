@@ -1,4 +1,4 @@
-"""The thin SVD of stacked activations, by the cheaper of the two Gram matrices, in float64."""
+"""The thin SVD of stacked activations: by the cheaper of the two Gram matrices, in float64."""
 
 from __future__ import annotations
 
@@ -27,15 +27,34 @@ class RightFactors:
     scores: Float[Tensor, "n rank"]
 
 
-def right_factors(states: Float[Tensor, "n d_model"], rank: int) -> RightFactors:
-    """The leading `rank` factors of the states, or fewer where they span less."""
+def right_factors(states: Float[Tensor, "n d_model"], rank: int, exact: bool = False) -> RightFactors:
+    """The leading `rank` factors of the states, or fewer where they span less.
+
+    A Gram matrix squares the condition, and tells singular values down to 1e-8 of the largest: enough for activations that
+    were computed in half or single precision. `exact` takes the SVD of states that are better than that.
+    """
     h = states.double()
+    return _by_svd(h, rank) if exact else _by_gram(h, rank)
+
+
+def _by_gram(h: Float[Tensor, "n d_model"], rank: int) -> RightFactors:
     n, d_model = h.shape
-    gram = h @ h.T if n < d_model else h.T @ h
-    squared, basis = torch.linalg.eigh(gram)
-    squared, basis = squared.flip(0).clamp_min(0), basis.flip(1)
-    kept = min(rank, int((squared.sqrt() > RELATIVE_TOLERANCE * squared[0].sqrt()).sum()))
-    values, basis = squared[:kept].sqrt(), basis[:, :kept]
+    values, basis = spectrum(h @ h.T if n < d_model else h.T @ h)
+    values, basis = values[:rank], basis[:, :rank]
     if n < d_model:
         return RightFactors(values, (basis.T @ h) / values[:, None], basis * values)
     return RightFactors(values, basis.T, h @ basis)
+
+
+def spectrum(gram: Float[Tensor, "d d"]) -> tuple[Float[Tensor, " rank"], Float[Tensor, "d rank"]]:
+    """Singular values of H, descending, and the eigenvectors of its Gram matrix as columns; those above the tolerance."""
+    squared, basis = torch.linalg.eigh(gram)
+    values, basis = squared.flip(0).clamp_min(0).sqrt(), basis.flip(1)
+    kept = int((values > RELATIVE_TOLERANCE * values[0]).sum())
+    return values[:kept], basis[:, :kept]
+
+
+def _by_svd(h: Float[Tensor, "n d_model"], rank: int) -> RightFactors:
+    left, values, vectors = torch.linalg.svd(h, full_matrices=False)
+    kept = min(rank, int((values > max(h.shape) * torch.finfo(h.dtype).eps * values[0]).sum()))
+    return RightFactors(values[:kept], vectors[:kept], left[:, :kept] * values[:kept])

@@ -1,16 +1,16 @@
-"""W[b] = V_s^T M V_t, the linear map of one layer pair, always factored (docs/method.md, section 2: align)."""
+"""W[b] = left^T core right, the linear map of each layer pair, always factored (docs/method.md, section 2: align)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.decomposition import RightFactors, right_factors
 from unlock_lens.errors import InvalidInput
+from unlock_lens.methods import Factors, Pair
 
 
 def proportional_layer(target_layer: int, source_layers: int, target_layers: int) -> int:
@@ -22,15 +22,18 @@ def proportional_layer(target_layer: int, source_layers: int, target_layers: int
 
 @dataclass(frozen=True, eq=False)
 class FactoredMaps:
-    """W[b] = V_s^T M V_t for each mapped target layer b, in the order of `layer_map`; rows beyond a layer's rank are zero.
+    """W[b] = left^T core right for each mapped target layer b, in the order of `layer_map`; zero beyond a layer's rank.
+
+    For the paper's method they are V_s, M = S_s^-1 U_s^T U_t S_t, and V_t. Leading rows, columns and blocks are the maps of
+    smaller ranks.
 
     Attributes:
         layer_map: target layer -> source layer.
-        source_factors: V_s.
-        core: M = S_s^-1 U_s^T U_t S_t.
-        target_factors: V_t.
+        source_factors: left.
+        core: what joins them.
+        target_factors: right.
         source_mean: mean of the source's states at the calibration tokens, by which they were centred if they were.
-        target_mean: the same of the target's states; minus this is the anti-mean control.
+        target_mean: the same of the target's states; for the paper's calibration, minus this is the anti-mean control.
     """
 
     layer_map: Mapping[int, int]
@@ -40,17 +43,39 @@ class FactoredMaps:
     source_mean: Float[Tensor, "layer d_source"]
     target_mean: Float[Tensor, "layer d_target"]
 
+    @classmethod
+    def of(cls, layer_map: Mapping[int, int], pairs: Sequence[Pair], factors: Sequence[Factors]) -> FactoredMaps:
+        """The factors of every layer pair together, in float32."""
+        rank = max(max(found.core.shape) for found in factors)
+        return cls(
+            layer_map,
+            torch.stack([_padded(found.left, rank) for found in factors]),
+            torch.stack([_padded(_padded(found.core, rank).T, rank).T for found in factors]),
+            torch.stack([_padded(found.right, rank) for found in factors]),
+            torch.stack([pair.source.mean for pair in pairs]).float(),
+            torch.stack([pair.target.mean for pair in pairs]).float(),
+        )
+
     @property
     def rank(self) -> int:
         return self.core.shape[-1]
 
     @property
-    def spanned(self) -> tuple[list[int], list[int]]:
-        """For each layer how many factors of source and target are above the tolerance."""
-        source, target = (
-            (factors != 0).any(dim=-1).sum(dim=-1).tolist() for factors in (self.source_factors, self.target_factors)
-        )
-        return source, target
+    def spanned(self) -> list[int]:
+        """The rank of each layer's map: how many factors the calibration tokens allowed."""
+        sides = [(factors != 0).any(dim=-1).sum(dim=-1) for factors in (self.source_factors, self.target_factors)]
+        return torch.minimum(*sides).tolist()
+
+    def dense(self, target_layer: int) -> Float[Tensor, "d_source d_target"]:
+        """W[b] in full."""
+        i = list(self.layer_map).index(target_layer)
+        return self.source_factors[i].T @ self.core[i] @ self.target_factors[i]
+
+    def carry(self, target_layer: int, vector: Float[Tensor, " d_source"]) -> Float[Tensor, " d_target"]:
+        """V W[b], in float64, without making W."""
+        i = list(self.layer_map).index(target_layer)
+        left, core, right = (part[i].double() for part in (self.source_factors, self.core, self.target_factors))
+        return vector.double() @ left.T @ core @ right
 
     def at_rank(self, rank: int) -> FactoredMaps:
         return replace(
@@ -64,45 +89,24 @@ class FactoredMaps:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
 
-@dataclass(frozen=True, eq=False)
-class Spanned:
-    """What the calibration tokens span at one layer."""
-
-    mean: Float[Tensor, " d_model"]
-    factors: RightFactors
+def _padded(rows: Float[Tensor, "found width"], rank: int) -> Float[Tensor, "rank width"]:
+    return torch.cat([rows, rows.new_zeros(rank - rows.shape[0], rows.shape[1])]).float()
 
 
-def decompose(states: Float[Tensor, "n d_model"], rank: int, centered: bool, name: str) -> Spanned:
-    """The leading factors of one layer's states, centred if asked; `name` is for errors.
+def projected_out(
+    vectors: Float[Tensor, "layer d_model"], axes: Float[Tensor, "layer d_model"]
+) -> Float[Tensor, "layer d_model"]:
+    """Each vector without its part along the axis of its layer.
 
     Raises:
-        InvalidInput: states that are not finite, or all zero once they are centred.
+        InvalidInput: nothing is left of one of them.
     """
-    h = states.detach().to("cpu", torch.float64)
-    if not bool(h.isfinite().all()):
-        token = int((~h.isfinite()).any(dim=1).nonzero()[0])
-        raise InvalidInput(f"the activations of {name} are not finite at token {token}; leave that prompt out")
-    mean = h.mean(dim=0)
-    h = h - mean if centered else h
-    if not bool(h.any()):
-        raise InvalidInput(f"the activations of {name} do not vary over the calibration tokens; give more and other texts")
-    return Spanned(mean, right_factors(h, rank))
-
-
-def fit_layer(source: Spanned, target: Spanned, rank: int) -> dict[str, Tensor]:
-    """V_s, M, V_t of one layer pair: H_s V_s^T = U_s S_s, so M = pinv(H_s V_s^T) (H_t V_t^T) needs no pinv."""
-    core = (source.factors.scores.T @ target.factors.scores) / source.factors.values[:, None] ** 2
-    padded = torch.zeros(rank, rank, dtype=core.dtype)
-    padded[: core.shape[0], : core.shape[1]] = core
-    found = {
-        "source_factors": _padded(source.factors.vectors, rank),
-        "core": padded,
-        "target_factors": _padded(target.factors.vectors, rank),
-        "source_mean": source.mean,
-        "target_mean": target.mean,
-    }
-    return {name: value.float() for name, value in found.items()}
-
-
-def _padded(rows: Float[Tensor, "found d_model"], rank: int) -> Float[Tensor, "rank d_model"]:
-    return torch.cat([rows, rows.new_zeros(rank - rows.shape[0], rows.shape[1])])
+    unit = torch.nn.functional.normalize(axes, dim=1)
+    left = vectors - (vectors * unit).sum(dim=1, keepdim=True) * unit
+    gone = left.norm(dim=1) <= 1e-6 * vectors.norm(dim=1)
+    if bool(gone.any()):
+        raise InvalidInput(
+            f"vector {int(gone.nonzero()[0])} of {len(vectors)} is nothing but a multiple of the mean state: "
+            "with that projected out, nothing is left of it"
+        )
+    return left

@@ -90,6 +90,22 @@ class Variant:
         return tokenize(self.backend.tokenizer, self.prompts, self.add_special_tokens)
 
     @cached_property
+    def spans(self) -> list[list[tuple[int, int]]]:
+        """For each token of each prompt, first and last character + 1 in the text; an empty span is a special token's.
+
+        Raises:
+            InvalidInput: the tokenizer does not know.
+        """
+        tokenizer = self.backend.tokenizer
+        if not getattr(tokenizer, "is_fast", False):
+            raise InvalidInput(
+                f"the tokenizer of {self.backend.identity.name} ({type(tokenizer).__name__}) cannot tell where its tokens "
+                "stand in the text; open the model with its fast tokenizer"
+            )
+        asked = {"add_special_tokens": self.add_special_tokens, "return_offsets_mapping": True}
+        return [[(start, end) for start, end in spans] for spans in tokenizer(list(self.prompts), **asked)["offset_mapping"]]
+
+    @cached_property
     def prompts_hash(self) -> str:
         """Hash of the prompts, for the metadata of what is made from them."""
         return hashlib.sha256("\0".join(self.prompts).encode()).hexdigest()[:16]

@@ -17,6 +17,9 @@ from unlock_lens.operations import Edit
 Edits = Mapping[int, Sequence[Edit]]
 """For each edited layer its edits, in the order in which they are made."""
 
+Keep = Callable[[int, Tensor], None]
+"""Takes the states of the i-th captured layer, [picked, d_model], on the CPU and at least in float32."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -63,9 +66,13 @@ class Backend(ABC):
         layers: Sequence[int],
         rows: Int[Tensor, " picked"],
         columns: Int[Tensor, " picked"],
+        keep: Keep,
         remote: bool | str = False,
-    ) -> Float[Tensor, "layer picked d_model"]:
-        """The residual stream of ascending `layers` at the tokens (rows[i], columns[i]), at least in float32."""
+    ) -> None:
+        """Give `keep` the residual stream of ascending `layers` at the tokens (rows[i], columns[i]), layer after layer.
+
+        On this machine that happens while the pass runs, so that no more than one layer's states wait.
+        """
 
     @abstractmethod
     def log_probs(

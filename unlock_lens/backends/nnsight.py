@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from nnsight.modeling.mixins.remotable import Remotable
 from torch import Tensor
 
-from unlock_lens.backends.base import Backend, Batch, Edits, Generation, edits_in_order, end_tokens
+from unlock_lens.backends.base import Backend, Batch, Edits, Generation, Keep, edits_in_order, end_tokens
 from unlock_lens.errors import InvalidInput, UnsupportedModel
 from unlock_lens.identity import ModelIdentity, fingerprint, model_name
 from unlock_lens.operations import Chunk, at_least_float32
@@ -73,7 +73,7 @@ def apply_edits(model: Any, blocks: str, edits: Edits, tracer: Any) -> None:
 
 def acts_on_steps(edits: Edits) -> bool:
     """Whether any edit reaches beyond the prefill."""
-    return any(edit.positions in ("generated", "all") for of_layer in edits.values() for edit in of_layer)
+    return any(edit.acts_on_steps for of_layer in edits.values() for edit in of_layer)
 
 
 class NNsightBackend(Backend):
@@ -121,17 +121,19 @@ class NNsightBackend(Backend):
         layers: Sequence[int],
         rows: Int[Tensor, " picked"],
         columns: Int[Tensor, " picked"],
+        keep: Keep,
         remote: bool | str = False,
-    ) -> Float[Tensor, "layer picked d_model"]:
+    ) -> None:
         model, blocks = self.model, self.blocks
+        if remote:
+            for i, states in enumerate(_fetched(model, blocks, batch, layers, rows, columns, remote)):
+                keep(i, states)
+            return
         with torch.no_grad():
-            with model.trace(_inputs(batch), **_where(remote)) as tracer:
-                states = []
-                for layer in layers:
-                    states.append(at_least_float32(residual_of(model.get(blocks)[layer].output)[rows, columns]).cpu())
-                picked = nnsight.save(torch.stack(states))
+            with model.trace(_inputs(batch)) as tracer:
+                for i, layer in enumerate(layers):
+                    keep(i, at_least_float32(residual_of(model.get(blocks)[layer].output).detach()[rows, columns]).cpu())
                 tracer.stop()
-        return picked
 
     def log_probs(
         self, batch: Batch, edits: Edits, prompt_length: int, remote: bool | str = False
@@ -176,6 +178,20 @@ class NNsightBackend(Backend):
         raise UnsupportedModel(
             "fwd_hooks are TransformerLens' form; for an nnsight model take steer.apply(lm) in its trace, or steer.attached(lm)"
         )
+
+
+def _fetched(
+    model: Any, blocks: str, batch: Batch, layers: Sequence[int], rows: Tensor, columns: Tensor, remote: bool | str
+) -> Float[Tensor, "layer picked d_model"]:
+    """What another machine reads comes back as a whole."""
+    with torch.no_grad():
+        with model.trace(_inputs(batch), remote=remote) as tracer:
+            states = []
+            for layer in layers:
+                states.append(at_least_float32(residual_of(model.get(blocks)[layer].output)[rows, columns]).cpu())
+            picked = nnsight.save(torch.stack(states))
+            tracer.stop()
+    return picked
 
 
 @contextmanager

@@ -6,13 +6,15 @@ import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import chain, repeat
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
-from unlock_lens.backends.base import Backend, Batch, Edits, Generation, edits_in_order, end_tokens
+from unlock_lens.backends.base import Backend, Batch, Edits, Generation, Keep, edits_in_order, end_tokens
 from unlock_lens.errors import InvalidInput, UnsupportedModel
 from unlock_lens.identity import Basis, ModelIdentity, fingerprint, model_name
 from unlock_lens.operations import Chunk, Edit, at_least_float32
@@ -33,16 +35,15 @@ def open_bridge(name: str, dtype: str) -> Any:
 
 
 class Progress:
-    """Tells prefill from decoding, from inside native hooks.
+    """Tells prefill from decoding, from inside native hooks, where the run is the user's own.
 
     The attention pattern is [query, key]: keys beyond the queries come from the KV cache. Without a cache, a pass that
     continues the last one by one token is the next step of the same generation.
     """
 
-    def __init__(self, last: Int[Tensor, " batch"] | None = None, uncached: bool = False) -> None:
+    def __init__(self, last: Int[Tensor, " batch"] | None = None) -> None:
         self.chunk = Chunk(prompt_length=0, last=last)
-        self._said = uncached
-        self._cached = 0
+        self._said = False
         self._entering: Tensor | None = None
         self._previous: Tensor | None = None
 
@@ -54,9 +55,9 @@ class Progress:
 
     def _look(self, pattern: Tensor, hook: Any) -> None:
         length, keys = pattern.shape[-2:]
-        if keys > length:  # counted, because a sliding window keeps fewer keys than there were tokens
-            self.chunk = Chunk(self.chunk.prompt_length, self._cached, self.chunk.last)
-            self._cached += length
+        if keys > length:
+            if not self.chunk.seen:
+                self.chunk = Chunk(self.chunk.prompt_length, self.chunk.prompt_length, self.chunk.last)
             self._previous = None
             return
         if self.chunk.last is not None and len(self.chunk.last) != pattern.shape[0]:
@@ -72,7 +73,6 @@ class Progress:
             )
         prompt_length = self.chunk.prompt_length if continues else length
         self.chunk = Chunk(prompt_length, 0, self.chunk.last)
-        self._cached = length
         self._previous = self._entering
 
     def _continues(self) -> bool:
@@ -81,27 +81,56 @@ class Progress:
         return torch.equal(self._entering[:, :-1], self._previous)
 
 
-def fwd_hooks(edits: Edits, last: Int[Tensor, " batch"] | None = None, uncached: bool = False) -> HookList:
-    """Native hooks that make the edits; their state is their own, so take a new list for a new run.
-
-    `uncached`: generation without a KV cache is meant, and nothing need be said of it.
-    """
-    progress = Progress(last, uncached)
+def fwd_hooks(edits: Edits, last: Int[Tensor, " batch"] | None = None) -> HookList:
+    """Native hooks that make the edits in any run; their state is their own, so take a new list for a new run."""
+    progress = Progress(last)
     needed = any(edit.positions != "all" for of_layer in edits.values() for edit in of_layer)
     return (progress.hooks() if needed else []) + _editing(edits, lambda: progress.chunk)
 
 
 def _editing(edits: Edits, chunk: Callable[[], Chunk]) -> HookList:
     def editing(of_layer: Sequence[Edit]) -> Callable[..., Tensor | None]:
+        return lambda residual, hook: _edited(residual, of_layer, chunk())
+
+    return [(_output_of(layer), editing(of_layer)) for layer, of_layer in edits_in_order(edits)]
+
+
+def _edited(residual: Tensor, of_layer: Sequence[Edit], chunk: Chunk) -> Tensor | None:
+    """None where no token of the chunk is meant: the hook point then passes its own tensor on."""
+    edited = residual
+    for edit in of_layer:
+        edited = edit(edited, chunk)
+    return None if edited is residual else edited
+
+
+def _output_of(layer: int) -> str:
+    return f"blocks.{layer}.hook_resid_post"
+
+
+@contextmanager
+def generating(model: Any, edits: Edits, prompt_length: int, cached: bool) -> Generator[None, None, None]:
+    """Edits one run of `model.generate`, whose first pass reads the prompts.
+
+    With a KV cache, a hook that is meant for the prompt alone takes itself away when it has acted: decoding runs none of ours.
+    """
+    handles: dict[int, RemovableHandle] = {}
+
+    def editing(layer: int, of_layer: Sequence[Edit]) -> Callable[..., Tensor | None]:
+        prefill, step = Chunk(prompt_length), Chunk(prompt_length, seen=prompt_length)
+        chunks = chain((prefill,), repeat(step)) if cached else repeat(prefill)
+        once = cached and not any(edit.acts_on_steps for edit in of_layer)
+
         def hook_fn(residual: Tensor, hook: Any) -> Tensor | None:
-            edited = residual
-            for edit in of_layer:
-                edited = edit(edited, chunk())
-            return None if edited is residual else edited
+            if once:
+                handles[layer].remove()
+            return _edited(residual, of_layer, next(chunks))
 
         return hook_fn
 
-    return [(f"blocks.{layer}.hook_resid_post", editing(of_layer)) for layer, of_layer in edits_in_order(edits)]
+    with model.hooks(fwd_hooks=[(_output_of(layer), editing(layer, of_layer)) for layer, of_layer in edits_in_order(edits)]):
+        # The hook that a point was given last is ours; the user's own stay as they are.
+        handles.update({layer: model.hook_dict[_output_of(layer)].fwd_hooks[-1].hook for layer in edits})
+        yield
 
 
 class TransformerLensBackend(Backend):
@@ -140,17 +169,16 @@ class TransformerLensBackend(Backend):
         layers: Sequence[int],
         rows: Int[Tensor, " picked"],
         columns: Int[Tensor, " picked"],
+        keep: Keep,
         remote: bool | str = False,
-    ) -> Float[Tensor, "layer picked d_model"]:
-        picked: dict[int, Tensor] = {}
-
-        def keep(layer: int) -> Callable[..., None]:
+    ) -> None:
+        def keeping(i: int) -> Callable[..., None]:
             def hook_fn(residual: Tensor, hook: Any) -> None:
-                picked[layer] = at_least_float32(residual[rows, columns]).cpu()
+                keep(i, at_least_float32(residual[rows, columns]).cpu())
 
             return hook_fn
 
-        hooks = [(f"blocks.{layer}.hook_resid_post", keep(layer)) for layer in layers]
+        hooks = [(f"blocks.{layer}.hook_resid_post", keeping(i)) for i, layer in enumerate(layers)]
         self.model.run_with_hooks(
             batch.ids.to(self._device),
             attention_mask=batch.mask.to(self._device),
@@ -159,7 +187,6 @@ class TransformerLensBackend(Backend):
             fwd_hooks=hooks,
             **self._left_padded,
         )
-        return torch.stack([picked[layer] for layer in layers])
 
     @torch.no_grad()
     def log_probs(
@@ -184,35 +211,37 @@ class TransformerLensBackend(Backend):
 
     @torch.no_grad()
     def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
-        with self.model.hooks(fwd_hooks=fwd_hooks(edits, uncached=not how.use_cache)):
-            if self._is_bridge:
-                return self._generate(batch.ids, how, attention_mask=batch.mask.to(self._device))
-            return self._generate_by_length(batch, how)
+        if self._is_bridge:
+            return self._generate(batch.ids, edits, how, attention_mask=batch.mask.to(self._device))
+        return self._generate_by_length(batch, edits, how)
 
-    def _generate_by_length(self, batch: Batch, how: Generation) -> Int[Tensor, "row new_token"]:
+    def _generate_by_length(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
         # HookedTransformer.generate takes no mask and guesses it from pad tokens: prompts of one length need none.
         lengths = batch.mask.sum(dim=1)
         new = torch.full((len(lengths), how.max_new_tokens), self.end_tokens[0] if self.end_tokens else 0)
         for length in lengths.unique().tolist():
             rows = (lengths == length).nonzero().squeeze(1)
-            made = self._generate(batch.ids[rows, -length:], how)
+            made = self._generate(batch.ids[rows, -length:], edits, how)
             new[rows, : made.shape[1]] = made
         return new
 
-    def _generate(self, ids: Int[Tensor, "row token"], how: Generation, **more: Any) -> Int[Tensor, "row new_token"]:
+    def _generate(
+        self, ids: Int[Tensor, "row token"], edits: Edits, how: Generation, **more: Any
+    ) -> Int[Tensor, "row new_token"]:
         sampling = {"do_sample": True, "temperature": how.temperature} if how.temperature else {"do_sample": False}
-        whole = self.model.generate(
-            ids.to(self._device),
-            max_new_tokens=how.max_new_tokens,
-            stop_at_eos=bool(self.end_tokens),
-            eos_token_id=list(self.end_tokens) or None,
-            use_past_kv_cache=how.use_cache,
-            prepend_bos=False,
-            return_type="tokens",
-            verbose=False,
-            **sampling,
-            **more,
-        )
+        with generating(self.model, edits, ids.shape[1], how.use_cache):
+            whole = self.model.generate(
+                ids.to(self._device),
+                max_new_tokens=how.max_new_tokens,
+                stop_at_eos=bool(self.end_tokens),
+                eos_token_id=list(self.end_tokens) or None,
+                use_past_kv_cache=how.use_cache,
+                prepend_bos=False,
+                return_type="tokens",
+                verbose=False,
+                **sampling,
+                **more,
+            )
         return whole[:, ids.shape[1] :].cpu()
 
     @contextmanager

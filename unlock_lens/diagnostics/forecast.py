@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from unlock_lens import capture
@@ -19,6 +19,7 @@ from unlock_lens.diagnostics.reasons import ENOUGH_ABILITY, reasons_of, verdict_
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.identity import ModelIdentity
+from unlock_lens.pairing import paired_tokens
 from unlock_lens.variant import Variant
 
 
@@ -184,23 +185,32 @@ def _states(
     if variants[0] is not None and variants[1] is not None:
         _check_model("source variant", variants[0].backend.identity, aligner.source_model)
         _check_model("target variant", variants[1].backend.identity, aligner.target_model)
-        if len(variants[0]) != len(variants[1]):
-            raise InvalidInput(
-                f"{len(variants[0])} source and {len(variants[1])} target texts were given; "
-                "text i of one belongs to text i of the other"
-            )
-        source, target = (_captured(aligner, variant, batch_size) for variant in (variants[0], variants[1]))
+        source, target = _captured(aligner, (variants[0], variants[1]), max_tokens, batch_size)
     if source is None or target is None:
         return None
     _check_states(source, target, aligner)
-    kept = torch.linspace(0, source.shape[1] - 1, min(max_tokens, source.shape[1])).round().long()
+    kept = _spread(source.shape[1], max_tokens)
     return source[:, kept], target[:, kept]
 
 
-def _captured(aligner: SubspaceAligner, variant: Variant, batch_size: int) -> Float[Tensor, "layer n d_model"]:
-    if aligner.positions == "all":
-        return capture.at_all_tokens(variant, None, aligner.skip_first, batch_size)
-    return capture.at_position(variant, None, -1, batch_size)
+def _captured(
+    aligner: SubspaceAligner, variants: tuple[Variant, Variant], max_tokens: int, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """States of both models at no more than `max_tokens` of the tokens that the aligner pairs."""
+    tokens = paired_tokens(*variants, aligner.positions, aligner.skip_first)
+    counts = [len(of_text) for of_text in tokens[0]]
+    wanted = torch.zeros(sum(counts), dtype=torch.bool)
+    wanted[_spread(len(wanted), max_tokens)] = True
+    picks = wanted.split(counts)
+    source, target = (
+        capture.at_tokens(variant, [of_text[pick] for of_text, pick in zip(chosen, picks, strict=True)], None, batch_size)
+        for variant, chosen in zip(variants, tokens, strict=True)
+    )
+    return source, target
+
+
+def _spread(n: int, at_most: int) -> Int[Tensor, " kept"]:
+    return torch.linspace(0, n - 1, min(at_most, n)).round().long()
 
 
 def _check_states(source: Tensor, target: Tensor, aligner: SubspaceAligner) -> None:

@@ -97,7 +97,7 @@ def _of_states(
     entropies = torch.tensor([spectral_entropy(h, centered) for h in (source, target)], dtype=torch.float64)
     ranks = entropies.exp()
     return {
-        **asdict(cross_validate(source, target, vector, maps.rank, centered, folds)),
+        **asdict(cross_validate(source, target, vector, maps.rank, centered, folds, aligner.method, aligner.ridge_in_use)),
         "principal_cosine": float(principal_cosines(carried, maps.target_factors[i]).mean()),
         "source_entropy": float(entropies[0]),
         "source_rank": float(ranks[0]),

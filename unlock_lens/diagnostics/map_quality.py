@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from unlock_lens.calibration import pair_of
 from unlock_lens.decomposition import right_factors
 from unlock_lens.errors import InvalidInput
-from unlock_lens.linear_map import decompose, fit_layer
+from unlock_lens.methods import METHODS, Factors
 
 SHRINKAGE = 1e-3
 """Share of the mean variance that is added to every variance, so that a reading does not live on noise."""
@@ -41,6 +42,8 @@ def cross_validate(
     rank: int,
     centered: bool,
     folds: int = 4,
+    method: str = "unlock",
+    ridge: float = 0.0,
 ) -> MapQuality:
     """Fit the map on all folds but one, look at that one, in turn; folds are runs of neighbouring tokens.
 
@@ -61,10 +64,15 @@ def cross_validate(
             f"{n} tokens and {folds} folds were given; cross-validation needs at least 2 folds of 2 tokens: "
             "give more texts, or fewer folds"
         )
-    h_s, h_t, v = source.double(), target.double(), vector.double()
-    fold = torch.arange(n) * folds // n
-    held = [_hold_out(h_s, h_t, v, fold == k, rank, centered) for k in range(folds)]
+    fold, v = torch.arange(n) * folds // n, vector.double()
+    held: list[tuple[Tensor, ...]] = []
+    for k in range(folds):
+        kept = fold != k
+        pair = pair_of(source[kept], target[kept], centered, METHODS[method].axes(rank))
+        factors = METHODS[method].fit(pair, rank, ridge)
+        held.append(_hold_out(source.double(), target.double(), v, fold == k, factors, centered))
     residual, read, transported, full = (torch.cat(parts) for parts in zip(*held, strict=True))
+    h_t = target.double()
     spread = h_t - h_t.mean(dim=0)
     whole = spread if centered else h_t
     return MapQuality(
@@ -80,18 +88,16 @@ def _hold_out(
     h_t: Float[Tensor, "n d_target"],
     v: Float[Tensor, " d_source"],
     out: Bool[Tensor, " n"],
-    rank: int,
+    factors: Factors,
     centered: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     kept_s, kept_t = h_s[~out], h_t[~out]
-    factors = fit_layer(decompose(kept_s, rank, centered, "the source"), decompose(kept_t, rank, centered, "the target"), rank)
-    v_s, core, v_t = (factors[name].double() for name in ("source_factors", "core", "target_factors"))
     mean_s, mean_t = kept_s.mean(dim=0), kept_t.mean(dim=0)
     from_s, from_t = (mean_s, mean_t) if centered else (torch.zeros_like(mean_s), torch.zeros_like(mean_t))
-    predicted = (h_s[out] - from_s) @ v_s.T @ core @ v_t + from_t
+    predicted = (h_s[out] - from_s) @ factors.left.T @ factors.core @ factors.right + from_t
     filter_s = reading(kept_s, v)
     unlimited = ((kept_s - mean_s) @ filter_s) @ (kept_t - mean_t)
-    transported = v @ v_s.T @ core @ v_t
+    transported = v @ factors.left.T @ factors.core @ factors.right
     centred_s, centred_t = h_s[out] - mean_s, h_t[out] - mean_t
     return (
         h_t[out] - predicted,
@@ -122,9 +128,9 @@ def correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
 
 
 def coverage(vector: Float[Tensor, " d_model"], factors: Float[Tensor, "rank d_model"]) -> float:
-    """Share of the vector's squared norm inside the span of the factors (orthonormal rows, or zero beyond their rank)."""
-    v = vector.double()
-    return min(1.0, float((factors.double() @ v).square().sum() / v.square().sum()))
+    """Share of the vector's squared norm inside the span of the factors; rows of zeros do not count."""
+    v, basis = vector.double(), right_factors(torch.nn.functional.normalize(factors, dim=1), min(factors.shape)).vectors
+    return min(1.0, float((basis @ v).square().sum() / v.square().sum()))
 
 
 def spectral_entropy(states: Float[Tensor, "n d_model"], centered: bool = True) -> float:

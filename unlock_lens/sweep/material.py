@@ -18,6 +18,7 @@ from unlock_lens.diagnostics.probe import Probe
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import InvalidInput
 from unlock_lens.inputs import parse_layer_map, parse_layers
+from unlock_lens.pairing import Positions, paired_tokens
 from unlock_lens.steering import SteeringHook
 from unlock_lens.sweep.config import Capability, SweepConfig
 from unlock_lens.sweep.setting import NAIVE, NAIVE_UNSTEERED, UNSTEERED, Setting
@@ -123,17 +124,15 @@ class Material:
             hook=lambda alpha: self.steer(replace(setting, alpha=alpha)),
         )
 
-    def states(self, side: Side, calibration: str, n: int | None) -> Tensor:
-        """Calibration states of all layers, [layer, token, d_model]."""
-        if calibration == "text":
-            return self.once(("states", side, "text"), lambda: self._all_tokens(side, self.texts or []))
-        prompts = self.splits.extract.prompts(self.config.capability.locked)
-        if calibration == "paper":
-            whole = self.once(("states", side, "paper"), lambda: self._last_tokens(side, prompts))
-            return whole[:, :n]
-        whole = self.once(("states", side, "prompts"), lambda: self._all_tokens(side, prompts))
-        counts = capture.token_counts(self._variant(side, prompts), skip_first=False)
-        return whole[:, : int(counts[:n].sum())]
+    def states(self, side: Side, calibration: str, n: int | None, to: Side = "target") -> Tensor:
+        """Calibration states of all layers, [layer, token, d_model], at the tokens that source and `to` have in common."""
+        texts = self.texts or [] if calibration == "text" else self.splits.extract.prompts(self.config.capability.locked)
+        positions: Positions = "last" if calibration == "paper" else "all"
+        source, target = self._variant("source", texts), self._variant(to, texts)
+        tokens = self.once(("tokens", calibration, to), lambda: paired_tokens(source, target, positions))
+        own = 0 if side == "source" else 1
+        whole = self.once(("states", side, calibration, to), lambda: self._captured((source, target)[own], tokens[own]))
+        return whole if calibration == "text" else whole[:, : sum(len(of_text) for of_text in tokens[own][:n])]
 
     def _mean_locked(self, layers: Sequence[int]) -> Tensor:
         """The target's mean state at the end of the locked prompts that directions are extracted from."""
@@ -171,10 +170,7 @@ class Material:
             if calibration == "text"
             else self.splits.extract.prompts(self.config.capability.locked)[: setting.n]
         )
-        if calibration != "paper":
-            source_texts, target_texts = (self._variant(side, asked) for side in ("source", to))
-            capture.check_same_tokens(source_texts, target_texts, skip_first=False)
-        states = [self.states(side, calibration, setting.n) for side in ("source", to)]
+        states = [self.states("source", calibration, setting.n, to), self.states(to, calibration, setting.n, to)]
         if shuffled is not None:
             states[1] = controls.shuffled(states[1], shuffled)
         paper = calibration == "paper"
@@ -203,11 +199,8 @@ class Material:
             progress=self.progress,
         )
 
-    def _all_tokens(self, side: Side, texts: list[str]) -> Tensor:
-        return capture.at_all_tokens(self._variant(side, texts), batch_size=self.config.batch_size, progress=self.progress)
-
-    def _last_tokens(self, side: Side, prompts: list[str]) -> Tensor:
-        return capture.at_position(self._variant(side, prompts), batch_size=self.config.batch_size, progress=self.progress)
+    def _captured(self, variant: Variant, tokens: capture.Chosen) -> Tensor:
+        return capture.at_tokens(variant, tokens, batch_size=self.config.batch_size, progress=self.progress)
 
     def _variant(self, side: Side, texts: list[str]) -> Variant:
         return Variant(self._side(side), texts, self.config.special_tokens)

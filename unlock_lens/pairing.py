@@ -1,0 +1,102 @@
+"""Which token of the source belongs to which token of the target, for calibration (docs/aligners.md, "Which tokens")."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from unlock_lens import capture
+from unlock_lens.capture import Chosen
+from unlock_lens.errors import InvalidInput
+from unlock_lens.variant import Variant
+
+Positions = Literal["last", "all"] | int
+Span = tuple[int, int]
+
+
+def check_positions(positions: Positions) -> None:
+    """Raise InvalidInput unless this is "last", "all" or a stride of at least 1."""
+    stride = isinstance(positions, int) and not isinstance(positions, bool) and positions >= 1
+    if positions not in ("last", "all") and not stride:
+        raise InvalidInput(
+            f'positions {positions!r} was given; take "last", "all", or a stride (4: every fourth token, back from the last)'
+        )
+
+
+def paired_tokens(source: Variant, target: Variant, positions: Positions, skip_first: bool = False) -> tuple[Chosen, Chosen]:
+    """For each text the tokens of both models that belong together: as many of one as of the other.
+
+    The last token goes with the last. Of all tokens, like goes with like where both models read the same ids, or different
+    texts of as many tokens. Where two tokenizers cut one text differently, tokens are paired that end at the same character.
+
+    Raises:
+        InvalidInput: different numbers of texts, or of tokens in differing texts; no token ends where another does.
+
+    Example:
+        >>> from unlock_lens import Variant, zoo
+        >>> from unlock_lens.pairing import paired_tokens
+        >>> texts = zoo.running_sum(n=2).direct
+        >>> source, target = Variant(zoo.load("large-base"), texts), Variant(zoo.load("small-base"), texts)
+        >>> paired_tokens(source, target, 4)[0][0]  # a stride of 4, back from the last of 9 tokens
+        tensor([0, 4, 8])
+    """
+    if len(source) != len(target):
+        raise InvalidInput(
+            f"{len(source)} source and {len(target)} target texts were given; text i of one belongs to text i of the other"
+        )
+    if positions == "last":
+        return capture.one_token(source, -1), capture.one_token(target, -1)
+    pairs = [_strided(_pairs(source, target, i, skip_first), positions) for i in range(len(source))]
+    if not any(len(of_text) for of_text in pairs):
+        raise InvalidInput(
+            f"no token of {source.backend.identity.name} belongs to one of {target.backend.identity.name}: "
+            "their tokenizers share no offset in these texts, or skip_first leaves the only ones out; give longer texts, "
+            'or take positions="last"'
+        )
+    return [of_text[:, 0] for of_text in pairs], [of_text[:, 1] for of_text in pairs]
+
+
+def _pairs(source: Variant, target: Variant, i: int, skip_first: bool) -> Int[Tensor, "pair 2"]:
+    counts = [int(variant.tokens.lengths[i]) for variant in (source, target)]
+    if _same_ids(source, target, i):
+        pairs = [(token, token) for token in range(counts[0])]
+    elif source.prompts[i] == target.prompts[i]:
+        pairs = pairs_by_end(source.spans[i], target.spans[i])
+    elif counts[0] == counts[1]:
+        pairs = [(token, token) for token in range(counts[0])]
+    else:
+        raise InvalidInput(
+            f"text {i} ({source.prompts[i][:40]!r}) has {counts[0]} tokens in the source and {counts[1]} in the target, "
+            "and they are not the same text, so nothing says which belong together; give both the same texts, "
+            'or take positions="last"'
+        )
+    kept = [pair for pair in pairs if not (skip_first and 0 in pair)]
+    return torch.tensor(kept, dtype=torch.long).reshape(-1, 2)
+
+
+def _same_ids(source: Variant, target: Variant, i: int) -> bool:
+    rows = [variant.tokens.ids[i, -int(variant.tokens.lengths[i]) :] for variant in (source, target)]
+    return torch.equal(*rows)
+
+
+def pairs_by_end(source: list[Span], target: list[Span]) -> list[tuple[int, int]]:
+    """Tokens that end at the same character of one text; of several that do, the last. Special tokens stand nowhere in it.
+
+    Example:
+        >>> from unlock_lens.pairing import pairs_by_end
+        >>> pairs_by_end([(0, 3), (3, 8)], [(0, 0), (0, 1), (1, 3), (3, 8)])  # "the cat": the+ cat, BOS+t+he+ cat
+        [(0, 2), (1, 3)]
+    """
+    if source == target:
+        return [(token, token) for token in range(len(source))]
+    ends = [{end: token for token, (start, end) in enumerate(spans) if end > start} for spans in (source, target)]
+    return [(ends[0][end], ends[1][end]) for end in sorted(ends[0].keys() & ends[1].keys())]
+
+
+def _strided(pairs: Int[Tensor, "pair 2"], positions: Positions) -> Int[Tensor, "pair 2"]:
+    if not isinstance(positions, int):
+        return pairs
+    return pairs.flip(0)[::positions].flip(0)
