@@ -11,11 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unlock_lens.decomposition import RELATIVE_TOLERANCE, right_factors
+from unlock_lens.decomposition import right_factors
 from unlock_lens.errors import InvalidInput
 from unlock_lens.methods import Axes, Pair
 from unlock_lens.moments import Moments, RunningMoments
 from unlock_lens.sinks import SinkRule, Sinks
+
+NOISE = 1e-7
+"""States that vary by less than this share of their mean do not vary: float32 tells no more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +70,13 @@ def principal(
         InvalidInput: states that are not finite, or do not vary.
     """
     h = states.detach().to("cpu", torch.float64)
-    if not bool(h.isfinite().all()):
+    if not bool(h.sum().isfinite()):
         token = int((~h.isfinite()).any(dim=1).nonzero()[0])
         raise InvalidInput(f"the activations of {name} are not finite at token {token}; leave that prompt out")
     mean = h.mean(dim=0)
     h = h - mean if centered else h
-    exact = states.dtype == torch.float64
-    if not bool(h.norm() > (1e-14 if exact else RELATIVE_TOLERANCE / 10) * mean.norm()):
+    n, exact = len(h), states.dtype == torch.float64
+    if not bool(h.norm() > (1e-14 if exact else NOISE) * n**0.5 * mean.norm()):
         raise InvalidInput(f"the activations of {name} do not vary over the calibration tokens; give more and other texts")
     factors = right_factors(h, min(h.shape) if rank is None else rank, exact)
     return Axes(mean, factors.values, factors.vectors), factors.scores
@@ -96,8 +99,8 @@ class StreamedMoments:
         whole: Moments = reduce(add, self.folds(target_layer))
         source, target = ("source", self.running.layer_map[target_layer]), ("target", target_layer)
         if source not in self._axes:
-            self._axes[source] = _varying(whole.source_axes(self.centered), *source)
-        self._axes[target] = _varying(whole.target_axes(self.centered), *target)
+            self._axes[source] = _varying(whole.source_axes(self.centered), self.n, *source)
+        self._axes[target] = _varying(whole.target_axes(self.centered), self.n, *target)
         return whole.pair(self.centered, self._axes[source], self._axes[target])
 
     def folds(self, target_layer: int) -> Sequence[Moments]:
@@ -105,8 +108,8 @@ class StreamedMoments:
         return self.running.folds(target_layer)
 
 
-def _varying(axes: Axes, side: str, layer: int) -> Axes:
-    if not len(axes.values):
+def _varying(axes: Axes, n: int, side: str, layer: int) -> Axes:
+    if not len(axes.values) or float(axes.values[0]) <= NOISE * n**0.5 * float(axes.mean.norm()):
         raise InvalidInput(
             f"the activations of {side} layer {layer} do not vary over the calibration tokens; give more and other texts"
         )

@@ -96,7 +96,7 @@ def pairs_by_end(source: list[Span], target: list[Span]) -> list[tuple[int, int]
     return [(ends[0][end], ends[1][end]) for end in sorted(ends[0].keys() & ends[1].keys())]
 
 
-def _strided(pairs: Int[Tensor, "pair 2"], positions: Positions) -> Int[Tensor, "pair 2"]:
+def _strided(pairs: Int[Tensor, "pair 2"], positions: Positions) -> Int[Tensor, "kept 2"]:
     if not isinstance(positions, int):
         return pairs
     return pairs.flip(0)[::positions].flip(0)

@@ -1,0 +1,261 @@
+"""What maps are fitted from: held or streamed it is the same; which tokens belong together; sinks; cross-validation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import unlock_lens as ul
+from tests.checks import unchecked
+from unlock_lens import capture, reading, zoo
+from unlock_lens.alignment import SubspaceAligner
+from unlock_lens.calibration import HeldStates, StreamedMoments
+from unlock_lens.cross_validation import CrossValidation, cross_validate, rank_grid
+from unlock_lens.methods import METHODS
+from unlock_lens.moments import Moments, RunningMoments
+from unlock_lens.pairing import Positions, paired_tokens, pairs_by_end
+from unlock_lens.sinks import SinkRule
+
+TEXT = zoo.text(40, seed=2)
+
+
+def acts(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def reader(large: Any, small: Any, **changes: Any) -> reading.Reader:
+    source, target = ul.Variant(large, TEXT), ul.Variant(small, TEXT)
+    options: dict[str, Any] = {"centered": True, "sinks": "keep", "folds": 1, "batch_size": 7, "progress": False, **changes}
+    return reading.Reader(source, target, {0: 0, 1: 1, 2: 3}, *paired_tokens(source, target, "all"), **options)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_streamed_maps_are_those_of_states_at_hand(large: Any, small: Any, centered: bool, method: Any) -> None:
+    """More tokens than the models are wide: `fit` keeps sums alone, `fit_activations` is given all states."""
+    texts = ul.Variant(large, TEXT), ul.Variant(small, TEXT)
+    states = capture.at_all_tokens(texts[0]), capture.at_all_tokens(texts[1])
+    streamed = SubspaceAligner(12, centered, "all", method=method).fit(*texts, batch_size=7)
+    held = SubspaceAligner(12, centered, "all", method=method).fit_activations(*states)
+    assert streamed.n_tokens == held.n_tokens
+    for b in streamed.layer_map:
+        error = (streamed.map(b) - held.map(b)).norm() / held.map(b).norm()
+        assert float(error) < (1e-3 if method == "cca" else 1e-4)  # whitening blows rounding up
+    torch.testing.assert_close(streamed.maps.target_mean, held.maps.target_mean)
+
+
+def test_few_tokens_are_held_and_many_are_summed(large: Any, small: Any) -> None:
+    assert isinstance(reader(large, small).run(), StreamedMoments)
+    few = ul.Variant(large, TEXT[:4]), ul.Variant(small, TEXT[:4])
+    assert isinstance(reading.Reader(*few, {0: 0}, *paired_tokens(*few, "all"), True, "keep", 1, 8, False).run(), HeldStates)
+
+
+def test_sums_do_not_grow_with_the_number_of_tokens() -> None:
+    """Bytes held after 10 and after 1,000 batches are the same, and so are the moments of tokens in another order."""
+    running = RunningMoments({0: 0, 1: 0, 2: 1}, 8, 6)
+    sizes: list[int] = []
+    for batch in range(1000):
+        running.add(acts(batch, 2, 5, 8), acts(batch + 1, 3, 5, 6), torch.zeros(5, dtype=torch.long))
+        if batch in (9, 999):
+            held = [value for value in vars(running).values() if isinstance(value, Tensor | list)]
+            tensors = [t for value in held for t in (value if isinstance(value, list) else [value]) if isinstance(t, Tensor)]
+            sizes.append(sum(t.numel() * t.element_size() for t in tensors))
+    assert sizes[0] == sizes[1] > 0
+    assert int(running.n.sum()) == 5000
+
+
+def test_a_far_mean_costs_no_digits() -> None:
+    """States whose mean is a million times their spread: sums are taken about the first batch's mean."""
+    source, target = acts(0, 1, 200, 6) + 1e6, acts(0, 1, 200, 6) @ acts(1, 6, 5)
+    running = RunningMoments({0: 0}, 6, 5)
+    for start in range(0, 200, 20):
+        rows = slice(start, start + 20)
+        running.add(source[:, rows], target[:, rows], torch.zeros(20, dtype=torch.long))
+    found = METHODS["ridge"].fit(StreamedMoments(running, centered=True).pair(0), 6, 0.0)
+    x, y = (h[0].double() - h[0].double().mean(dim=0) for h in (source, target))
+    torch.testing.assert_close(found.left.T @ found.core @ found.right, torch.linalg.lstsq(x, y).solution, rtol=1e-6, atol=1e-6)
+
+
+def test_moments_add_and_subtract() -> None:
+    a, b = Moments.of(acts(0, 9, 4), acts(1, 9, 3)), Moments.of(acts(2, 5, 4), acts(3, 5, 3))
+    back = (a + b) - b
+    assert back.n == 9
+    for name in ("sum_s", "gram_s", "gram_t", "cross"):
+        torch.testing.assert_close(getattr(back, name), getattr(a, name))
+    with pytest.raises(ul.InvalidInput, match="no tokens were added"):
+        RunningMoments({0: 0}, 4, 3).folds(0)
+
+
+def test_unlike_tokenizers_are_paired_by_where_tokens_end() -> None:
+    source = [(0, 0), (0, 3), (3, 7), (7, 8)]  # BOS the+ cat+ !
+    target = [(0, 1), (1, 3), (3, 5), (5, 7), (7, 8), (8, 8)]  # t+he+ c+at+!, end of text
+    assert pairs_by_end(source, target) == [(1, 1), (2, 3), (3, 4)]
+    assert pairs_by_end(source, source) == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    bytes_of_one_character = [(0, 1), (0, 1), (0, 1), (1, 2)]
+    assert pairs_by_end(bytes_of_one_character, [(0, 1), (1, 2)]) == [(2, 0), (3, 1)]
+    assert pairs_by_end([(0, 5)], [(0, 2), (2, 4)]) == []
+
+
+def test_positions_are_counted_back_from_the_last(large: Any, small: Any) -> None:
+    variants = ul.Variant(large, TEXT[:3]), ul.Variant(small, TEXT[:3])
+    lengths = variants[0].tokens.lengths.tolist()
+    meant: dict[Positions, Callable[[int], Sequence[int]]] = {
+        "last": lambda n: [n - 1],
+        "all": range,
+        1: range,
+        3: lambda n: [i for i in range(n) if (n - 1 - i) % 3 == 0],
+    }
+    for positions, expected in meant.items():
+        found = paired_tokens(*variants, positions)
+        assert [side[i].tolist() for side in found for i in range(3)] == [list(expected(n)) for n in lengths] * 2
+    assert paired_tokens(*variants, "all", skip_first=True)[0][0].tolist() == list(range(1, lengths[0]))
+
+
+def test_a_token_with_a_huge_norm_is_left_out_or_brought_down(caplog: pytest.LogCaptureFixture) -> None:
+    source, target, fold = acts(0, 2, 20, 8), acts(1, 3, 20, 6), torch.arange(20)
+    source[1, 4] *= 100
+    target[2, 7] *= 100
+    states = source, target
+    kept = SinkRule.of("keep", states).applied(states, fold)
+    assert all(torch.equal(a, b) for a, b in zip(kept, (*states, fold), strict=True))
+    with caplog.at_level(logging.INFO, logger="unlock_lens"):
+        dropped = SinkRule.of("drop", states).applied(states, fold)
+    assert dropped[2].tolist() == [i for i in range(20) if i not in (4, 7)]
+    assert "2 of 20 calibration tokens are attention sinks" in caplog.text
+    white = SinkRule.of("whiten", states).applied(states, fold)
+    torch.testing.assert_close(white[0][1, 4].norm(), source[1].norm(dim=-1).median())
+    torch.testing.assert_close(torch.nn.functional.normalize(white[1][2, 7], dim=0), target[2, 7] / target[2, 7].norm())
+    assert torch.equal(white[0][0], source[0])
+    assert len(white[2]) == 20
+
+
+@pytest.mark.parametrize("sinks", ["drop", "whiten"])
+def test_one_sink_rules_no_map_where_it_is_dealt_with(sinks: Any) -> None:
+    """A sink that goes elsewhere in the target than the relation says: with it rank 1 is the sink's own axis, without not."""
+    truth = acts(9, 8, 8)
+    source = acts(0, 1, 60, 8)
+    target = source @ truth
+    source[0, 0], target[0, 0] = 1000 * acts(3, 8), 1000 * acts(4, 8)
+    clean = SubspaceAligner(8, True).fit_activations(source[:, 1:], target[:, 1:]).map(0)
+
+    def error(how: Any) -> float:
+        return float((SubspaceAligner(8, True, sinks=how).fit_activations(source, target).map(0) - clean).norm() / clean.norm())
+
+    assert error("keep") > 2 * error(sinks)
+    assert error("drop") < 1e-3
+
+
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_the_curve_is_what_fitting_and_looking_gives(method: Any, centered: bool) -> None:
+    """Against maps fitted on all folds but one, and the residuals of that one, by way of states."""
+    source, target = acts(0, 1, 50, 7), acts(1, 1, 50, 5)
+    target += source @ acts(2, 7, 5)
+    ridge = 0.1 if METHODS[method].default_ridge is not None else None
+    found = SubspaceAligner("cv", centered, method=method, ridge=ridge).fit_activations(source, target).cross_validation
+    assert found is not None
+    assert found.ranks == (1, 2, 3, 4, 5)
+    missed, spread = torch.zeros(5), 0.0
+    for k in range(5):
+        out = torch.arange(50) // 10 == k
+        kept = source[:, ~out], target[:, ~out]
+        m_s, m_t = (h[0].mean(dim=0) for h in kept)
+        x, y = (source[0, out] - m_s, target[0, out] - m_t) if centered else (source[0, out], target[0, out])
+        for i, rank in enumerate(found.ranks):
+            fitted = SubspaceAligner(rank, centered, method=method, ridge=ridge).fit_activations(*kept)
+            missed[i] += (y - x @ fitted.map(0)).square().sum()
+        spread += float((target[0, out] - m_t).square().sum())
+    torch.testing.assert_close(found.r2[0, 0].float(), 1 - missed / spread, rtol=1e-3, atol=1e-3)
+
+
+def test_cross_validation_finds_the_rank_and_the_need_of_a_penalty() -> None:
+    """A relation of rank 3 in noise, more axes than tokens can tell: more rank or less ridge would fit the noise."""
+    source = acts(0, 1, 40, 30)
+    target = source @ (acts(1, 30, 3) @ acts(2, 3, 20)) + 6 * acts(3, 1, 40, 20)
+    aligner = SubspaceAligner("cv", True, method="rrr", ridge="cv").fit_activations(source, target)
+    assert aligner.cross_validation is not None
+    rank, ridge = aligner.cross_validation.best
+    assert 1 <= rank <= 4
+    assert ridge >= 0.01
+    assert (aligner.maps.rank, aligner.ridge_in_use) == (rank, ridge)
+    frame = aligner.cross_validation.frame()
+    assert list(frame.columns) == ["layer", "ridge", "rank", "r2"]
+    best = frame.loc[frame.r2.idxmax()]
+    assert (best["rank"], best["ridge"]) == (rank, ridge)
+
+
+def test_a_rank_alone_or_a_ridge_alone_is_chosen() -> None:
+    source, target = acts(0, 2, 60, 8), acts(1, 2, 60, 6)
+    rank_alone = SubspaceAligner("cv", True).fit_activations(source, target).cross_validation
+    ridge_alone = SubspaceAligner(4, True, method="rrr", ridge="cv").fit_activations(source, target).cross_validation
+    whole = SubspaceAligner(None, True, method="ridge", ridge="cv").fit_activations(source, target)
+    assert rank_alone is not None
+    assert ridge_alone is not None
+    assert (len(rank_alone.ranks), len(rank_alone.ridges)) == (len(rank_grid(6)), 1)
+    assert (ridge_alone.ranks, len(ridge_alone.ridges)) == ((4,), 6)
+    assert whole.maps.rank == 8  # every axis of the source
+    assert rank_grid(20) == (1, 2, 3, 4, 6, 8, 12, 16, 20)
+
+
+def test_the_curve_streams_and_is_kept(large: Any, small: Any, tmp_path: Any) -> None:
+    """Folds are of whole texts; streamed and held they are the same; a saved aligner still has its curve."""
+    texts = ul.Variant(large, TEXT), ul.Variant(small, TEXT)
+    aligner = SubspaceAligner("cv", True, "all", method="rrr").fit(*texts, batch_size=7)
+    assert aligner.cross_validation is not None
+    counts = [len(tokens) for tokens in paired_tokens(*texts, "all")[0]]
+    fold = torch.cat([torch.full((n,), i * 5 // len(counts)) for i, n in enumerate(counts)])
+    h_s, h_t = (capture.at_all_tokens(v) for v in texts)
+    folds = [Moments.of(h_s[3, fold == k], h_t[2, fold == k]) for k in range(5)]
+    held = cross_validate({2: folds}, METHODS["rrr"], True, "cv", 1e-3)
+    torch.testing.assert_close(aligner.cross_validation.r2[2], held.r2[0], rtol=1e-4, atol=1e-5)
+    aligner.save(tmp_path / "a.safetensors")
+    loaded = SubspaceAligner.load(tmp_path / "a.safetensors")
+    assert isinstance(loaded.cross_validation, CrossValidation)
+    assert loaded.cross_validation.best == aligner.cross_validation.best
+    assert torch.equal(loaded.cross_validation.r2, aligner.cross_validation.r2)
+    assert repr(loaded) == repr(aligner)
+    assert torch.equal(loaded.map(2), aligner.map(2))
+
+
+def test_the_mean_part_is_projected_out(large: Any, small: Any) -> None:
+    texts = ul.Variant(large, TEXT), ul.Variant(small, TEXT)
+    direction = ul.CapabilityDirection(acts(0, 4, 96), (0, 1, 2, 3))
+    plain = SubspaceAligner(12, True, "all").fit(*texts)
+    without = SubspaceAligner(12, True, "all", without_mean=True).fit(*texts)
+    means = plain.maps.target_mean
+    found, whole = (torch.cosine_similarity(a.transport(direction).vectors, means, dim=1) for a in (without, plain))
+    torch.testing.assert_close(found, torch.zeros(3), rtol=0, atol=1e-5)
+    assert float(whole.abs().min()) > 1e-3
+
+
+def test_layers_that_are_not_mapped_are_not_read(large: Any, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[int, ...]] = []
+    original = capture.read
+
+    def counted(variant: Any, layers: Any, *args: Any) -> None:
+        read.append(tuple(layers))
+        original(variant, layers, *args)
+
+    monkeypatch.setattr(capture, "read", counted)
+    SubspaceAligner(4, True, "all", layer_map={1: 2}).fit(ul.Variant(large, TEXT[:10]), ul.Variant(small, TEXT[:10]))
+    assert set(read) == {(2,), (1,)}
+
+
+def test_bad_calibrations_are_refused(large: Any, small: Any) -> None:
+    with pytest.raises(ul.InvalidInput, match="needs calibration tokens of two texts at least"):
+        SubspaceAligner("cv").fit_activations(acts(0, 2, 1, 8), acts(1, 2, 1, 6))
+    with unchecked(), pytest.raises(ul.InvalidInput, match="9 source and 8 target tokens"):
+        SubspaceAligner("cv").fit_activations(acts(0, 2, 9, 8), acts(1, 2, 8, 6))
+    constant = torch.full((2, 300, 8), 0.1)
+    for centered, states in ((True, constant), (False, torch.zeros(2, 300, 8))):
+        with pytest.raises(ul.InvalidInput, match="activations of source layer 0 do not vary over the calibration tokens"):
+            SubspaceAligner(2, centered).fit_activations(states, acts(1, 2, 300, 6))
+    with pytest.raises(ul.InvalidInput, match="activations of source layer 0 do not vary"):
+        SubspaceAligner(2, True, "all").fit(ul.Variant(large, ["Q"] * 200), ul.Variant(small, ["Q"] * 200))
+    with pytest.raises(ul.InvalidInput, match="batch_size 0 was given"):
+        SubspaceAligner(2, True, "all").fit(ul.Variant(large, TEXT), ul.Variant(small, TEXT), batch_size=0)
