@@ -107,10 +107,13 @@ def test_the_price_is_the_mean_over_the_second_halves(small: Any, steer: ul.Stee
 
 
 def written_out(steer: ul.SteeringHook, token: int) -> list[tuple[str, Any]]:
+    assert isinstance(steer.alpha, float)
+    alpha = steer.alpha
+
     def hook_for(vector: torch.Tensor) -> Any:
         def hook(residual: torch.Tensor, hook: Any) -> torch.Tensor:
             h = residual[:, token].clone()
-            turned = h / h.norm() + steer.alpha * vector / vector.norm()
+            turned = h / h.norm() + alpha * vector / vector.norm()
             residual[:, token] = h.norm() * turned / turned.norm()
             return residual
 

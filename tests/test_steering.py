@@ -11,6 +11,7 @@ import unlock_lens as ul
 from tests.checks import unchecked
 from unlock_lens import zoo
 from unlock_lens.backends import backend_of
+from unlock_lens.distributions import next_token_log_probs
 from unlock_lens.identity import ModelIdentity, fingerprint
 
 TASK = zoo.running_sum(n=12, seed=3)
@@ -27,11 +28,26 @@ def test_numbers_and_names_are_checked_at_once() -> None:
             ul.SteeringHook(direction, alpha)
     with pytest.raises(ul.InvalidInput, match=r"layers \[1\] were asked for; this direction has \[0, 2\]"):
         ul.SteeringHook(direction, 0.5, layers=[1])
+    with pytest.raises(ul.InvalidInput, match="alpha {0: 0.5, 2: nan} was given; a finite number is needed"):
+        ul.SteeringHook(direction, {0: 0.5, 2: float("nan")})
+    for alpha, layers in (({0: 0.5}, None), ({0: 0.5, 1: 0.5, 2: 0.5}, None), ({0: 0.5, 2: 0.5}, [2])):
+        with pytest.raises(ul.InvalidInput, match="alpha has strengths for layers .*; give one strength for each"):
+            ul.SteeringHook(direction, alpha, layers=layers)
     with unchecked():
         with pytest.raises(ul.InvalidInput, match="no operation 'project'; take one of norm_preserving, add, ablate"):
             ul.SteeringHook(direction, 0.5, "project")  # pyright: ignore[reportArgumentType]
         with pytest.raises(ul.InvalidInput, match="no positions 'last'; take one of last_prompt, prompt, generated, all"):
             ul.SteeringHook(direction, 0.5, positions="last")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_strength_for_each_layer_is_a_hook_for_each_layer(small: Any) -> None:
+    direction = direction_of(small)
+    strengths = {0: 0.3, 1: 0.0, 2: 0.9}
+    together = ul.SteeringHook(direction, strengths)
+    apart = [ul.SteeringHook(direction, alpha, layers=[layer]) for layer, alpha in strengths.items()]
+    found, true = (next_token_log_probs(small, TASK.direct, steer) for steer in (together, apart))
+    torch.testing.assert_close(found, true, rtol=0, atol=0)
+    assert not torch.equal(found, next_token_log_probs(small, TASK.direct, ul.SteeringHook(direction, 0.3)))
 
 
 def test_a_direction_of_another_width_or_depth_is_refused(small: Any) -> None:

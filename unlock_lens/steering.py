@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,7 +25,8 @@ class SteeringHook:
     Attributes:
         direction: one vector a layer, in this model's residual stream (transport it first if it is another's).
         alpha: strength. For "norm_preserving" a fraction of the residual's norm, for "add" a multiple of the direction, for
-            "ablate" the share of the component along the direction that is taken out.
+            "ablate" the share of the component along the direction that is taken out. One for all layers, or {layer: strength}
+            for each layer that is steered.
         operation: "norm_preserving" (the paper's), "add" or "ablate".
         positions: "last_prompt" (the paper's: the prefill alone, decoding stays untouched), "prompt", "generated", "all".
         layers: which of the direction's layers; None for all. Layer l is edited at the output of block l, and layer l+1
@@ -33,7 +34,8 @@ class SteeringHook:
         check_model: refuse models that the direction was not made for. Turn it off to try a relative of that model.
 
     Raises:
-        InvalidInput: alpha that is not finite, an unknown operation or position, layers that the direction lacks.
+        InvalidInput: alpha that is not finite or lacks a layer, an unknown operation or position, layers that the direction
+            lacks.
 
     Source: docs/method.md, section 3.
 
@@ -49,21 +51,26 @@ class SteeringHook:
     """
 
     direction: CapabilityDirection
-    alpha: float
+    alpha: float | Mapping[int, float]
     operation: Literal["norm_preserving", "add", "ablate"] = "norm_preserving"
     positions: Literal["last_prompt", "prompt", "generated", "all"] = "last_prompt"
     layers: Sequence[int] | None = None
     check_model: bool = True
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.alpha):
+        strengths = [*self.alpha.values()] if isinstance(self.alpha, Mapping) else [self.alpha]
+        if not all(map(math.isfinite, strengths)):
             raise InvalidInput(f"alpha {self.alpha} was given; a finite number is needed")
         if self.operation not in OPERATIONS:
             raise InvalidInput(f"there is no operation {self.operation!r}; take one of {', '.join(OPERATIONS)}")
         if self.positions not in POSITIONS:
             raise InvalidInput(f"there are no positions {self.positions!r}; take one of {', '.join(POSITIONS)}")
-        if self.layers is not None:
-            self.direction.at_layers(self.layers)  # says which it lacks
+        steered = self.direction.at_layers(self.direction.layers if self.layers is None else self.layers)  # says which it lacks
+        if isinstance(self.alpha, Mapping) and set(self.alpha) != set(steered.layers):
+            raise InvalidInput(
+                f"alpha has strengths for layers {sorted(self.alpha)}, layers {list(steered.layers)} are steered; "
+                "give one strength for each, or one number for all"
+            )
 
     def fwd_hooks(self, model: Any, attention_mask: Shaped[Tensor, "batch token"] | None = None) -> list[tuple[str, Any]]:
         """TransformerLens hooks for `run_with_hooks(fwd_hooks=...)` and `model.hooks(fwd_hooks=...)`.
@@ -117,9 +124,10 @@ class SteeringHook:
         """
         direction = self._in_basis_of(identity)
         chosen = direction if self.layers is None else direction.at_layers(self.layers)
+        strength = self.alpha if isinstance(self.alpha, Mapping) else dict.fromkeys(chosen.layers, self.alpha)
         return {
             # A row of its own: a view would be shipped to a server with the whole matrix.
-            layer: Edit(vector.clone(), self.alpha, self.operation, self.positions)
+            layer: Edit(vector.clone(), strength[layer], self.operation, self.positions)
             for layer, vector in zip(chosen.layers, chosen.vectors, strict=True)
         }
 
