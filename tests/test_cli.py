@@ -113,6 +113,18 @@ def test_align_without_a_direction_writes_the_aligner(files: Path, tmp_path: Pat
     assert (told["kind"], told["rank"], told["centered"], told["positions"]) == ("aligner", 4, False, "last")
 
 
+def test_align_by_another_method_with_its_rank_chosen(files: Path, tmp_path: Path) -> None:
+    done = run("align", "--source", LARGE, "--target", SMALL, "--text", files / "text.txt", "--out", tmp_path / "a",
+               "--method", "rrr", "--rank", "cv", "--ridge", "0.01", "--positions", "2", "--sinks", "whiten", "--without-mean",
+               "--batch-size", "200")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "cross-validation chose rank" in done.stdout
+    told = json.loads(run("inspect", tmp_path / "a", "--json").stdout)
+    given = {"method": "rrr", "rank": "cv", "ridge": 0.01, "positions": 2, "sinks": "whiten", "without_mean": True}
+    assert {name: told[name] for name in given} == given
+    assert told["cross_validation"]["ridges"] == [0.01]
+
+
 def test_mistakes_are_told_in_a_line_before_any_model_is_loaded(files: Path, tmp_path: Path) -> None:
     """None of these folders is a model: had it been opened, the error would be another."""
     direction, questions = files / "think.safetensors", files / "questions.jsonl"
@@ -130,6 +142,10 @@ def test_mistakes_are_told_in_a_line_before_any_model_is_loaded(files: Path, tmp
         ((*steer, "--direction", direction, "--alpha", "1", "--layers", "7"), "this direction has [0, 1, 2, 3]"),
         ((*steer, "--direction", direction, "--alpha", "1", "--out", tmp_path), "cannot be written"),
         ((*align, "--out", tmp_path / "a", "--rank", "0"), "rank 0 was given"),
+        ((*align, "--out", tmp_path / "a", "--rank", "best"), "write a number of at least 1, or cv"),
+        ((*align, "--out", tmp_path / "a", "--ridge", "1"), "the method 'unlock' has none"),
+        ((*align, "--out", tmp_path / "a", "--ridge", "x", "--method", "rrr"), "write a number of at least 0, or cv"),
+        ((*align, "--out", tmp_path / "a", "--positions", "first"), "write last, all, or a stride such as 4"),
         (("inspect", tmp_path / "nothing"), "there is no file"),
     ]:
         done = run(*args)

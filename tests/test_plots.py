@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
+import torch
 
 from tests.evidence import ALPHAS, BASELINES, CHOSEN_RANK, PAIRS, RANKS, SEEDS, SHARE_RIGHT, sweep
 from unlock_lens import plots as figures
+from unlock_lens.cross_validation import CrossValidation
 from unlock_lens.errors import InvalidInput
 from unlock_lens.plots import FIGURES, Entry, style
 from unlock_lens.plots.vocabulary import ARMS, arm
@@ -230,6 +232,14 @@ def test_numbers_in_cells_are_legible_all_along_the_scale(scale: Mapping[str, An
 def test_a_notebook_without_a_theme_can_read_the_ink() -> None:
     assert contrast(style.INK, "#ffffff") >= 4.5
     assert contrast(style.INK, "#000000") >= 4.5
+
+
+def test_the_choice_of_cross_validation_is_ringed() -> None:
+    r2 = torch.tensor([[[0.1, 0.5, 0.4], [0.2, 0.7, 0.6]], [[0.1, 0.5, 0.4], [0.2, 0.9, 0.6]]], dtype=torch.float64)
+    drawn = plots.cross_validation(CrossValidation((0, 1), (1, 2, 4), (0.0, 0.1), r2))
+    assert list(traces(drawn)) == ["ridge 0", "ridge 0.1", "chosen"]
+    assert traces(drawn)["ridge 0.1"].y == pytest.approx((0.2, 0.8, 0.6))
+    assert (traces(drawn)["chosen"].x, traces(drawn)["chosen"].y) == ((2,), (pytest.approx(0.8),))
 
 
 def test_plotly_is_imported_only_to_draw() -> None:

@@ -402,3 +402,16 @@ def test_a_finished_sweep_keeps_its_provenance(found: Results, folder: Path) -> 
     before = (folder / "provenance.json").read_bytes()
     sweep.run(SEVERAL, folder, progress=False)
     assert (folder / "provenance.json").read_bytes() == before
+
+
+def test_methods_are_swept_and_the_paper_keeps_its_own(tmp_path: Path) -> None:
+    grid = {"aligner": ["text"], "n": [100], "rank": [16], "alpha": [0.5], "method": ["unlock", "cca"]}
+    material = Material(changed(grid=grid, controls=["paper"]), progress=False)
+    unlock, cca = sweep.grid(material.config, "think")
+    assert [material.aligner(setting).method for setting in (unlock, cca)] == ["unlock", "cca"]
+    assert not torch.equal(material.direction(unlock).vectors, material.direction(cca).vectors)
+    (paper,) = runner.candidates(material.config, cca, "paper", 0)
+    assert (material.aligner(paper).method, material.aligner(paper).positions) == ("unlock", "last")
+    found = sweep.run(material.config, tmp_path / "out", progress=False)
+    assert {line["config"]["method"] for line in found.lines if line["config"]["rank"]} == {"unlock", "cca"}
+    assert found.geometry is not None

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from unlock_lens import cli_evidence
 from unlock_lens.errors import InvalidInput, UnlockLensError
-from unlock_lens.inputs import parse_layers
+from unlock_lens.inputs import parse_layers, parse_positions, parse_rank, parse_ridge
 
 app = typer.Typer(
     help="Move a capability from one language model into another.",
@@ -26,9 +26,12 @@ console = Console()
 
 BackendName = Literal["transformer_lens", "nnsight"]
 Aggregate = Literal["mean", "pca"]
-Positions = Literal["last", "all"]
 SteerPositions = Literal["last_prompt", "prompt", "generated", "all"]
 Operation = Literal["norm_preserving", "add", "ablate"]
+Method = Literal["unlock", "ridge", "procrustes", "rrr", "cca"]
+Sinks = Literal["keep", "drop", "whiten"]
+RANKS = {"unlock": 48, "rrr": 48, "cca": 48}
+"""Where none is asked for; the others take all that the texts span."""
 
 BackendOption = Annotated[BackendName, typer.Option(help="Framework that runs the models.")]
 BatchSize = Annotated[int, typer.Option(help="Prompts in one forward pass.", min=1)]
@@ -115,12 +118,22 @@ def align(
     out: Annotated[Path, typer.Option(help="File for the transported direction; without --direction, for the aligner.")],
     direction: Annotated[Path | None, typer.Option(help="Direction to transport.")] = None,
     template: Annotated[str, typer.Option(help="Template around each text.")] = "{question}",
-    rank: Annotated[int, typer.Option(help="Rank of the map.")] = 48,
-    positions: Annotated[Positions, typer.Option(help="Tokens of each text to calibrate on.")] = "all",
+    method: Annotated[Method, typer.Option(help="How the map is made (docs/aligners.md).")] = "unlock",
+    rank: Annotated[str | None, typer.Option(help="Rank of the map, or cv: chosen by cross-validation.")] = None,
+    ridge: Annotated[
+        str | None, typer.Option(help="Penalty in mean squared singular values (ridge, rrr, cca), or cv; by default 0.001.")
+    ] = None,
+    positions: Annotated[
+        str, typer.Option(help="Tokens of each text to calibrate on: all, last, or a stride such as 4, back from the last.")
+    ] = "all",
     centered: Annotated[bool, typer.Option(help="Take the mean over tokens out.")] = True,
     skip_first: Annotated[bool, typer.Option(help="Leave out the first token of each text.")] = False,
+    sinks: Annotated[Sinks, typer.Option(help="What becomes of tokens with more than 10 times the median norm.")] = "keep",
+    without_mean: Annotated[
+        bool, typer.Option(help="Project the part along the target's mean calibration state out of the direction.")
+    ] = False,
     paper: Annotated[
-        bool, typer.Option("--paper", help="The paper's calibration, instead of those three: last token, uncentered.")
+        bool, typer.Option("--paper", help="The paper's aligner, whatever else is said: method unlock, last token, uncentered.")
     ] = False,
     save_aligner: Annotated[Path | None, typer.Option(help="File for the aligner itself.")] = None,
     batch_size: BatchSize = 8,
@@ -139,16 +152,22 @@ def align(
 
     texts = fill(template, read_texts(text, field))
     found = CapabilityDirection.load(direction) if direction else None
+    choices: dict[str, Any] = {"method": method, "ridge": parse_ridge(ridge), "sinks": sinks, "without_mean": without_mean}
+    k = parse_rank(rank)
     aligner = (
-        SubspaceAligner(rank, centered=False, positions="last")
+        SubspaceAligner(k)
         if paper
-        else SubspaceAligner(rank, centered, positions, skip_first)
+        else SubspaceAligner(RANKS.get(method) if k is None else k, centered, parse_positions(positions), skip_first, **choices)
     )
     aligner_file = save_aligner if found else out
     for file in filter(None, (out, save_aligner)):
         _check_writable(file)
     models = [open_model(name, backend) for name in (source, target)]
     aligner.fit(Variant(models[0], texts, special_tokens), Variant(models[1], texts, special_tokens), batch_size)
+    if aligner.cross_validation:
+        chosen_rank, chosen_ridge = aligner.cross_validation.best
+        held_out = aligner.cross_validation.r2.mean(dim=0).max()
+        console.print(f"cross-validation chose rank {chosen_rank}, ridge {chosen_ridge:g}: held-out R2 {held_out:.3f}")
     if aligner_file:
         aligner.save(aligner_file)
         console.print(f"wrote {aligner_file}: {aligner}")

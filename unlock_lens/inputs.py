@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from unlock_lens.errors import InvalidInput
 
@@ -117,3 +117,43 @@ def parse_layer_map(spec: str) -> dict[int, int] | None:
             f'the layer map {spec!r} was given; write "proportional" or target:source pairs such as "0:0 1:1 2:3"'
         )
     return found
+
+
+def parse_positions(spec: str) -> Literal["last", "all"] | int:
+    """Calibration tokens, written as last, all, or a stride.
+
+    Raises:
+        InvalidInput: anything else.
+    """
+    if spec == "last" or spec == "all":
+        return spec
+    if not spec.isdecimal() or int(spec) < 1:
+        raise InvalidInput(f"positions {spec!r} were given; write last, all, or a stride such as 4 (every fourth token)")
+    return int(spec)
+
+
+def parse_rank(spec: str | None) -> int | Literal["cv"] | None:
+    """A rank written as a number, or cv.
+
+    Raises:
+        InvalidInput: anything else.
+    """
+    if spec is None or spec == "cv":
+        return spec
+    if not spec.isdecimal():
+        raise InvalidInput(f"rank {spec!r} was given; write a number of at least 1, or cv")
+    return int(spec)
+
+
+def parse_ridge(spec: str | None) -> float | Literal["cv"] | None:
+    """A ridge strength written as a number, or cv.
+
+    Raises:
+        InvalidInput: anything else.
+    """
+    if spec is None or spec == "cv":
+        return spec
+    try:
+        return float(spec)
+    except ValueError:
+        raise InvalidInput(f"ridge {spec!r} was given; write a number of at least 0, or cv") from None

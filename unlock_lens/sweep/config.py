@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, ValidationError, field_validator, model_validator
 
+from unlock_lens.alignment import MethodName
 from unlock_lens.errors import InvalidInput
 from unlock_lens.inputs import SLOT, parse_layer_map, parse_layers
 from unlock_lens.spec import Spec
@@ -64,6 +65,7 @@ class Grid(Spec):
             "paper": last token of the locked prompts, uncentred.
         n: number of questions that the direction (and with "prompts" and "paper" the map) is made from.
         layer_map: "proportional", or target:source pairs such as "0:0 1:1 2:3".
+        method: of the aligner; the control "paper" is always the paper's own.
         layers: layers that are steered, such as "0-2,5"; None for all.
         alpha, rank, position, aggregate, operation, positions: as in `SteeringHook`, `SubspaceAligner`, `CapabilityDirection`.
     """
@@ -80,6 +82,7 @@ class Grid(Spec):
     positions: Annotated[tuple[Literal["last_prompt", "prompt", "generated", "all"], ...], Field(min_length=1)] = (
         "last_prompt",
     )
+    method: Annotated[tuple[MethodName, ...], Field(min_length=1)] = ("unlock",)
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Grid:

@@ -43,7 +43,9 @@ def held_out_errors(
     The paper's transform error ||H_s W - H_t|| / ||H_t||, states centred where the map is; R2 = 1 - residual / variance.
     """
     n = source.shape[1] - max(1, round(HELD_OUT * source.shape[1]))
-    fitted = SubspaceAligner(min(like.maps.rank, n), like.centered, like.positions, layer_map=like.layer_map)
+    fitted = SubspaceAligner(
+        min(like.maps.rank, n), like.centered, layer_map=like.layer_map, method=like.method, ridge=like.ridge
+    )
     maps = fitted.fit_activations(source[:, :n], target[:, :n]).maps
     rest = [_held_out(maps, i, source[a, n:], target[b, n:], like.centered) for i, (b, a) in enumerate(maps.layer_map.items())]
     for k in ranks:

@@ -99,7 +99,7 @@ class Material:
         `shuffled` is the seed of the control of that name.
         """
         n = None if setting.aligner == "text" else setting.n
-        key = ("aligner", setting.aligner, n, setting.layer_map, to, shuffled)
+        key = ("aligner", setting.aligner, n, setting.layer_map, setting.method, to, shuffled)
         full = self.once(key, lambda: self._fitted(setting, to, shuffled))
         return full.at_rank(min(setting.rank or full.maps.rank, full.maps.rank))
 
@@ -179,6 +179,7 @@ class Material:
             centered=not paper,
             positions="last" if paper else "all",
             layer_map=parse_layer_map(setting.layer_map or "proportional"),
+            method=setting.method or "unlock",
         )
         source, target = (backend_of(self._side(side)).identity for side in ("source", to))
         return aligner.fit_activations(states[0], states[1], source, target, _hash(asked))

@@ -68,20 +68,22 @@ def run(config: SweepConfig, folder: str | Path, progress: bool = True) -> Resul
     return Results.load(folder)
 
 
+AXES = ("aligner", "n", "aggregate", "position", "layer_map", "layers", "rank", "operation", "positions", "alpha", "method")
+
+
 def grid(config: SweepConfig, capability: str) -> list[Setting]:
     """All settings of a config's grid."""
-    g = config.grid
-    axes = (g.aligner, g.n, g.aggregate, g.position, g.layer_map, g.layers, g.rank, g.operation, g.positions, g.alpha)
-    return [Setting(capability, None, 0, *values) for values in product(*axes)]
+    settings = product(*(getattr(config.grid, axis) for axis in AXES))
+    return [Setting(capability, **dict(zip(AXES, values, strict=True))) for values in settings]
 
 
 def candidates(config: SweepConfig, chosen: Setting, control: str, seed: int) -> list[Setting]:
     """What a control may choose from: as the transfer its strength, and the paper's calibration its rank too."""
     base = replace(chosen, control=control, seed=seed)
     if control == "paper":
-        base, ranks = replace(base, aligner="paper"), config.grid.rank
+        base, ranks = replace(base, aligner="paper", method="unlock"), config.grid.rank
     elif control == "own":
-        base, ranks = replace(base, aligner=None), (None,)
+        base, ranks = replace(base, aligner=None, method=None), (None,)
     else:
         ranks = (chosen.rank,)
     return [replace(base, rank=rank, alpha=alpha) for rank, alpha in product(ranks, config.grid.alpha)]

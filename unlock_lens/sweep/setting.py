@@ -25,6 +25,7 @@ class Setting:
     operation: Literal["norm_preserving", "add", "ablate"] | None = None
     positions: Literal["last_prompt", "prompt", "generated", "all"] | None = None
     alpha: float | None = None
+    method: Literal["unlock", "ridge", "procrustes", "rrr", "cca"] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
