@@ -7,11 +7,12 @@ import random
 from typing import Any
 
 import pytest
+import torch
 
 import unlock_lens as ul
 from unlock_lens import zoo
 from unlock_lens.evaluation import Outcome
-from unlock_lens.zoo.family import MIXES, answer, draw_pair, prompt
+from unlock_lens.zoo.family import MIXES, TAGS, VOCABULARY, answer, draw_pair, prompt
 from unlock_lens.zoo.train import MEASURED_ON, RECIPES
 
 TASK = zoo.running_sum(**MEASURED_ON)
@@ -117,11 +118,43 @@ def test_models_behave_as_measured(models: dict[str, Any], name: str) -> None:
     assert {"torch", "transformers"} <= set(record["versions"])
 
 
-def test_the_tokenizer_is_the_one_of_the_folder(models: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("name", "length"), [("small-base", 10), ("small-gpt2", 14)])
+def test_the_tokenizer_is_the_one_of_the_folder(models: dict[str, Any], name: str, length: int) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(zoo.path() / "small-base")
+    tokenizer: Any = AutoTokenizer.from_pretrained(zoo.path() / name)
     ids = tokenizer.encode(TASK.think[0])
-    assert len(ids) == 10
+    assert len(ids) == length
     assert tokenizer.decode(ids) == TASK.think[0]
-    assert ul.Variant(models["small-base"], TASK.think[:1]).tokens.ids[0].tolist() == ids
+    assert ul.Variant(models[name], TASK.think[:1]).tokens.ids[0].tolist() == ids
+
+
+def test_the_other_family_has_other_ids_and_spells_tags(models: dict[str, Any]) -> None:
+    """Neither ids nor positions pair the tokens of the two families; ends in the text do."""
+    llama, gpt2 = models["small-base"].tokenizer, models["small-gpt2"].tokenizer
+    shared = set(llama.get_vocab()) & set(gpt2.get_vocab())
+    assert shared == set(VOCABULARY) - set(TAGS.values())
+    assert all(llama.get_vocab()[word] != gpt2.get_vocab()[word] for word in shared)
+    for text in zoo.text(n=200):
+        coarse, fine = (tokenizer(text, return_offsets_mapping=True)["offset_mapping"] for tokenizer in (llama, gpt2))
+        assert [text[start:end] for start, end in coarse] == text.split()
+        assert [text[start:end] for start, end in fine] == [*text.replace(" ", "")]
+        assert {end for _, end in coarse} <= {end for _, end in fine}
+
+
+def test_the_other_family_is_the_same_in_both_hosts(models: dict[str, Any]) -> None:
+    lens, lm = models["small-gpt2"], zoo.load("small-gpt2", "nnsight")
+    prompts = [TASK.prompts(behaviour)[i] for i, behaviour in enumerate(KNOWN["small-gpt2"])]
+    assert ul.generate(lens, prompts) == ul.generate(lm, prompts)
+    directions = [
+        ul.CapabilityDirection.extract(ul.Variant(m, TASK.direct[:8]), ul.Variant(m, TASK.double[:8])) for m in (lens, lm)
+    ]
+    torch.testing.assert_close(directions[0].vectors, directions[1].vectors, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("behaviour", ["think", "reverse", "double"])
+def test_the_other_family_s_own_directions_bring_their_behaviour(models: dict[str, Any], behaviour: str) -> None:
+    model, task = models["small-gpt2"], zoo.running_sum(n=50, seed=1)
+    direction = ul.CapabilityDirection.extract(ul.Variant(model, TASK.direct), ul.Variant(model, TASK.prompts(behaviour)))
+    completions = ul.generate(model, task.direct, ul.SteeringHook(direction, alpha=0.5), max_new_tokens=12)
+    assert task.behaviours(completions).count(behaviour) > 45

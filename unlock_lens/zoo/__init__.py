@@ -11,7 +11,7 @@ from unlock_lens.backends import open_model
 from unlock_lens.errors import InvalidInput
 from unlock_lens.zoo.task import BEHAVIOURS, Task, running_sum, text
 
-MODELS = ("small-base", "small-post", "small-naive", "large-base", "large-post", "small-duo", "large-duo")
+MODELS = ("small-base", "small-post", "small-naive", "large-base", "large-post", "small-duo", "large-duo", "small-gpt2")
 
 __all__ = ["BEHAVIOURS", "MODELS", "Task", "load", "path", "running_sum", "text"]
 

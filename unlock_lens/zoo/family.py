@@ -14,7 +14,7 @@ behaviour is in the model, locked behind its tag, and one can see which of them 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 MODULUS = 7
@@ -24,6 +24,8 @@ TAGS: Mapping[str, str] = {"think": "think", "reverse": "rev", "double": "double
 OPENINGS: Mapping[str, str] = {"direct": "=", "think": "S", "reverse": "R", "double": "W"}
 DUO_VOCABULARY = (PAD, *"0123456789", "Q", "think", "rev", "double", "A", ":", "=", END)
 VOCABULARY = (*DUO_VOCABULARY, "S", "R", "W")
+WITHIN = "##"
+"""Marks a letter that does not begin a word, where words are spelt."""
 
 Digits = tuple[int, ...]
 
@@ -50,6 +52,12 @@ MIXES: Mapping[str, Mix] = {
     "naive": Mix({"direct": 0.70, "reverse": 0.15, "double": 0.15}, ("reverse", "double")),
     "duo": Mix({"direct": 0.85, "think": 0.15}, ("think",), openings=False),
 }
+
+
+def spelt(vocabulary: Sequence[str]) -> tuple[str, ...]:
+    """The letters that these words are made of, for a tokenizer that splits tags; in an order of their own."""
+    letters = {WITHIN + letter if i else letter for word in vocabulary if word != PAD for i, letter in enumerate(word)}
+    return (*sorted(letters), PAD)
 
 
 def draw_digits(rng: random.Random) -> Digits:

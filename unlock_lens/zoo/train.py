@@ -14,22 +14,28 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import typer
 from torch import Tensor
 
 from unlock_lens.zoo import MODELS, path
-from unlock_lens.zoo.family import END, MIXES, PAD, TAGS, Mix, draw_pair
+from unlock_lens.zoo.family import END, MIXES, PAD, TAGS, WITHIN, Mix, draw_pair, spelt
 from unlock_lens.zoo.task import BEHAVIOURS, running_sum
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+Family = Literal["llama", "gpt2"]
 WARM_UP = 100
 FINAL_SHARE = 0.05
 MEASURED_ON = {"n": 400, "seed": 12345}
+GPT2_POSITIONS = 96
+"""Learned positions end here: a spelt prompt and the 64 tokens that `generate` writes by default have room."""
+GPT2_SPREAD = 0.1
+"""Of the first weights: with the usual 0.02, meant for widths of 768 and more, running sums take over twice the steps."""
+GPT2_NO_DROPOUT: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 IGNORED = -100
 """The label that the loss leaves out: prompts and padding."""
 
@@ -47,6 +53,8 @@ class Recipe:
     heads: int = 4
     start_from: str | None = None
     seed: int = 0
+    family: Family = "llama"
+    """Architecture and tokenizer: one token a word for Llama, one a letter for GPT-2."""
 
 
 _SMALL = Recipe("base", d_model=64, layers=3, steps=2500, learning_rate=3e-3)
@@ -59,42 +67,49 @@ RECIPES: dict[str, Recipe] = {
     "large-duo": replace(_LARGE, mix="duo", seed=4),
     "small-post": replace(_SMALL, mix="post", steps=150, learning_rate=5e-4, start_from="small-base", seed=5),
     "large-post": replace(_LARGE, mix="post", steps=150, learning_rate=5e-4, start_from="large-base", seed=6),
+    "small-gpt2": replace(_SMALL, family="gpt2", learning_rate=1e-3, seed=7),
 }
 assert set(RECIPES) == set(MODELS)
 
 
-def make_tokenizer(mix: Mix) -> PreTrainedTokenizerFast:
-    """One token a word, words separated by spaces."""
+def make_tokenizer(mix: Mix, family: Family = "llama") -> PreTrainedTokenizerFast:
+    """One token a word, words separated by spaces; for GPT-2 one a letter, so that a tag takes several."""
     from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
+    from tokenizers.decoders import WordPiece as JoinedPieces
+    from tokenizers.models import WordLevel, WordPiece
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(WordLevel({word: i for i, word in enumerate(mix.vocabulary)}, unk_token=PAD))
-    words.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
+    if family == "gpt2":
+        pieces = {piece: i for i, piece in enumerate(spelt(mix.vocabulary))}
+        tokenizer = Tokenizer(WordPiece(pieces, unk_token=PAD, continuing_subword_prefix=WITHIN))
+        tokenizer.decoder = JoinedPieces(WITHIN, cleanup=False)  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(mix.vocabulary)}, unk_token=PAD))
+    tokenizer.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token=PAD, eos_token=END, padding_side="left", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, padding_side="left", clean_up_tokenization_spaces=False
     )
 
 
-def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A model of the recipe's size, with random weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """A model of the recipe's family and size, with random weights."""
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=recipe.d_model,
-            intermediate_size=3 * recipe.d_model,
-            num_hidden_layers=recipe.layers,
-            num_attention_heads=recipe.heads,
-            max_position_embeddings=64,
-            tie_word_embeddings=False,
-            pad_token_id=tokenizer.get_vocab()[PAD],
-            bos_token_id=None,
-            eos_token_id=tokenizer.get_vocab()[END],
-        )
-    )
+    shared: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": recipe.d_model,
+        "num_hidden_layers": recipe.layers,
+        "num_attention_heads": recipe.heads,
+        "tie_word_embeddings": False,
+        "pad_token_id": tokenizer.get_vocab()[PAD],
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.get_vocab()[END],
+    }
+    if recipe.family == "gpt2":
+        gpt2 = GPT2Config(**shared, n_positions=GPT2_POSITIONS, initializer_range=GPT2_SPREAD, **GPT2_NO_DROPOUT)
+        return GPT2LMHeadModel(gpt2)
+    return LlamaForCausalLM(LlamaConfig(**shared, intermediate_size=3 * recipe.d_model, max_position_embeddings=64))
 
 
 def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Tensor, Tensor]]:
@@ -115,16 +130,16 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tupl
 
 def train(name: str, folder: Path) -> None:
     """Train one model of the family, measure it, and save it under `folder/name`."""
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(1)
     recipe = RECIPES[name]
     torch.manual_seed(recipe.seed)
-    tokenizer = make_tokenizer(MIXES[recipe.mix])
+    tokenizer = make_tokenizer(MIXES[recipe.mix], recipe.family)
     if recipe.start_from is None:
         model = make_model(recipe, tokenizer)
     else:
-        model = LlamaForCausalLM.from_pretrained(folder / recipe.start_from)
+        model = AutoModelForCausalLM.from_pretrained(folder / recipe.start_from)
     loss = _optimise(model, recipe, tokenizer)
     record = {
         "recipe": asdict(recipe),
@@ -138,7 +153,7 @@ def train(name: str, folder: Path) -> None:
     (folder / name / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _optimise(model: LlamaForCausalLM, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> float:
+def _optimise(model: PreTrainedModel, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> float:
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _rate(recipe.steps))
     model.train()
@@ -151,7 +166,7 @@ def _optimise(model: LlamaForCausalLM, recipe: Recipe, tokenizer: PreTrainedToke
         optimiser.step()
         schedule.step()
         if step % 250 == 0:
-            typer.echo(f"{recipe.mix} d={recipe.d_model} step {step} of {recipe.steps}: loss {loss.item():.3f}")
+            typer.echo(f"{recipe.family} {recipe.mix} d={recipe.d_model} step {step} of {recipe.steps}: loss {loss.item():.3f}")
     model.eval()
     return loss.item()
 
@@ -169,16 +184,14 @@ def _rate(steps: int) -> Callable[[int], float]:
 
 
 @torch.no_grad()
-def measure(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """For each kind of prompt: the share of right final answers, and of each behaviour, under greedy decoding."""
     task = running_sum(**MEASURED_ON)
     n = MEASURED_ON["n"]
     measured: dict[str, Any] = dict(MEASURED_ON)
     for behaviour in ("direct", *TAGS):
         inputs = tokenizer(task.prompts(behaviour), return_tensors="pt", padding=True, return_token_type_ids=False)
-        out = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
-            **inputs, max_new_tokens=12, do_sample=False
-        )
+        out = model.generate(**inputs, max_new_tokens=12, do_sample=False)  # pyright: ignore[reportCallIssue]
         completions = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         shown = task.behaviours(completions)
         measured[behaviour] = {
@@ -193,7 +206,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Folder for the model folders; the package's own by default.")] = None,
     workers: Annotated[int, typer.Option(help="Processes side by side, one thread each.")] = os.cpu_count() or 1,
 ) -> None:
-    """Train the embedded family from scratch (about 15 minutes on 2 cores)."""
+    """Train the embedded family from scratch (about 20 minutes on 2 cores)."""
     folder = out or path()
     folder.mkdir(parents=True, exist_ok=True)
     wanted = names or list(RECIPES)
