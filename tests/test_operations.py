@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -22,25 +23,25 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
 @given(SEEDS, st.sampled_from(sorted(OPERATIONS)), st.floats(-2, 2))
 def test_operations_are_the_formulas(seed: int, name: str, alpha: float) -> None:
     h, v = draw(seed, 2, 3, 8), draw(seed + 1, 8)
-    torch.testing.assert_close(OPERATIONS[name](h, v, alpha), oracle.OPERATIONS[name](h, v, alpha))
+    torch.testing.assert_close(OPERATIONS[name](v, alpha)(h), oracle.OPERATIONS[name](h, v, alpha))
 
 
 @given(SEEDS, st.floats(0.01, 3), st.floats(0.1, 100))
 def test_norm_preserving_keeps_norms_and_ignores_the_directions_scale(seed: int, alpha: float, scale: float) -> None:
     h, v = draw(seed, 4, 8), draw(seed + 1, 8)
-    edited = norm_preserving(h, v, alpha)
+    edited = norm_preserving(v, alpha)(h)
     torch.testing.assert_close(edited.norm(dim=-1), h.norm(dim=-1))
-    torch.testing.assert_close(edited, norm_preserving(h, scale * v, alpha))
+    torch.testing.assert_close(edited, norm_preserving(scale * v, alpha)(h))
 
 
 def test_norm_preserving_leaves_zero_states_finite() -> None:
-    assert torch.equal(norm_preserving(torch.zeros(2, 4), torch.ones(4), 0.5), torch.zeros(2, 4))
+    assert torch.equal(norm_preserving(torch.ones(4), 0.5)(torch.zeros(2, 4)), torch.zeros(2, 4))
 
 
 @given(SEEDS)
 def test_ablate_takes_the_whole_component_out(seed: int) -> None:
     h, v = draw(seed, 4, 8), draw(seed + 1, 8)
-    torch.testing.assert_close(ablate(h, v, 1.0) @ v, torch.zeros(4, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(ablate(v, 1.0)(h) @ v, torch.zeros(4, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
 CHUNKS: dict[str, tuple[Chunk, int, dict[str, list[int]]]] = {
@@ -83,4 +84,25 @@ def test_edits_keep_the_activations_dtype(dtype: Any) -> None:
     h = draw(0, 1, 2, 8).to(dtype)
     edited = Edit(torch.ones(8), 0.5, "norm_preserving", "all")(h, Chunk(2))
     assert edited.dtype == dtype
-    torch.testing.assert_close(edited.double(), norm_preserving(h.double(), torch.ones(8).double(), 0.5).to(dtype).double())
+    torch.testing.assert_close(edited.double(), norm_preserving(torch.ones(8).double(), 0.5)(h.double()).to(dtype).double())
+
+
+def test_an_edit_serves_one_dtype_after_another_and_later_gradients() -> None:
+    """What is prepared at the first call, be it in inference mode, does not bind the next."""
+    edit = Edit(torch.ones(8), 0.5, "norm_preserving", "all")
+    with torch.inference_mode():
+        edit(draw(0, 1, 2, 8).float(), Chunk(2))
+    h = draw(0, 1, 2, 8).float().requires_grad_()
+    edit(h, Chunk(2)).sum().backward()
+    assert h.grad is not None
+    torch.testing.assert_close(edit(draw(0, 1, 2, 8), Chunk(2)), norm_preserving(torch.ones(8).double(), 0.5)(draw(0, 1, 2, 8)))
+
+
+@pytest.mark.parametrize("operation", sorted(OPERATIONS))
+def test_an_edit_that_has_acted_ships_as_a_new_one_does(operation: str) -> None:
+    edit = Edit(torch.ones(8), 0.5, operation, "all")
+    fresh = pickle.dumps(edit)
+    edit(draw(0, 1, 2, 8), Chunk(2))
+    assert pickle.dumps(edit) == fresh
+    h = draw(1, 1, 2, 8)
+    assert torch.equal(pickle.loads(fresh)(h, Chunk(2)), edit(h, Chunk(2)))

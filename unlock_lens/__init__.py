@@ -1,13 +1,17 @@
 """Give a capability to a model that you have open in TransformerLens or nnsight, by finding it in another model."""
 
+from typing import TYPE_CHECKING, Any
+
 from unlock_lens.alignment import SubspaceAligner
-from unlock_lens.diagnostics import Diagnosis, diagnose
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import ArtifactError, IncompatibleModel, InvalidInput, UnlockLensError, UnsupportedModel
 from unlock_lens.generation import generate
 from unlock_lens.identity import ModelIdentity
 from unlock_lens.steering import SteeringHook, apply, attached
 from unlock_lens.variant import Variant
+
+if TYPE_CHECKING:
+    from unlock_lens.diagnostics import Diagnosis, diagnose
 
 __all__ = [
     "ArtifactError",
@@ -26,3 +30,16 @@ __all__ = [
     "diagnose",
     "generate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The forecast is imported when it is first asked for: few programs do, and every one imports this package."""
+    if name in ("Diagnosis", "diagnose"):
+        from unlock_lens import diagnostics
+
+        return getattr(diagnostics, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,12 +6,13 @@ They import torch alone, because they also run inside a remote server's process.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 _TINY = torch.finfo(torch.float32).tiny
+Act = Callable[[Tensor], Tensor]
 
 
 def at_least_float32(residual: Tensor) -> Tensor:
@@ -19,29 +20,38 @@ def at_least_float32(residual: Tensor) -> Tensor:
     return residual.to(torch.promote_types(residual.dtype, torch.float32))
 
 
-def norm_preserving(residual: Tensor, vector: Tensor, alpha: float) -> Tensor:
+def norm_preserving(vector: Tensor, alpha: float) -> Act:
     """The paper's edit: h <- ||h|| unit(h / ||h|| + alpha v / ||v||); alpha is a fraction of the residual's norm."""
-    norm = residual.norm(dim=-1, keepdim=True)
-    turned = residual / norm.clamp_min(_TINY) + alpha * vector / vector.norm()
-    return norm * turned / turned.norm(dim=-1, keepdim=True).clamp_min(_TINY)
+    step = alpha * vector / vector.norm()
+
+    def act(residual: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(residual, dim=-1, keepdim=True)
+        # h + ||h|| step has the direction that the formula asks for: unit takes the common factor ||h|| out.
+        turned = torch.addcmul(residual, norm, step)
+        return turned * (norm / torch.linalg.vector_norm(turned, dim=-1, keepdim=True).clamp_min(_TINY))
+
+    return act
 
 
-def add(residual: Tensor, vector: Tensor, alpha: float) -> Tensor:
+def add(vector: Tensor, alpha: float) -> Act:
     """H <- h + alpha v; alpha is a multiple of the direction as it was extracted."""
-    return residual + alpha * vector
+    step = alpha * vector
+    return lambda residual: residual + step
 
 
-def ablate(residual: Tensor, vector: Tensor, alpha: float) -> Tensor:
+def ablate(vector: Tensor, alpha: float) -> Act:
     """H <- h - alpha <h, u> u with u = v / ||v||; alpha 1 takes the whole component along v out."""
     unit = vector / vector.norm()
-    return residual - alpha * (residual @ unit).unsqueeze(-1) * unit
+    step = -alpha * unit
+    return lambda residual: torch.addcmul(residual, (residual @ unit).unsqueeze(-1), step)
 
 
-OPERATIONS: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+OPERATIONS: Mapping[str, Callable[[Tensor, float], Act]] = {
     "norm_preserving": norm_preserving,
     "add": add,
     "ablate": ablate,
 }
+"""Each takes the vector and alpha, and gives the edit of a residual stream: what does not depend on it is done once."""
 POSITIONS = ("last_prompt", "prompt", "generated", "all")
 
 
@@ -68,9 +78,12 @@ class Edit:
     alpha: float
     operation: str
     positions: str
+    _ready: dict[tuple[torch.dtype, torch.device], Act] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, residual: Tensor, chunk: Chunk) -> Tensor:
         """The edited residual stream [batch, token, d_model]; the very same tensor where no token of the chunk is meant."""
+        if self.positions == "all" or (self.positions == "generated" and chunk.seen >= chunk.prompt_length > 0):
+            return self._edited(residual)
         tokens = self._tokens(residual, chunk)
         if tokens is None:
             return residual
@@ -78,16 +91,26 @@ class Edit:
         edited[tokens] = self._edited(residual[tokens])
         return edited
 
+    @property
+    def acts_on_steps(self) -> bool:
+        """Whether it reaches beyond the prompt."""
+        return self.positions in ("generated", "all")
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_ready": {}}  # made again where it arrives
+
     def _edited(self, residual: Tensor) -> Tensor:
         exact = at_least_float32(residual)
-        return OPERATIONS[self.operation](exact, self.vector.to(exact), self.alpha).to(residual)
+        kind = (exact.dtype, exact.device)
+        if kind not in self._ready:
+            with torch.inference_mode(False):  # a later run may record gradients
+                self._ready[kind] = OPERATIONS[self.operation](self.vector.to(exact), self.alpha)
+        return self._ready[kind](exact).to(residual)
 
     def _tokens(self, residual: Tensor, chunk: Chunk) -> tuple[slice | Tensor, slice | Tensor] | None:
         """Indices into [batch, token]."""
         length, everyone = residual.shape[1], slice(None)
         prompt_end = chunk.prompt_length - chunk.seen
-        if self.positions == "all":
-            return everyone, everyone
         if self.positions == "generated":
             return (everyone, slice(max(prompt_end, 0), None)) if prompt_end < length else None
         if prompt_end <= 0:

@@ -308,7 +308,7 @@ def test_nothing_stays_behind_when_an_edit_itself_fails(
     before, hooks = logits_of(any_model), leftovers(any_model)
     steer = ul.SteeringHook(direction_for(any_model), ALPHA)
 
-    def fails(residual: Tensor, vector: Tensor, alpha: float) -> Tensor:
+    def fails(vector: Tensor, alpha: float) -> Tensor:
         raise end
 
     monkeypatch.setitem(operations.OPERATIONS, "norm_preserving", fails)  # pyright: ignore[reportArgumentType]

@@ -36,8 +36,9 @@ def residual_of(output: Any) -> Tensor:
 
 def edit_blocks(model: Any, blocks: str, edits: Edits, chunk: Chunk | None = None) -> None:
     """Make the edits in one forward pass; to be called inside a trace. `chunk` None: the pass is a prefill."""
+    layers = model.get(blocks)
     for layer, of_layer in edits_in_order(edits):
-        block = model.get(blocks)[layer]
+        block = layers[layer]
         output = block.output
         residual = edited = residual_of(output)
         for edit in of_layer:
@@ -129,11 +130,17 @@ class NNsightBackend(Backend):
             for i, states in enumerate(_fetched(model, blocks, batch, layers, rows, columns, remote)):
                 keep(i, states)
             return
+        stops: list[Exception] = []
         with torch.no_grad():
-            with model.trace(_inputs(batch)) as tracer:
+            with model.trace({**_inputs(batch), "use_cache": False}) as tracer:
                 for i, layer in enumerate(layers):
                     keep(i, at_least_float32(residual_of(model.get(blocks)[layer].output).detach()[rows, columns]).cpu())
-                tracer.stop()
+                try:
+                    tracer.stop()
+                except Exception as stop:
+                    stops.append(stop)
+                    raise
+        _forget(stops)
 
     def log_probs(
         self, batch: Batch, edits: Edits, prompt_length: int, remote: bool | str = False
@@ -180,12 +187,20 @@ class NNsightBackend(Backend):
         )
 
 
+def _forget(stops: list[Exception]) -> None:
+    """A stopped pass is held by its frames, those by the stop's tracebacks, and it by them, until a garbage collection."""
+    for stop in stops:
+        stop.__traceback__ = stop.__context__ = None
+        vars(stop).clear()  # nnsight keeps a traceback of its own there
+    stops.clear()
+
+
 def _fetched(
     model: Any, blocks: str, batch: Batch, layers: Sequence[int], rows: Tensor, columns: Tensor, remote: bool | str
 ) -> Float[Tensor, "layer picked d_model"]:
     """What another machine reads comes back as a whole."""
     with torch.no_grad():
-        with model.trace(_inputs(batch), remote=remote) as tracer:
+        with model.trace({**_inputs(batch), "use_cache": False}, remote=remote) as tracer:
             states = []
             for layer in layers:
                 states.append(at_least_float32(residual_of(model.get(blocks)[layer].output)[rows, columns]).cpu())
