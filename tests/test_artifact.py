@@ -186,3 +186,14 @@ def test_files_are_readable_by_whom_the_umask_lets(direction: ul.CapabilityDirec
     direction.save(tmp_path / "d.safetensors")
     (tmp_path / "plain").touch()
     assert (tmp_path / "d.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_an_aligner_of_before_there_were_methods_is_read(aligner: ul.SubspaceAligner, tmp_path: Path) -> None:
+    aligner.save(tmp_path / "a.safetensors")
+    tensors, told = artifact.load(tmp_path / "a.safetensors")
+    for name in ("method", "ridge", "sinks", "without_mean", "cross_validation", "kind", "shapes", "content_hash"):
+        told.pop(name)
+    artifact.save(tmp_path / "old.safetensors", "aligner", tensors, told)
+    old = ul.SubspaceAligner.load(tmp_path / "old.safetensors")
+    assert (old.method, old.sinks, old.cross_validation) == ("unlock", "keep", None)
+    assert torch.equal(old.map(1), aligner.map(1))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import unlock_lens as ul
 from tests.checks import unchecked
-from unlock_lens import capture, reading, zoo
+from unlock_lens import capture, reading, sinks, zoo
 from unlock_lens.alignment import SubspaceAligner
 from unlock_lens.calibration import HeldStates, StreamedMoments
 from unlock_lens.cross_validation import CrossValidation, cross_validate, rank_grid
@@ -28,10 +28,13 @@ def acts(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def reader(large: Any, small: Any, **changes: Any) -> reading.Reader:
-    source, target = ul.Variant(large, TEXT), ul.Variant(small, TEXT)
+def reader(large: Any, small: Any, texts: list[str] = TEXT, **changes: Any) -> reading.Reader:
+    source, target = ul.Variant(large, texts), ul.Variant(small, texts)
+    tokens = paired_tokens(source, target, "all")
     options: dict[str, Any] = {"centered": True, "sinks": "keep", "folds": 1, "batch_size": 7, "progress": False, **changes}
-    return reading.Reader(source, target, {0: 0, 1: 1, 2: 3}, *paired_tokens(source, target, "all"), **options)
+    return reading.Reader(
+        source=source, target=target, layer_map={0: 0, 1: 1, 2: 3}, source_tokens=tokens[0], target_tokens=tokens[1], **options
+    )
 
 
 @pytest.mark.parametrize("centered", [False, True])
@@ -51,12 +54,26 @@ def test_streamed_maps_are_those_of_states_at_hand(large: Any, small: Any, cente
 
 def test_few_tokens_are_held_and_many_are_summed(large: Any, small: Any) -> None:
     assert isinstance(reader(large, small).run(), StreamedMoments)
-    few = ul.Variant(large, TEXT[:4]), ul.Variant(small, TEXT[:4])
-    assert isinstance(reading.Reader(*few, {0: 0}, *paired_tokens(*few, "all"), True, "keep", 1, 8, False).run(), HeldStates)
+    assert isinstance(reader(large, small, TEXT[:4]).run(), HeldStates)
+
+
+def test_the_rule_for_sinks_does_not_hang_on_the_batch_size(
+    large: Any, small: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With so low a bar that the zoo has sinks: streamed in batches of any size, as many are left out as of held states."""
+    monkeypatch.setattr(sinks, "SINK", 1.5)
+    texts = ul.Variant(large, TEXT), ul.Variant(small, TEXT)
+    states = capture.at_all_tokens(texts[0]), capture.at_all_tokens(texts[1])
+    held = SubspaceAligner(8, True, sinks="drop", layer_map={0: 0, 1: 1, 2: 3}).fit_activations(states[0], states[1])
+    assert 0 < (held.n_tokens or 0) < states[0].shape[1]
+    for batch_size in (1, 7, 40):
+        with caplog.at_level(logging.INFO, logger="unlock_lens"):
+            assert reader(large, small, sinks="drop", batch_size=batch_size).run().n == held.n_tokens
+        assert f"of {states[0].shape[1]} calibration tokens are attention sinks and were left out" in caplog.text
 
 
 def test_sums_do_not_grow_with_the_number_of_tokens() -> None:
-    """Bytes held after 10 and after 1,000 batches are the same, and so are the moments of tokens in another order."""
+    """Bytes held after 10 and after 1,000 batches are the same, in everything that the sums hold."""
     running = RunningMoments({0: 0, 1: 0, 2: 1}, 8, 6)
     sizes: list[int] = []
     for batch in range(1000):
@@ -116,17 +133,15 @@ def test_positions_are_counted_back_from_the_last(large: Any, small: Any) -> Non
     assert paired_tokens(*variants, "all", skip_first=True)[0][0].tolist() == list(range(1, lengths[0]))
 
 
-def test_a_token_with_a_huge_norm_is_left_out_or_brought_down(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_token_with_a_huge_norm_is_left_out_or_brought_down() -> None:
     source, target, fold = acts(0, 2, 20, 8), acts(1, 3, 20, 6), torch.arange(20)
     source[1, 4] *= 100
     target[2, 7] *= 100
     states = source, target
     kept = SinkRule.of("keep", states).applied(states, fold)
     assert all(torch.equal(a, b) for a, b in zip(kept, (*states, fold), strict=True))
-    with caplog.at_level(logging.INFO, logger="unlock_lens"):
-        dropped = SinkRule.of("drop", states).applied(states, fold)
+    dropped = SinkRule.of("drop", states).applied(states, fold)
     assert dropped[2].tolist() == [i for i in range(20) if i not in (4, 7)]
-    assert "2 of 20 calibration tokens are attention sinks" in caplog.text
     white = SinkRule.of("whiten", states).applied(states, fold)
     torch.testing.assert_close(white[0][1, 4].norm(), source[1].norm(dim=-1).median())
     torch.testing.assert_close(torch.nn.functional.normalize(white[1][2, 7], dim=0), target[2, 7] / target[2, 7].norm())
@@ -134,8 +149,8 @@ def test_a_token_with_a_huge_norm_is_left_out_or_brought_down(caplog: pytest.Log
     assert len(white[2]) == 20
 
 
-@pytest.mark.parametrize("sinks", ["drop", "whiten"])
-def test_one_sink_rules_no_map_where_it_is_dealt_with(sinks: Any) -> None:
+@pytest.mark.parametrize("how", ["drop", "whiten"])
+def test_one_sink_rules_no_map_where_it_is_dealt_with(how: Any) -> None:
     """A sink that goes elsewhere in the target than the relation says: with it rank 1 is the sink's own axis, without not."""
     truth = acts(9, 8, 8)
     source = acts(0, 1, 60, 8)
@@ -143,10 +158,12 @@ def test_one_sink_rules_no_map_where_it_is_dealt_with(sinks: Any) -> None:
     source[0, 0], target[0, 0] = 1000 * acts(3, 8), 1000 * acts(4, 8)
     clean = SubspaceAligner(8, True).fit_activations(source[:, 1:], target[:, 1:]).map(0)
 
-    def error(how: Any) -> float:
-        return float((SubspaceAligner(8, True, sinks=how).fit_activations(source, target).map(0) - clean).norm() / clean.norm())
+    def error(dealt: Any) -> float:
+        return float(
+            (SubspaceAligner(8, True, sinks=dealt).fit_activations(source, target).map(0) - clean).norm() / clean.norm()
+        )
 
-    assert error("keep") > 2 * error(sinks)
+    assert error("keep") > 2 * error(how)
     assert error("drop") < 1e-3
 
 
@@ -159,8 +176,8 @@ def test_the_curve_is_what_fitting_and_looking_gives(method: Any, centered: bool
     ridge = 0.1 if METHODS[method].default_ridge is not None else None
     found = SubspaceAligner("cv", centered, method=method, ridge=ridge).fit_activations(source, target).cross_validation
     assert found is not None
-    assert found.ranks == (1, 2, 3, 4, 5)
-    missed, spread = torch.zeros(5), 0.0
+    assert found.ranks == rank_grid(7 if method == "ridge" else 5)  # ridge counts axes of the source alone
+    missed, spread = torch.zeros(len(found.ranks)), 0.0
     for k in range(5):
         out = torch.arange(50) // 10 == k
         kept = source[:, ~out], target[:, ~out]
@@ -187,6 +204,28 @@ def test_cross_validation_finds_the_rank_and_the_need_of_a_penalty() -> None:
     assert list(frame.columns) == ["layer", "ridge", "rank", "r2"]
     best = frame.loc[frame.r2.idxmax()]
     assert (best["rank"], best["ridge"]) == (rank, ridge)
+
+
+def test_layers_that_span_little_do_not_bound_the_others() -> None:
+    """Layer 0 of rank 2: the grid goes up to what the other layer spans, and a full rank stays full beside a chosen ridge."""
+    source, target = acts(0, 2, 60, 12), acts(1, 2, 60, 9)
+    source[0] = acts(2, 60, 2) @ acts(3, 2, 12)
+    target += source @ acts(4, 2, 12, 9)
+    chosen = SubspaceAligner("cv", True).fit_activations(source, target).cross_validation
+    assert chosen is not None
+    assert chosen.ranks == rank_grid(9)
+    assert SubspaceAligner(None, True, method="ridge", ridge="cv").fit_activations(source, target).maps.spanned == [2, 12]
+    wide = SubspaceAligner("cv", True, method="ridge").fit_activations(source, target).cross_validation
+    assert wide is not None
+    assert wide.ranks == rank_grid(12)
+
+
+def test_half_precision_sinks_are_measured_in_single() -> None:
+    """A norm beyond float16's largest number."""
+    states = acts(0, 1, 20, 64).half(), acts(1, 1, 20, 6).half()
+    states[0][0, 3] = 30000.0
+    white = SinkRule.of("whiten", states).applied(states, torch.zeros(20, dtype=torch.long))
+    assert float(white[0][0, 3].float().norm()) == pytest.approx(float(states[0][0].float().norm(dim=-1).median()), rel=1e-2)
 
 
 def test_a_rank_alone_or_a_ridge_alone_is_chosen() -> None:
@@ -257,5 +296,10 @@ def test_bad_calibrations_are_refused(large: Any, small: Any) -> None:
             SubspaceAligner(2, centered).fit_activations(states, acts(1, 2, 300, 6))
     with pytest.raises(ul.InvalidInput, match="activations of source layer 0 do not vary"):
         SubspaceAligner(2, True, "all").fit(ul.Variant(large, ["Q"] * 200), ul.Variant(small, ["Q"] * 200))
+    for wrong, told in ((acts(0, 8, 6), r"shape \[8, 6\]"), ([[1.0]], "list")):
+        with unchecked(), pytest.raises(ul.InvalidInput, match=f"source activations of {told} were given; a torch tensor"):
+            SubspaceAligner(2).fit_activations(wrong, acts(1, 2, 8, 6))  # pyright: ignore[reportArgumentType]
+    with unchecked(), pytest.raises(ul.InvalidInput, match="layer_map is a list; give {target layer: source layer}"):
+        SubspaceAligner(2, layer_map=[0, 1])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ul.InvalidInput, match="batch_size 0 was given"):
         SubspaceAligner(2, True, "all").fit(ul.Variant(large, TEXT), ul.Variant(small, TEXT), batch_size=0)

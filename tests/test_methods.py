@@ -150,7 +150,10 @@ def test_states_in_float64_are_decomposed_as_by_a_full_svd(method: str, n: int, 
     u_t, t, v_t = torch.linalg.svd(target, full_matrices=False)
     coupling = u_s[:, :k].T @ u_t[:, :k]
     true = v_s[:k].T @ (coupling * t[:k] / s[:k, None]) @ v_t[:k]
-    assert float((found.map(0).double() - true).norm() / true.norm()) < 1e-5
+    assert float((found.map(0) - true).norm() / true.norm()) < 1e-5
+    for axis in v_s[:3]:  # where the directions are, though the axes at 1e-8 rule the map's norm
+        carried = found.maps.carry(0, axis)
+        assert float((carried - axis @ true).norm() / (axis @ true).norm()) < 1e-5
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -170,12 +173,13 @@ def test_collinear_prompts_give_a_map_of_the_rank_that_is_there(method: Any, cap
     assert "span no more than rank 1 at target layer 0 (singular values are cut below 1e-06 of the largest)" in caplog.text
 
 
-def test_a_nearly_singular_gram_is_cut_and_not_inverted() -> None:
+def test_a_nearly_singular_gram_is_cut_and_not_inverted(caplog: pytest.LogCaptureFixture) -> None:
     """A last axis at 1e-8 of the first is noise of float32: without the cut it would rule the map."""
     source, target = states(50, 9, 7, seed=4)
     source[:, -1] = 1e-8 * torch.randn(50, generator=torch.Generator().manual_seed(0))
     found = fitted(source, target, method="ridge", ridge=0.0)
     assert found.maps.spanned == [8]
+    assert "span no more than rank 8 at target layer 0" not in caplog.text  # 7 are all that the target allows
     assert float(found.map(0).abs().max()) < 100
 
 
@@ -188,7 +192,8 @@ def test_a_nearly_singular_gram_is_cut_and_not_inverted() -> None:
         ({"method": "rrr", "ridge": -1.0}, "ridge -1.0 was given; 0 or more is needed"),
         ({"method": "rrr", "ridge": float("nan")}, "ridge nan was given; 0 or more is needed"),
         ({"method": "rrr", "ridge": "best"}, "ridge 'best' was given; take a number"),
-        ({"rank": "full"}, "rank 'full' was given; take a number"),
+        ({"rank": "full"}, "rank 'full' was given; take a whole number"),
+        ({"rank": 2.5}, "rank 2.5 was given; take a whole number"),
         ({"rank": 0}, "rank 0 was given; at least 1 is needed"),
         ({"sinks": "remove"}, "sinks 'remove' was given; take one of keep, drop, whiten"),
         ({"positions": 0}, "positions 0 was given"),

@@ -415,3 +415,14 @@ def test_methods_are_swept_and_the_paper_keeps_its_own(tmp_path: Path) -> None:
     found = sweep.run(material.config, tmp_path / "out", progress=False)
     assert {line["config"]["method"] for line in found.lines if line["config"]["rank"]} == {"unlock", "cca"}
     assert found.geometry is not None
+
+
+def test_a_sweep_of_before_there_were_methods_goes_on(tmp_path: Path) -> None:
+    small = changed(controls=[], sampling={"samples": 0})
+    before = sweep.run(small, tmp_path / "out", progress=False)
+    file = tmp_path / "out" / results.LINES
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines:
+        del line["config"]["method"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert len(sweep.run(small, tmp_path / "out", progress=False).lines) == len(before.lines)

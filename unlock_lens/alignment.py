@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,8 +19,8 @@ from unlock_lens.decomposition import RELATIVE_TOLERANCE
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.identity import ModelIdentity
-from unlock_lens.linear_map import FactoredMaps, projected_out, proportional_layer
-from unlock_lens.methods import METHODS
+from unlock_lens.linear_map import FactoredMaps, layer_map_of, projected_out
+from unlock_lens.methods import METHODS, check_method
 from unlock_lens.pairing import Positions, check_positions, paired_tokens
 from unlock_lens.reading import Reader
 from unlock_lens.sinks import SINKS, Sinks
@@ -96,7 +95,7 @@ class SubspaceAligner:
         without_mean: bool = False,
     ) -> None:
         check_positions(positions)
-        _check_method(method, rank, ridge)
+        check_method(method, rank, ridge)
         if sinks not in SINKS:
             raise InvalidInput(f"sinks {sinks!r} was given; take one of {', '.join(SINKS)}")
         self.rank: int | Literal["cv"] | None = METHODS[method].default_rank if rank is None else rank
@@ -112,6 +111,8 @@ class SubspaceAligner:
         self.n_tokens: int | None = None
         self.prompts_hash: str | None = None
         self.cross_validation: CrossValidation | None = None
+        if layer_map is not None and not isinstance(layer_map, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidInput(f"layer_map is a {type(layer_map).__name__}; give {{target layer: source layer}}")
         self._wanted_layers = {int(b): int(a) for b, a in layer_map.items()} if layer_map is not None else None
         self._maps: FactoredMaps | None = None
 
@@ -131,10 +132,20 @@ class SubspaceAligner:
                 not finite or do not vary.
         """
         models = source.backend.identity, target.backend.identity
-        layer_map = self._layers(models[0].n_layers, models[1].n_layers)
+        layer_map = layer_map_of(self._wanted_layers, models[0].n_layers, models[1].n_layers)
         tokens = paired_tokens(source, target, self.positions, self.skip_first)
-        choices = (self.centered, self.sinks, FOLDS if self._chooses else 1)
-        calibration = Reader(source, target, layer_map, *tokens, *choices, batch_size, progress).run()
+        calibration = Reader(
+            source=source,
+            target=target,
+            layer_map=layer_map,
+            source_tokens=tokens[0],
+            target_tokens=tokens[1],
+            centered=self.centered,
+            sinks=self.sinks,
+            folds=FOLDS if self._chooses else 1,
+            batch_size=batch_size,
+            progress=progress,
+        ).run()
         return self._fitted(calibration, layer_map, *models, source.prompts_hash)
 
     def fit_activations(
@@ -153,10 +164,14 @@ class SubspaceAligner:
         Raises:
             InvalidInput: different numbers of tokens, layers out of range, states that are not finite or all zero.
         """
+        for side, acts in (("source", source_acts), ("target", target_acts)):
+            if not isinstance(acts, Tensor) or acts.ndim != 3:  # pyright: ignore[reportUnnecessaryIsInstance]
+                given = f"shape {list(acts.shape)}" if isinstance(acts, Tensor) else type(acts).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise InvalidInput(f"{side} activations of {given} were given; a torch tensor [layer, n, d_model] is needed")
         n = source_acts.shape[1]
         if target_acts.shape[1] != n:
             raise InvalidInput(f"{n} source and {target_acts.shape[1]} target tokens were given; they must be the same tokens")
-        layer_map = self._layers(source_acts.shape[0], target_acts.shape[0])
+        layer_map = layer_map_of(self._wanted_layers, source_acts.shape[0], target_acts.shape[0])
         layers = sorted(set(layer_map.values())), sorted(layer_map)
         fold = torch.arange(n) * (FOLDS if self._chooses else 1) // n
         states = source_acts[layers[0]], target_acts[layers[1]]
@@ -175,11 +190,12 @@ class SubspaceAligner:
         if self._chooses:
             folds = {b: calibration.folds(b) for b in layer_map}
             chosen = cross_validate(folds, method, self.centered, rank, ridge)
-            rank, ridge = chosen.best
+            best = chosen.best
+            rank, ridge = best[0] if rank == "cv" else rank, best[1]
         k = None if rank is None else int(rank)
         pairs = [calibration.pair(b, method.axes(k)) for b in layer_map]
         factors = [method.fit(pair, k or max(pair.coupling.shape), float(ridge or 0.0)) for pair in pairs]
-        self._maps = FactoredMaps.of(layer_map, pairs, factors)
+        self._maps = FactoredMaps.of(layer_map, pairs, factors, calibration.dtype)
         self.n_tokens, self.cross_validation = calibration.n, chosen
         self.source_model, self.target_model, self.prompts_hash = source_model, target_model, prompts_hash
         self._tell_cap()
@@ -313,29 +329,22 @@ class SubspaceAligner:
     def _tell_cap(self) -> None:
         spanned = dict(zip(self.maps.layer_map, self.maps.spanned, strict=True))
         least = min(spanned, key=lambda b: spanned[b])
-        if isinstance(self.rank, int) and spanned[least] < self.rank:
+        widths = self.maps.source_factors.shape[-1], self.maps.target_factors.shape[-1]
+        expected = (
+            self.rank if isinstance(self.rank, int) else min(self.maps.rank, (self.n_tokens or 0) - self.centered, *widths)
+        )
+        if spanned[least] < expected:
             logger.warning(
-                "rank %d was asked for, but the %d calibration tokens span no more than rank %d at target layer %d "
-                "(singular values are cut below %g of the largest); that is used there",
-                self.rank,
+                "rank %d was asked for, but the %d calibration tokens span no more than rank %d at target layer %d (%s); "
+                "that is used there",
+                expected,
                 self.n_tokens,
                 spanned[least],
                 least,
-                RELATIVE_TOLERANCE,
+                f"singular values are cut below {RELATIVE_TOLERANCE:g} of the largest"
+                if self.maps.core.dtype == torch.float32
+                else "singular values are cut where float64 ends",
             )
-
-    def _layers(self, source_layers: int, target_layers: int) -> dict[int, int]:
-        if self._wanted_layers is None:
-            return {b: proportional_layer(b, source_layers, target_layers) for b in range(target_layers)}
-        if not self._wanted_layers:
-            raise InvalidInput("the layer map is empty; map at least one target layer")
-        for b, a in self._wanted_layers.items():
-            if not (0 <= b < target_layers and 0 <= a < source_layers):
-                raise InvalidInput(
-                    f"the layer map sends target layer {b} to source layer {a}; "
-                    f"the target has layers 0 to {target_layers - 1}, the source 0 to {source_layers - 1}"
-                )
-        return dict(sorted(self._wanted_layers.items()))
 
     def _in_source_basis(self, direction: CapabilityDirection) -> CapabilityDirection:
         d_source = self.maps.source_factors.shape[-1]
@@ -353,18 +362,3 @@ class SubspaceAligner:
         if direction.model is not None and not direction.model.is_same_model(self.source_model):
             raise IncompatibleModel(f"the direction lives in {direction.model}, the aligner reads {self.source_model}")
         return direction
-
-
-def _check_method(method: str, rank: int | str | None, ridge: float | str | None) -> None:
-    if method not in METHODS:
-        raise InvalidInput(f"there is no method {method!r}; take one of {', '.join(METHODS)}")
-    if isinstance(rank, int) and rank < 1:
-        raise InvalidInput(f"rank {rank} was given; at least 1 is needed")
-    if isinstance(rank, str) and rank != "cv":
-        raise InvalidInput(f'rank {rank!r} was given; take a number, "cv", or None')
-    if ridge is not None and METHODS[method].default_ridge is None:
-        raise InvalidInput(f"ridge {ridge!r} was given, but the method {method!r} has none; take ridge, rrr or cca")
-    if isinstance(ridge, str) and ridge != "cv":
-        raise InvalidInput(f'ridge {ridge!r} was given; take a number, "cv", or None')
-    if isinstance(ridge, int | float) and not 0 <= ridge < math.inf:
-        raise InvalidInput(f"ridge {ridge} was given; 0 or more is needed")

@@ -36,6 +36,12 @@ class HeldStates:
     def n(self) -> int:
         return len(self.fold)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What maps of these states are worth keeping in."""
+        exact = {h.dtype for side in (self.source, self.target) for h in side.values()} == {torch.float64}
+        return torch.float64 if exact else torch.float32
+
     def pair(self, target_layer: int, rank: int | None = None) -> Pair:
         """Both layers' principal axes, the leading `rank` of them if told, and their coupling."""
         (s, scores_s), (t, scores_t) = self._sides(target_layer, rank)
@@ -93,6 +99,11 @@ class StreamedMoments:
     @property
     def n(self) -> int:
         return int(self.running.n.sum())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What maps of these sums are worth keeping in: the states were float32."""
+        return torch.float32
 
     def pair(self, target_layer: int, rank: int | None = None) -> Pair:
         """Both layers' principal axes and their coupling; sums give all axes at once, whatever the rank."""

@@ -34,7 +34,7 @@ def at_tokens(
     layers = check_layers(layers, variant.backend.identity.n_layers)
     counts = torch.tensor([len(tokens) for tokens in chosen])
     starts = counts.cumsum(0) - counts
-    states = torch.empty(len(layers), int(counts.sum()), variant.backend.identity.d_model)
+    states = torch.empty(len(layers), int(counts.sum()), variant.backend.identity.d_model, dtype=torch.float32)
     for prompts in _batches(variant, batch_size, progress):
         places = torch.cat([torch.arange(int(starts[p]), int(starts[p] + counts[p])) for p in prompts])
         read(variant, layers, prompts, chosen, _into(states, places))
@@ -108,11 +108,6 @@ def all_tokens(variant: Variant, skip_first: bool) -> Chosen:
     if skip_first and max(lengths) == 1:
         raise InvalidInput("every prompt is one token long and skip_first leaves it out; give longer texts")
     return [torch.arange(int(skip_first), length) for length in lengths]
-
-
-def token_counts(variant: Variant, skip_first: bool) -> Int[Tensor, " prompt"]:
-    """How many tokens of each prompt `at_all_tokens` gives."""
-    return torch.tensor([len(tokens) for tokens in all_tokens(variant, skip_first)])
 
 
 def read(variant: Variant, layers: Sequence[int], prompts: Int[Tensor, " prompt"], chosen: Chosen, keep: Keep) -> None:

@@ -42,9 +42,12 @@ class CrossValidation:
 
     @property
     def best(self) -> tuple[int, float]:
-        """Rank and ridge of the highest R2, mean over layers; of equal ones the smallest rank."""
-        mean = self.r2.mean(dim=0)
-        ridge, rank = (mean >= mean.max()).nonzero()[:, [0, 1]].tolist()[0]
+        """Rank and ridge of the highest R2, mean over layers; of equal ones the smallest rank, then the smallest ridge.
+
+        A layer that is predicted worse than by its mean counts as 0: how much worse must not outvote the others.
+        """
+        mean = self.r2.clamp_min(0).mean(dim=0).T
+        rank, ridge = (mean >= mean.max()).nonzero().tolist()[0]
         return self.ranks[rank], self.ridges[ridge]
 
     def frame(self) -> DataFrame:
@@ -79,8 +82,8 @@ def cross_validate(
     """
     if any(sum(fold.n > 0 for fold in of_layer) < 2 for of_layer in folds.values()):
         raise InvalidInput("cross-validation needs calibration tokens of two texts at least; give more, or a rank and a ridge")
-    shape = next(iter(folds.values()))[0].cross.shape
-    ranks = rank_grid(min(shape)) if rank == "cv" else (rank or max(shape),)
+    widest = max(method.widest(*of_layer[0].cross.shape) for of_layer in folds.values())
+    ranks = rank_grid(widest) if rank == "cv" else (rank or widest,)
     ridges = RIDGES if ridge == "cv" else (ridge or 0.0,)
     r2 = [_held_out_r2(of_layer, method, centered, ranks, ridges) for of_layer in folds.values()]
     return CrossValidation(tuple(folds), ranks, ridges, torch.stack(r2))

@@ -13,6 +13,25 @@ from unlock_lens.errors import InvalidInput
 from unlock_lens.methods import Factors, Pair
 
 
+def layer_map_of(wanted: Mapping[int, int] | None, source_layers: int, target_layers: int) -> dict[int, int]:
+    """Target layer -> source layer, as wanted or (None) in proportion to depth.
+
+    Raises:
+        InvalidInput: none is mapped, or one that a model does not have.
+    """
+    if wanted is None:
+        return {b: proportional_layer(b, source_layers, target_layers) for b in range(target_layers)}
+    if not wanted:
+        raise InvalidInput("the layer map is empty; map at least one target layer")
+    for b, a in wanted.items():
+        if not (0 <= b < target_layers and 0 <= a < source_layers):
+            raise InvalidInput(
+                f"the layer map sends target layer {b} to source layer {a}; "
+                f"the target has layers 0 to {target_layers - 1}, the source 0 to {source_layers - 1}"
+            )
+    return dict(sorted(wanted.items()))
+
+
 def proportional_layer(target_layer: int, source_layers: int, target_layers: int) -> int:
     """a(b) = floor((L_s - 1) b / (L_t - 1)); the last source layer for a target of one layer."""
     if target_layers == 1:
@@ -44,17 +63,19 @@ class FactoredMaps:
     target_mean: Float[Tensor, "layer d_target"]
 
     @classmethod
-    def of(cls, layer_map: Mapping[int, int], pairs: Sequence[Pair], factors: Sequence[Factors]) -> FactoredMaps:
-        """The factors of every layer pair together, in float32."""
+    def of(
+        cls, layer_map: Mapping[int, int], pairs: Sequence[Pair], factors: Sequence[Factors], dtype: torch.dtype
+    ) -> FactoredMaps:
+        """The factors of every layer pair together, in the precision of the states that they were made from."""
         rank = max(max(found.core.shape) for found in factors)
-        return cls(
-            layer_map,
-            torch.stack([_padded(found.left, rank) for found in factors]),
-            torch.stack([_padded(_padded(found.core, rank).T, rank).T for found in factors]),
-            torch.stack([_padded(found.right, rank) for found in factors]),
-            torch.stack([pair.source.mean for pair in pairs]).float(),
-            torch.stack([pair.target.mean for pair in pairs]).float(),
+        parts = (
+            [_padded(found.left, rank) for found in factors],
+            [_padded(_padded(found.core, rank).T, rank).T for found in factors],
+            [_padded(found.right, rank) for found in factors],
+            [pair.source.mean for pair in pairs],
+            [pair.target.mean for pair in pairs],
         )
+        return cls(layer_map, *(torch.stack(part).to(dtype) for part in parts))
 
     @property
     def rank(self) -> int:
@@ -90,7 +111,7 @@ class FactoredMaps:
 
 
 def _padded(rows: Float[Tensor, "found width"], rank: int) -> Float[Tensor, "rank width"]:
-    return torch.cat([rows, rows.new_zeros(rank - rows.shape[0], rows.shape[1])]).float()
+    return torch.cat([rows, rows.new_zeros(rank - rows.shape[0], rows.shape[1])])
 
 
 def projected_out(

@@ -30,7 +30,8 @@ def paired_tokens(source: Variant, target: Variant, positions: Positions, skip_f
     """For each text the tokens of both models that belong together: as many of one as of the other.
 
     The last token goes with the last. Of all tokens, like goes with like where both models read the same ids, or different
-    texts of as many tokens. Where two tokenizers cut one text differently, tokens are paired that end at the same character.
+    texts of as many tokens of one vocabulary. Where two tokenizers cut one text differently, tokens are paired that end at the
+    same character.
 
     Raises:
         InvalidInput: different numbers of texts, or of tokens in differing texts; no token ends where another does.
@@ -65,7 +66,7 @@ def _pairs(source: Variant, target: Variant, i: int, skip_first: bool) -> Int[Te
         pairs = [(token, token) for token in range(counts[0])]
     elif source.prompts[i] == target.prompts[i]:
         pairs = pairs_by_end(source.spans[i], target.spans[i])
-    elif counts[0] == counts[1]:
+    elif counts[0] == counts[1] and _same_vocabulary(source, target):
         pairs = [(token, token) for token in range(counts[0])]
     else:
         raise InvalidInput(
@@ -75,6 +76,11 @@ def _pairs(source: Variant, target: Variant, i: int, skip_first: bool) -> Int[Te
         )
     kept = [pair for pair in pairs if not (skip_first and 0 in pair)]
     return torch.tensor(kept, dtype=torch.long).reshape(-1, 2)
+
+
+def _same_vocabulary(source: Variant, target: Variant) -> bool:
+    vocabularies = [variant.backend.tokenizer.get_vocab() for variant in (source, target)]
+    return vocabularies[0] == vocabularies[1]
 
 
 def _same_ids(source: Variant, target: Variant, i: int) -> bool:

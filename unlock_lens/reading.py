@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,17 +20,26 @@ from unlock_lens.progress import shown
 from unlock_lens.sinks import SinkRule, Sinks
 from unlock_lens.variant import Variant
 
+logger = logging.getLogger(__name__)
+SAMPLE = 64
+"""Texts whose tokens say what norm is usual."""
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Reader:
     """Runs both models over the calibration texts.
 
     Attributes:
+        source: the model that directions come from, with the calibration texts.
+        target: the model that they go to, with the same texts.
         layer_map: target layer -> source layer; no other layers are read.
         source_tokens: of each text, the tokens that are read in the source.
         target_tokens: as many, in the target.
+        centered: whether maps are to be fitted on distances from the mean.
         sinks: what becomes of tokens with huge norms.
         folds: into how many folds texts are put, for cross-validation; 1 for none.
+        batch_size: texts in one forward pass.
+        progress: whether to show a progress bar.
     """
 
     source: Variant
@@ -44,14 +54,17 @@ class Reader:
     progress: bool
 
     def run(self) -> Calibration:
-        """Hold the states where they take less room than the sums would.
+        """Hold the states of no more tokens than the wider model is wide, whose Gram matrix is the smaller one; sum others.
 
         Raises:
             InvalidInput: states that are not finite.
         """
         n = sum(len(tokens) for tokens in self.source_tokens)
         widest = max(variant.backend.identity.d_model for variant in (self.source, self.target))
-        return self._held() if n <= widest else self._streamed()
+        found = self._held() if n <= widest else self._streamed()
+        if found.n < n:
+            logger.info("%d of %d calibration tokens are attention sinks and were left out", n - found.n, n)
+        return found
 
     def _held(self) -> HeldStates:
         sides = [
@@ -64,21 +77,31 @@ class Reader:
     def _streamed(self) -> StreamedMoments:
         widths = [variant.backend.identity.d_model for variant in self._variants]
         running = RunningMoments(self.layer_map, widths[0], widths[1], self.folds)
-        sinks: SinkRule | None = None
+        sinks = self._sink_rule()
         names = " and ".join(variant.backend.identity.name for variant in self._variants)
         for prompts in shown(self._batches(), f"reading {names}", self.progress):
             sides = self._states(0, prompts), self._states(1, prompts)
             if not sides[0].shape[1]:
                 continue
             fold = torch.cat([self._fold_of[p].expand(len(self.source_tokens[p])) for p in prompts.tolist()])
-            sinks = sinks or SinkRule.of(self.sinks, sides)  # the longest texts come first: typical norms are theirs
-            running.add(*sinks.applied(sides, fold))
+            kept = sinks.applied(sides, fold)
+            if len(kept[2]):
+                running.add(*kept)
         return StreamedMoments(running, self.centered)
+
+    def _sink_rule(self) -> SinkRule:
+        """Typical norms are those of a sample of texts, the same whatever the batch size."""
+        if self.sinks == "keep":
+            return SinkRule.of("keep", (torch.empty(0), torch.empty(0)))
+        sample = torch.linspace(0, len(self.source) - 1, min(SAMPLE, len(self.source))).round().long()
+        read = [(self._states(0, prompts), self._states(1, prompts)) for prompts in sample.split(self.batch_size)]
+        source, target = (torch.cat(side, dim=1) for side in zip(*read, strict=True))
+        return SinkRule.of(self.sinks, (source, target))
 
     def _states(self, side: int, prompts: Int[Tensor, " prompt"]) -> Float[Tensor, "layer picked d_model"]:
         variant, chosen, layers = self._variants[side], self._tokens[side], self._layers[side]
         picked = sum(len(chosen[p]) for p in prompts.tolist())
-        states = torch.empty(len(layers), picked, variant.backend.identity.d_model)
+        states = torch.empty(len(layers), picked, variant.backend.identity.d_model, dtype=torch.float32)
 
         def keep(layer: int, read: Tensor) -> None:
             states[layer] = read.to(states)

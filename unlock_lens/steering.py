@@ -59,8 +59,8 @@ class SteeringHook:
 
     def __post_init__(self) -> None:
         strengths = [*self.alpha.values()] if isinstance(self.alpha, Mapping) else [self.alpha]
-        if not all(map(math.isfinite, strengths)):
-            raise InvalidInput(f"alpha {self.alpha} was given; a finite number is needed")
+        if None in strengths or not all(map(math.isfinite, strengths)):
+            raise InvalidInput(f"alpha {self.alpha} was given; a finite number is needed, or one for each layer")
         if self.operation not in OPERATIONS:
             raise InvalidInput(f"there is no operation {self.operation!r}; take one of {', '.join(OPERATIONS)}")
         if self.positions not in POSITIONS:

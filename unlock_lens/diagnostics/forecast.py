@@ -20,6 +20,7 @@ from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.identity import ModelIdentity
 from unlock_lens.pairing import paired_tokens
+from unlock_lens.sinks import SinkRule
 from unlock_lens.variant import Variant
 
 
@@ -190,7 +191,8 @@ def _states(
         return None
     _check_states(source, target, aligner)
     kept = _spread(source.shape[1], max_tokens)
-    return source[:, kept], target[:, kept]
+    states = source[:, kept], target[:, kept]
+    return SinkRule.of(aligner.sinks, states).applied(states, torch.zeros(len(kept), dtype=torch.long))[:2]
 
 
 def _captured(

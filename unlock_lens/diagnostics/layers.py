@@ -78,7 +78,9 @@ def layer_diagnosis(
         target_layer=b,
         source_layer=a,
         coverage=coverage(vector, source_factors),
-        own_cosine=_own_cosine(vector @ aligner.map(b), own, b) if own and b in own.layers else None,
+        own_cosine=_own_cosine(aligner.transport(direction).at_layers([b]).vectors[0], own, b)
+        if own and b in own.layers
+        else None,
         stability=_stability(direction, contrast, a, bootstraps) if contrast and a in contrast.layers else None,
         **(_of_states(vector, aligner, b, states[0][a], states[1][b], folds) if states else {}),
     )

@@ -40,7 +40,7 @@ class Pair:
     coupling: Float[Tensor, "rank_s rank_t"]
 
     def penalty(self, ridge: float) -> Float[Tensor, ""]:
-        """Lambda: the ridge strength is told in mean squared singular values of the source, so that it has no unit."""
+        """Lambda: the ridge strength is told in mean squared singular values of the source, of those that are spanned."""
         return ridge * self.source.values.square().mean()
 
 
@@ -63,6 +63,7 @@ class Method:
         default_rank: where none is asked for; None for all that the calibration tokens span.
         default_ridge: where none is asked for; None where the method knows no ridge.
         leading_axes: whether axes beyond the rank change nothing, so that they need not be computed.
+        source_axes: whether the rank counts axes of the source alone.
     """
 
     name: str
@@ -70,6 +71,11 @@ class Method:
     default_rank: int | None
     default_ridge: float | None
     leading_axes: bool = False
+    source_axes: bool = False
+
+    def widest(self, source: int, target: int) -> int:
+        """The largest rank that means anything, of what the tokens span in source and target."""
+        return source if self.source_axes else min(source, target)
 
     def axes(self, rank: int | None) -> int | None:
         """How many principal axes a fit at this rank needs; None for all."""

@@ -19,4 +19,4 @@ def fit(pair: Pair, rank: int, ridge: float) -> Factors:
     return Factors(pair.source.vectors[:rank], diagonal(values / (values**2 + pair.penalty(ridge))), predicted)
 
 
-METHOD = Method("ridge", fit, default_rank=None, default_ridge=1e-3)
+METHOD = Method("ridge", fit, default_rank=None, default_ridge=1e-3, source_axes=True)

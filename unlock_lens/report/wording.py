@@ -151,7 +151,9 @@ def _sharper(arms: Mapping[str, Line]) -> str:
 
 def _limits(results: Results, arms: Mapping[str, Line]) -> str:
     config, tried = arms[TRANSFERRED]["config"], results.trained()
-    chosen = ", ".join(f"{key} {config[key]}" for key in ("aligner", "rank", "n", "alpha") if config.get(key) is not None)
+    chosen = ", ".join(
+        f"{key} {config[key]}" for key in ("aligner", "method", "rank", "n", "alpha") if config.get(key) is not None
+    )
     told = (
         f"Chosen among {len(tried)} configurations on {tried[0]['n']} other questions: {chosen}. " if tried and chosen else ""
     )

@@ -69,7 +69,8 @@ def _maps(material: Material, chosen: Setting) -> Iterator[dict[str, Any]]:
     grid = material.config.grid
     own = material.own_direction(chosen) if "own" in material.controls else None
     for aligner_name, n, layer_map in product(grid.aligner, grid.n, grid.layer_map):
-        setting = replace(chosen, aligner=aligner_name, n=n, layer_map=layer_map, rank=None)
+        method = "unlock" if aligner_name == "paper" else chosen.method
+        setting = replace(chosen, aligner=aligner_name, n=n, layer_map=layer_map, rank=None, method=method)
         whole = material.aligner(setting)
         states = [material.states(side, aligner_name, n) for side in ("source", "target")]
         source = material.source_direction(setting)
@@ -78,6 +79,7 @@ def _maps(material: Material, chosen: Setting) -> Iterator[dict[str, Any]]:
             aligner = whole.at_rank(min(rank, whole.maps.rank))
             yield {
                 "aligner": aligner_name,
+                "method": method,
                 "n": n,
                 "layer_map": layer_map,
                 "rank": rank,
