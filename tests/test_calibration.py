@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,9 +66,9 @@ def test_the_rule_for_sinks_does_not_hang_on_the_batch_size(
     held = SubspaceAligner(8, True, sinks="drop", layer_map={0: 0, 1: 1, 2: 3}).fit_activations(states[0], states[1])
     assert 0 < (held.n_tokens or 0) < states[0].shape[1]
     for batch_size in (1, 7, 40):
-        with caplog.at_level(logging.INFO, logger="unlock_lens"):
-            assert reader(large, small, sinks="drop", batch_size=batch_size).run().n == held.n_tokens
-        assert f"of {states[0].shape[1]} calibration tokens are attention sinks and were left out" in caplog.text
+        caplog.clear()
+        assert reader(large, small, sinks="drop", batch_size=batch_size).run().n == held.n_tokens
+        assert f"of {states[0].shape[1]} calibration tokens have more than" in caplog.text
 
 
 def test_sums_do_not_grow_with_the_number_of_tokens() -> None:
@@ -285,6 +284,16 @@ def test_layers_that_are_not_mapped_are_not_read(large: Any, small: Any, monkeyp
     assert set(read) == {(2,), (1,)}
 
 
+def test_a_map_that_predicts_nothing_says_so(large: Any, small: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Of unrelated tokens; and of texts in another order, which count as many tokens."""
+    SubspaceAligner("cv", True).fit_activations(acts(0, 1, 50, 8), acts(1, 1, 50, 6))
+    assert "the map carries nothing" in caplog.text
+    caplog.clear()
+    prompts = zoo.running_sum(n=6).direct
+    SubspaceAligner(4, positions="all").fit(ul.Variant(large, prompts), ul.Variant(small, prompts[::-1]))
+    assert "6 of 6 texts differ between source and target; their tokens are paired by place" in caplog.text
+
+
 def test_bad_calibrations_are_refused(large: Any, small: Any) -> None:
     with pytest.raises(ul.InvalidInput, match="needs calibration tokens of two texts at least"):
         SubspaceAligner("cv").fit_activations(acts(0, 2, 1, 8), acts(1, 2, 1, 6))
@@ -301,5 +310,9 @@ def test_bad_calibrations_are_refused(large: Any, small: Any) -> None:
             SubspaceAligner(2).fit_activations(wrong, acts(1, 2, 8, 6))  # pyright: ignore[reportArgumentType]
     with unchecked(), pytest.raises(ul.InvalidInput, match="layer_map is a list; give {target layer: source layer}"):
         SubspaceAligner(2, layer_map=[0, 1])  # pyright: ignore[reportArgumentType]
+    with unchecked(), pytest.raises(ul.InvalidInput, match="source is a TransformerBridge; give Variant"):
+        SubspaceAligner(2).fit(large, small)
+    with pytest.raises(ul.InvalidInput, match="not fitted yet"):
+        _ = SubspaceAligner(4, method="rrr", ridge="cv").ridge_in_use
     with pytest.raises(ul.InvalidInput, match="batch_size 0 was given"):
         SubspaceAligner(2, True, "all").fit(ul.Variant(large, TEXT), ul.Variant(small, TEXT), batch_size=0)

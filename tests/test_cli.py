@@ -142,6 +142,10 @@ def test_mistakes_are_told_in_a_line_before_any_model_is_loaded(files: Path, tmp
         ((*steer, "--direction", direction, "--alpha", "1", "--layers", "7"), "this direction has [0, 1, 2, 3]"),
         ((*steer, "--direction", direction, "--alpha", "1", "--out", tmp_path), "cannot be written"),
         ((*align, "--out", tmp_path / "a", "--rank", "0"), "rank 0 was given"),
+        (
+            (*align, "--out", tmp_path / "a", "--paper", "--method", "ridge"),
+            "leave out --method, --ridge, --sinks, --without-mean",
+        ),
         ((*align, "--out", tmp_path / "a", "--rank", "best"), "write a number of at least 1, or cv"),
         ((*align, "--out", tmp_path / "a", "--ridge", "1"), "the method 'unlock' has none"),
         ((*align, "--out", tmp_path / "a", "--ridge", "x", "--method", "rrr"), "write a number of at least 0, or cv"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,6 +100,8 @@ class SubspaceAligner:
         if sinks not in SINKS:
             raise InvalidInput(f"sinks {sinks!r} was given; take one of {', '.join(SINKS)}")
         self.rank: int | Literal["cv"] | None = METHODS[method].default_rank if rank is None else rank
+        if isinstance(rank, Integral):  # NumPy's too
+            self.rank = int(rank)
         self.centered = centered
         self.positions: Positions = positions
         self.skip_first = skip_first
@@ -131,6 +134,9 @@ class SubspaceAligner:
             InvalidInput: different numbers of texts, texts whose tokens cannot be paired, layers out of range, states that are
                 not finite or do not vary.
         """
+        for side, variant in (("source", source), ("target", target)):
+            if not isinstance(variant, Variant):  # pyright: ignore[reportUnnecessaryIsInstance]  users have no type checker
+                raise InvalidInput(f"{side} is a {type(variant).__name__}; give Variant(model, texts)")
         models = source.backend.identity, target.backend.identity
         layer_map = layer_map_of(self._wanted_layers, models[0].n_layers, models[1].n_layers)
         tokens = paired_tokens(source, target, self.positions, self.skip_first)
@@ -199,6 +205,11 @@ class SubspaceAligner:
         self.n_tokens, self.cross_validation = calibration.n, chosen
         self.source_model, self.target_model, self.prompts_hash = source_model, target_model, prompts_hash
         self._tell_cap()
+        if chosen and not bool((chosen.r2.mean(dim=0) > 0).any()):
+            logger.warning(
+                "no rank or ridge predicts held-out target states better than their mean does: the map carries nothing; "
+                "are the texts the same, in the same order?"
+            )
         return self
 
     def transport(self, direction: CapabilityDirection) -> CapabilityDirection:
@@ -242,7 +253,7 @@ class SubspaceAligner:
         return dict(self.maps.layer_map)
 
     def map(self, target_layer: int) -> Float[Tensor, "d_source d_target"]:
-        """W[b], dense, for inspection; a row vector v_s of the source becomes v_s W[b].
+        """W[b], dense, for inspection; a row vector v_s of the source becomes v_s W[b], before `without_mean` if that is asked.
 
         Raises:
             InvalidInput: no map for that layer, or not fitted yet.
@@ -310,6 +321,8 @@ class SubspaceAligner:
         state = f"{self.source_model} -> {self.target_model}" if self._maps else "not fitted"
         settings = {name: value for name, value in self._settings.items() if name in _ALWAYS_TOLD or value != _SETTINGS[name]}
         told = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        if self.cross_validation:
+            told += f"; chose rank {self.maps.rank}, ridge {self.ridge_in_use:g}"
         return f"SubspaceAligner({told}; {state})"
 
     @property
@@ -320,7 +333,8 @@ class SubspaceAligner:
     @property
     def ridge_in_use(self) -> float:
         """The strength that the map was fitted with: as given, or as cross-validation chose it; 0 for a method without."""
-        return self.cross_validation.best[1] if self.cross_validation else float(self.ridge or 0.0)
+        maps_of = self.maps  # says so where nothing is fitted yet
+        return self.cross_validation.best[1] if self.cross_validation and maps_of else float(self.ridge or 0.0)
 
     @property
     def _chooses(self) -> bool:

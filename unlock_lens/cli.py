@@ -133,7 +133,8 @@ def align(
         bool, typer.Option(help="Project the part along the target's mean calibration state out of the direction.")
     ] = False,
     paper: Annotated[
-        bool, typer.Option("--paper", help="The paper's aligner, whatever else is said: method unlock, last token, uncentered.")
+        bool,
+        typer.Option("--paper", help="The paper's aligner: last token, uncentered, whatever those say."),
     ] = False,
     save_aligner: Annotated[Path | None, typer.Option(help="File for the aligner itself.")] = None,
     batch_size: BatchSize = 8,
@@ -154,6 +155,8 @@ def align(
     found = CapabilityDirection.load(direction) if direction else None
     choices: dict[str, Any] = {"method": method, "ridge": parse_ridge(ridge), "sinks": sinks, "without_mean": without_mean}
     k = parse_rank(rank)
+    if paper and choices != {"method": "unlock", "ridge": None, "sinks": "keep", "without_mean": False}:
+        raise InvalidInput("--paper is the paper's own aligner; leave --method, --ridge, --sinks, --without-mean out")
     aligner = (
         SubspaceAligner(k)
         if paper
@@ -229,6 +232,7 @@ def inspect(
     Example: `unlock-lens inspect cot.safetensors`
     """
     from unlock_lens import artifact
+    from unlock_lens.cross_validation import CrossValidation
 
     tensors, metadata = artifact.load(file)
     if metadata["kind"] == "direction":
@@ -236,6 +240,9 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(metadata, indent=2))
         return
+    if metadata.get("cross_validation"):
+        rank, ridge = CrossValidation.from_json(metadata["cross_validation"]).best
+        metadata["cross_validation"] = f"chose rank {rank}, ridge {ridge:g} (--json has the curve)"
     console.print(_table([{"what": key, "value": _told(value)} for key, value in metadata.items()]))
 
 

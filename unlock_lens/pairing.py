@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from unlock_lens.capture import Chosen
 from unlock_lens.errors import InvalidInput
 from unlock_lens.variant import Variant
 
+logger = logging.getLogger(__name__)
 Positions = Literal["last", "all"] | int
 Span = tuple[int, int]
 
@@ -50,12 +52,17 @@ def paired_tokens(source: Variant, target: Variant, positions: Positions, skip_f
         )
     if positions == "last":
         return capture.one_token(source, -1), capture.one_token(target, -1)
+    differing = sum(a != b for a, b in zip(source.prompts, target.prompts, strict=True))
     pairs = [_strided(_pairs(source, target, i, skip_first), positions) for i in range(len(source))]
     if not any(len(of_text) for of_text in pairs):
         raise InvalidInput(
             f"no token of {source.backend.identity.name} belongs to one of {target.backend.identity.name}: "
             "their tokenizers share no offset in these texts, or skip_first leaves the only ones out; give longer texts, "
             'or take positions="last"'
+        )
+    if differing:
+        logger.warning(
+            "%d of %d texts differ between source and target; their tokens are paired by place", differing, len(source)
         )
     return [of_text[:, 0] for of_text in pairs], [of_text[:, 1] for of_text in pairs]
 
@@ -70,9 +77,9 @@ def _pairs(source: Variant, target: Variant, i: int, skip_first: bool) -> Int[Te
         pairs = [(token, token) for token in range(counts[0])]
     else:
         raise InvalidInput(
-            f"text {i} ({source.prompts[i][:40]!r}) has {counts[0]} tokens in the source and {counts[1]} in the target, "
-            "and they are not the same text, so nothing says which belong together; give both the same texts, "
-            'or take positions="last"'
+            f"text {i} has {counts[0]} tokens in the source and {counts[1]} in the target, and they are not the same text "
+            f"({source.prompts[i][:40]!r} and {target.prompts[i][:40]!r}), so nothing says which belong together; "
+            "give both the same texts, in the same order"
         )
     kept = [pair for pair in pairs if not (skip_first and 0 in pair)]
     return torch.tensor(kept, dtype=torch.long).reshape(-1, 2)

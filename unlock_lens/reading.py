@@ -17,7 +17,7 @@ from unlock_lens.capture import Chosen
 from unlock_lens.errors import InvalidInput
 from unlock_lens.moments import RunningMoments
 from unlock_lens.progress import shown
-from unlock_lens.sinks import SinkRule, Sinks
+from unlock_lens.sinks import SINK, SinkRule, Sinks
 from unlock_lens.variant import Variant
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,12 @@ class Reader:
         widest = max(variant.backend.identity.d_model for variant in (self.source, self.target))
         found = self._held() if n <= widest else self._streamed()
         if found.n < n:
-            logger.info("%d of %d calibration tokens are attention sinks and were left out", n - found.n, n)
+            logger.warning(
+                "%d of %d calibration tokens have more than %g times the median norm of their layer and were left out",
+                n - found.n,
+                n,
+                SINK,
+            )
         return found
 
     def _held(self) -> HeldStates:

@@ -69,7 +69,7 @@ class SteeringHook:
         if isinstance(self.alpha, Mapping) and set(self.alpha) != set(steered.layers):
             raise InvalidInput(
                 f"alpha has strengths for layers {sorted(self.alpha)}, layers {list(steered.layers)} are steered; "
-                "give one strength for each, or one number for all"
+                "give one strength for each, or one number for all (layers= says which are steered)"
             )
 
     def fwd_hooks(self, model: Any, attention_mask: Shaped[Tensor, "batch token"] | None = None) -> list[tuple[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Integral
 
 from unlock_lens.errors import InvalidInput
 from unlock_lens.methods import cca, procrustes, ridge, rrr, unlock
@@ -18,9 +19,10 @@ def check_method(method: str, rank: int | str | None, ridge: float | str | None)
     """Raise InvalidInput unless the method exists and takes this rank and ridge."""
     if method not in METHODS:
         raise InvalidInput(f"there is no method {method!r}; take one of {', '.join(METHODS)}")
-    if isinstance(rank, int) and rank < 1:
+    whole = isinstance(rank, Integral) and rank is not True
+    if whole and int(rank or 0) < 1:
         raise InvalidInput(f"rank {rank} was given; at least 1 is needed")
-    if rank is not None and rank != "cv" and not isinstance(rank, int):
+    if rank is not None and rank != "cv" and not whole:
         raise InvalidInput(f'rank {rank!r} was given; take a whole number, "cv", or None')
     if ridge is not None and METHODS[method].default_ridge is None:
         raise InvalidInput(f"ridge {ridge!r} was given, but the method {method!r} has none; take ridge, rrr or cca")
