@@ -39,7 +39,7 @@ browser:  ## install Chromium, with which the report page is tested (Debian, as 
 diagnosis: $(VENV)/ready  ## measure how well diagnose forecasts, over 330 configurations (6 minutes)
 	$(VENV)/bin/python benchmarks/diagnosis.py
 
-aligners: $(VENV)/ready  ## measure which calibration brings a capability: method, texts, rank, n (15 minutes on 2 cores)
+aligners: $(VENV)/ready  ## measure which calibration brings a capability: method, texts, rank, n (20 minutes on 2 cores)
 	$(VENV)/bin/python benchmarks/aligners.py --workers $(WORKERS)
 
 bench: $(VENV)/ready  ## measure how far from the floor extraction, fitting, steering and import are (10 minutes on 2 cores)
