@@ -42,7 +42,7 @@ diagnosis: $(VENV)/ready  ## measure how well diagnose forecasts, over 330 confi
 aligners: $(VENV)/ready  ## measure which calibration brings a capability: method, texts, rank, n (20 minutes on 2 cores)
 	$(VENV)/bin/python benchmarks/aligners.py --workers $(WORKERS)
 
-bench: $(VENV)/ready  ## measure how far from the floor extraction, fitting, steering and import are (10 minutes on 2 cores)
+bench: $(VENV)/ready  ## measure how far from the floor extraction, fitting, steering and import are (10 to 20 minutes)
 	mkdir -p runs
 	$(VENV)/bin/python benchmarks/speed.py --json runs/speed.json
 

@@ -123,9 +123,11 @@ def test_a_failure_midway_leaves_nothing_behind(lens_model: Any, failing: str, m
         if failing == "second layer" or calls == 2:
             raise ValueError(failing)
 
-    with lens_model.hooks(fwd_hooks=[("blocks.1.hook_resid_mid" if failing == "second layer" else "hook_embed", fails)]):
+    with lens_model.hooks(
+        fwd_hooks=[("blocks.1.hook_resid_mid" if failing == "second layer" else "blocks.0.hook_resid_pre", fails)]
+    ):
         with pytest.raises(ValueError, match=failing):
-            ul.generate(lens_model, [PROMPT], steer=steer, max_new_tokens=4)
+            steered_tokens(lens_model, [steer], 4)()
     assert leftovers(lens_model) == hooks
     assert torch.equal(logits_of(lens_model), before)
 
