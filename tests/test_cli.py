@@ -56,7 +56,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--unlocked", "Q {question} think A :", "--out", folder / "think.safetensors", "--batch-size", "100",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "4 layers, d_model 96, from 100 questions" in done.stdout.replace("\n", " ")
+    assert "4 layers, d_model 96, from 100 questions" in " ".join(done.stdout.split())
     return folder
 
 
