@@ -144,7 +144,7 @@ def test_mistakes_are_told_in_a_line_before_any_model_is_loaded(files: Path, tmp
         ((*align, "--out", tmp_path / "a", "--rank", "0"), "rank 0 was given"),
         (
             (*align, "--out", tmp_path / "a", "--paper", "--method", "ridge"),
-            "leave out --method, --ridge, --sinks, --without-mean",
+            "leave --method, --ridge, --sinks, --without-mean out",
         ),
         ((*align, "--out", tmp_path / "a", "--rank", "best"), "write a number of at least 1, or cv"),
         ((*align, "--out", tmp_path / "a", "--ridge", "1"), "the method 'unlock' has none"),
