@@ -333,8 +333,8 @@ class SubspaceAligner:
     @property
     def ridge_in_use(self) -> float:
         """The strength that the map was fitted with: as given, or as cross-validation chose it; 0 for a method without."""
-        maps_of = self.maps  # says so where nothing is fitted yet
-        return self.cross_validation.best[1] if self.cross_validation and maps_of else float(self.ridge or 0.0)
+        _ = self.maps  # refused where nothing is fitted yet
+        return self.cross_validation.best[1] if self.cross_validation else float(self.ridge or 0.0)
 
     @property
     def _chooses(self) -> bool:
