@@ -18,6 +18,7 @@ from unlock_lens.cross_validation import CrossValidation, cross_validate, rank_g
 from unlock_lens.methods import METHODS
 from unlock_lens.moments import Moments, RunningMoments
 from unlock_lens.pairing import Positions, paired_tokens, pairs_by_end
+from unlock_lens.reducing import How
 from unlock_lens.sinks import SinkRule
 
 TEXT = zoo.text(40, seed=2)
@@ -27,12 +28,21 @@ def acts(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def reader(large: Any, small: Any, texts: list[str] = TEXT, **changes: Any) -> reading.Reader:
+def reader(large: Any, small: Any, texts: list[str] = TEXT, sinks: Any = "keep", batch_size: int = 7) -> reading.Reader:
     source, target = ul.Variant(large, texts), ul.Variant(small, texts)
     tokens = paired_tokens(source, target, "all")
-    options: dict[str, Any] = {"centered": True, "sinks": "keep", "folds": 1, "batch_size": 7, "progress": False, **changes}
     return reading.Reader(
-        source=source, target=target, layer_map={0: 0, 1: 1, 2: 3}, source_tokens=tokens[0], target_tokens=tokens[1], **options
+        source=source,
+        target=target,
+        layer_map={0: 0, 1: 1, 2: 3},
+        source_tokens=tokens[0],
+        target_tokens=tokens[1],
+        centered=True,
+        sinks=sinks,
+        folds=1,
+        rank=None,
+        leading_axes=True,
+        how=How(batch_size, resume=None, wait=True, progress=False),
     )
 
 

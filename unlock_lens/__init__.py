@@ -4,9 +4,23 @@ from typing import TYPE_CHECKING, Any
 
 from unlock_lens.alignment import SubspaceAligner
 from unlock_lens.direction import CapabilityDirection
-from unlock_lens.errors import ArtifactError, IncompatibleModel, InvalidInput, UnlockLensError, UnsupportedModel
+from unlock_lens.errors import (
+    ArtifactError,
+    DeadlineExceeded,
+    IncompatibleModel,
+    InvalidInput,
+    JobsRunning,
+    RemoteError,
+    RemoteFailure,
+    RequestRefused,
+    ServerUnreachable,
+    UnlockLensError,
+    UnsupportedModel,
+)
 from unlock_lens.generation import generate
 from unlock_lens.identity import ModelIdentity
+from unlock_lens.jobs import submit
+from unlock_lens.remote import Remote, Traffic
 from unlock_lens.steering import SteeringHook, apply, attached
 from unlock_lens.variant import Variant
 
@@ -16,12 +30,20 @@ if TYPE_CHECKING:
 __all__ = [
     "ArtifactError",
     "CapabilityDirection",
+    "DeadlineExceeded",
     "Diagnosis",
     "IncompatibleModel",
     "InvalidInput",
+    "JobsRunning",
     "ModelIdentity",
+    "Remote",
+    "RemoteError",
+    "RemoteFailure",
+    "RequestRefused",
+    "ServerUnreachable",
     "SteeringHook",
     "SubspaceAligner",
+    "Traffic",
     "UnlockLensError",
     "UnsupportedModel",
     "Variant",
@@ -29,6 +51,7 @@ __all__ = [
     "attached",
     "diagnose",
     "generate",
+    "submit",
 ]
 
 

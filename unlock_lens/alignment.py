@@ -24,6 +24,7 @@ from unlock_lens.linear_map import FactoredMaps, layer_map_of, projected_out
 from unlock_lens.methods import METHODS, check_method
 from unlock_lens.pairing import Positions, check_positions, paired_tokens
 from unlock_lens.reading import Reader
+from unlock_lens.reducing import How
 from unlock_lens.sinks import SINKS, Sinks
 from unlock_lens.variant import Variant
 
@@ -119,7 +120,15 @@ class SubspaceAligner:
         self._wanted_layers = {int(b): int(a) for b, a in layer_map.items()} if layer_map is not None else None
         self._maps: FactoredMaps | None = None
 
-    def fit(self, source: Variant, target: Variant, batch_size: int = 8, progress: bool = True) -> SubspaceAligner:
+    def fit(
+        self,
+        source: Variant,
+        target: Variant,
+        batch_size: int = 8,
+        progress: bool = True,
+        resume: str | Path | None = None,
+        wait: bool = True,
+    ) -> SubspaceAligner:
         """Fit the map on both variants' states at the calibration tokens; returns the aligner itself.
 
         Memory does not grow with the number of tokens: beyond a layer's width of them, sums alone are kept, in float64.
@@ -129,10 +138,13 @@ class SubspaceAligner:
             target: the model that they go to, with as many texts, in the same order.
             batch_size: texts in one forward pass.
             progress: whether to show a progress bar (after a second of work).
+            resume: for models on a server: a folder that keeps finished requests, so that the same call goes on after a fault.
+            wait: for models on a server: otherwise all requests are sent, and the same call collects them later.
 
         Raises:
             InvalidInput: different numbers of texts, texts whose tokens cannot be paired, layers out of range, states that are
-                not finite or do not vary.
+                not finite or do not vary, resume without a server, sinks that are to be dealt with on a server.
+            RemoteError: a server that does not answer, refuses, or fails; JobsRunning with wait=False.
         """
         for side, variant in (("source", source), ("target", target)):
             if not isinstance(variant, Variant):  # pyright: ignore[reportUnnecessaryIsInstance]  users have no type checker
@@ -149,8 +161,9 @@ class SubspaceAligner:
             centered=self.centered,
             sinks=self.sinks,
             folds=FOLDS if self._chooses else 1,
-            batch_size=batch_size,
-            progress=progress,
+            rank=self.rank if isinstance(self.rank, int) else None,
+            leading_axes=METHODS[self.method].leading_axes,
+            how=How(batch_size, resume, wait, progress),
         ).run()
         return self._fitted(calibration, layer_map, *models, source.prompts_hash)
 

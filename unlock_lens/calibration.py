@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unlock_lens.decomposition import right_factors
 from unlock_lens.errors import InvalidInput
+from unlock_lens.factors import LayerFactors
 from unlock_lens.methods import Axes, Pair
 from unlock_lens.moments import Moments, RunningMoments
 from unlock_lens.sinks import SinkRule, Sinks
@@ -127,7 +128,41 @@ def _varying(axes: Axes, n: int, side: str, layer: int) -> Axes:
     return axes
 
 
-Calibration = HeldStates | StreamedMoments
+@dataclass(frozen=True, eq=False)
+class FactoredStates:
+    """What comes back from servers: principal axes of all tokens, and scores of a sample of them, the same on both sides."""
+
+    layer_map: Mapping[int, int]
+    source: Mapping[int, LayerFactors]
+    target: Mapping[int, LayerFactors]
+    fold: Int[Tensor, " sampled"]
+
+    @property
+    def n(self) -> int:
+        return next(iter(self.source.values())).n
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What maps of these factors are worth keeping in: they came in float32."""
+        return torch.float32
+
+    def pair(self, target_layer: int, rank: int | None = None) -> Pair:
+        """Both sides' axes, and their coupling by least squares over the sample: U_s^+ U_t, or U_s^T U_t of all tokens."""
+        source, target = self._sides(target_layer)
+        coupling = torch.linalg.lstsq(source.left, target.left, driver="gelsd").solution
+        return Pair(source.axes, target.axes, coupling)
+
+    def folds(self, target_layer: int) -> Sequence[Moments]:
+        """Moments of the sample's scores, of each fold of texts."""
+        source, target = (side.scores for side in self._sides(target_layer))
+        places = [self.fold == k for k in range(int(self.fold.max()) + 1)]
+        return [Moments.of(source[place], target[place]) for place in places]
+
+    def _sides(self, target_layer: int) -> tuple[LayerFactors, LayerFactors]:
+        return self.source[self.layer_map[target_layer]], self.target[target_layer]
+
+
+Calibration = HeldStates | StreamedMoments | FactoredStates
 
 
 def held_states(

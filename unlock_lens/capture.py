@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unlock_lens.backends import Batch, Keep
+from unlock_lens.backends import Batch, Keep, Pass
 from unlock_lens.errors import InvalidInput
 from unlock_lens.progress import shown
+from unlock_lens.remote import remote_of
 from unlock_lens.variant import Variant
 
 Chosen = Sequence[Int[Tensor, "_"]]
@@ -116,10 +117,7 @@ def read(variant: Variant, layers: Sequence[int], prompts: Int[Tensor, " prompt"
     Raises:
         InvalidInput: a state that is not finite.
     """
-    tokens = variant.tokens.rows(prompts)
-    picked = [chosen[p] for p in prompts.tolist()]
-    rows = torch.arange(len(picked)).repeat_interleave(torch.tensor([len(of_prompt) for of_prompt in picked]))
-    columns = torch.cat(picked) + (tokens.ids.shape[1] - tokens.lengths)[rows]
+    batch, rows, columns = picked(variant, prompts, chosen)
     spoiled: list[tuple[int, int]] = []
 
     def checked(layer: int, states: Tensor) -> None:
@@ -127,12 +125,28 @@ def read(variant: Variant, layers: Sequence[int], prompts: Int[Tensor, " prompt"
             spoiled.append((layers[layer], int(prompts[rows[(~states.isfinite()).any(dim=-1).nonzero()[0]]])))
         keep(layer, states)
 
-    variant.backend.capture(Batch(tokens.ids, tokens.mask), layers, rows, columns, checked, variant.remote)
+    where = remote_of(variant.remote)
+    if where is None:
+        variant.backend.capture(batch, layers, rows, columns, checked)
+    else:
+        for i, states in enumerate(variant.backend.on(where).states(Pass(batch, rows, columns, columns), layers)):
+            checked(i, states)
     for layer, prompt in spoiled[:1]:
         raise InvalidInput(
             f"the residual stream of {variant.backend.identity.name} is not finite at layer {layer}, prompt {prompt} "
             f"({variant.prompts[prompt][:40]!r}); leave that prompt out or load the model in float32"
         )
+
+
+def picked(
+    variant: Variant, prompts: Int[Tensor, " prompt"], chosen: Chosen
+) -> tuple[Batch, Int[Tensor, " picked"], Int[Tensor, " picked"]]:
+    """One forward pass over some of the prompts, and where in it their chosen tokens are, prompt after prompt."""
+    tokens = variant.tokens.rows(prompts)
+    of_prompts = [chosen[p] for p in prompts.tolist()]
+    rows = torch.arange(len(of_prompts)).repeat_interleave(torch.tensor([len(of_prompt) for of_prompt in of_prompts]))
+    columns = torch.cat(of_prompts) + (tokens.ids.shape[1] - tokens.lengths)[rows]
+    return Batch(tokens.ids, tokens.mask), rows, columns
 
 
 def _batches(variant: Variant, batch_size: int, progress: bool) -> Iterable[Int[Tensor, " prompt"]]:

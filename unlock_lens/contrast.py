@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens import capture
+from unlock_lens import capture, reducing
 from unlock_lens.aggregation import Aggregator, aggregate_name, aggregated
 from unlock_lens.direction import CapabilityDirection, Provenance, check_pair, provenance_of
 from unlock_lens.errors import InvalidInput
 from unlock_lens.identity import ModelIdentity
+from unlock_lens.reducing import How
 from unlock_lens.variant import Variant
 
 
@@ -54,15 +56,17 @@ class Contrast:
         position: int = -1,
         batch_size: int = 8,
         progress: bool = True,
+        resume: str | Path | None = None,
+        wait: bool = True,
     ) -> Contrast:
         """Read both variants; arguments and errors are those of `CapabilityDirection.extract`."""
         check_pair(locked, unlocked)
         where = capture.check_layers(layers, locked.backend.identity.n_layers)
         for variant in (locked, unlocked):
             capture.check_position(variant, position)
-        states = [capture.at_position(v, where, position, batch_size, progress) for v in (unlocked, locked)]
+        differences = reducing.differences(unlocked, locked, where, position, None, How(batch_size, resume, wait, progress))
         told = provenance_of(locked, unlocked, None, position)
-        return cls(states[0] - states[1], where, locked.backend.identity, told)
+        return cls(differences, where, locked.backend.identity, told)
 
     def __len__(self) -> int:
         return self.differences.shape[1]

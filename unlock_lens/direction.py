@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens import artifact, capture
+from unlock_lens import artifact, capture, reducing
 from unlock_lens.aggregation import Aggregator, aggregate_name, aggregated, check_aggregate
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.identity import Basis, ModelIdentity
+from unlock_lens.reducing import How
 from unlock_lens.variant import Variant
 
 _KIND = "direction"
@@ -107,6 +108,8 @@ class CapabilityDirection:
         position: int = -1,
         batch_size: int = 8,
         progress: bool = True,
+        resume: str | Path | None = None,
+        wait: bool = True,
     ) -> CapabilityDirection:
         """The direction from a locked to an unlocked variant, D_i[l] = h_unlocked,i[l] - h_locked,i[l] made one vector a layer.
 
@@ -121,11 +124,14 @@ class CapabilityDirection:
             position: token of the prompt, counted without padding; -1 is the last.
             batch_size: prompts in one forward pass.
             progress: whether to show a progress bar (after a second of work).
+            resume: for models on a server: a folder that keeps finished requests, so that the same call goes on after a fault.
+            wait: for models on a server: otherwise all requests are sent, and the same call collects them later.
 
         Raises:
             InvalidInput: different counts of prompts, layers out of range, a position that a prompt does not have, states
-                that are not finite, an unknown aggregate.
+                that are not finite, an unknown aggregate, resume without a server.
             IncompatibleModel: two models of different shape or basis.
+            RemoteError: a server that does not answer, refuses, or fails; JobsRunning with wait=False.
 
         Source: docs/method.md, section 1.
 
@@ -142,12 +148,13 @@ class CapabilityDirection:
         where = capture.check_layers(layers, locked.backend.identity.n_layers)
         for variant in (locked, unlocked):
             capture.check_position(variant, position)
+        how = How(batch_size, resume, wait, progress)
         if aggregate == "mean":
-            read = [capture.mean_at_position(v, where, position, batch_size, progress) for v in (unlocked, locked)]
-            vectors = read[0] - read[1]
+            vectors = reducing.mean_difference(unlocked, locked, where, position, how)
         else:
-            read = [capture.at_position(v, where, position, batch_size, progress) for v in (unlocked, locked)]
-            vectors = torch.stack([aggregated(differences, aggregate) for differences in read[0] - read[1]])
+            leading = 1 if aggregate == "pca" else None
+            differences = reducing.differences(unlocked, locked, where, position, leading, how)
+            vectors = torch.stack([aggregated(of_layer, aggregate) for of_layer in differences])
         return cls(
             vectors,
             where,

@@ -21,3 +21,49 @@ class IncompatibleModel(UnlockLensError, ValueError):
 
 class ArtifactError(UnlockLensError, ValueError):
     """A file that is not a readable unlock-lens artifact of the wanted kind."""
+
+
+class RemoteError(UnlockLensError, RuntimeError):
+    """A request to a server that gave no result.
+
+    Attributes:
+        job_id: the server's name of the request, once it has one.
+        server_traceback: what the server said of a failure, whole.
+    """
+
+    def __init__(self, message: str, job_id: str | None = None, server_traceback: str | None = None) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+        self.server_traceback = server_traceback
+
+
+class ServerUnreachable(RemoteError):
+    """No server answers there, it went away, or it is restarting."""
+
+
+class DeadlineExceeded(RemoteError, TimeoutError):
+    """A server that stays silent, or takes longer than it may."""
+
+
+class RequestRefused(RemoteError):
+    """The server takes no such request: a key that is missing or wrong, a version, a model that it does not have."""
+
+
+class RemoteFailure(RemoteError):
+    """The request ran on the server and failed there."""
+
+
+class JobLost(RemoteFailure):
+    """The server knows nothing of a request, having been restarted since perhaps."""
+
+
+class JobsRunning(RemoteError):
+    """Requests were submitted and have no result yet; the same call collects them later, in another process too.
+
+    Attributes:
+        ids: the server's names of them.
+    """
+
+    def __init__(self, message: str, ids: tuple[str, ...]) -> None:
+        super().__init__(message, ids[0] if ids else None)
+        self.ids = ids

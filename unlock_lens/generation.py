@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from unlock_lens.backends import Batch, Generation, backend_of
+from unlock_lens.backends import Batch, Edits, Generation, Server, backend_of
 from unlock_lens.errors import InvalidInput
+from unlock_lens.identity import ModelIdentity
+from unlock_lens.jobs import Request, batches_in_request, check_resumable, collect, key_of
 from unlock_lens.progress import shown
+from unlock_lens.remote import Where, remote_of
 from unlock_lens.steering import SteeringHook, as_hooks, edits_for
 from unlock_lens.variant import check_prompts, tokenize
 
@@ -24,8 +31,10 @@ def generate(
     add_special_tokens: bool = True,
     use_cache: bool = True,
     temperature: float = 0.0,
-    remote: bool | str = False,
+    remote: Where = False,
     progress: bool = True,
+    resume: str | Path | None = None,
+    wait: bool = True,
 ) -> list[str]:
     """Complete each prompt; the completions come without it, and without special tokens.
 
@@ -38,13 +47,17 @@ def generate(
         add_special_tokens: whether the tokenizer adds its own.
         use_cache: whether to use the KV cache; the result is the same.
         temperature: 0 is greedy; otherwise sampled (torch.manual_seed makes it repeatable).
-        remote: for nnsight models: run on NDIF (True), or here as NDIF would ("local").
+        remote: for nnsight models: run on NDIF (True), on the server of a host URL, as a `Remote` says, or here as NDIF
+            would ("local"). All batches go in one request.
         progress: whether to show a progress bar (after a second of work).
+        resume: for models on a server: a folder that keeps finished requests, so that the same call goes on after a fault.
+        wait: for models on a server: otherwise all requests are sent, and the same call collects them later.
 
     Raises:
-        InvalidInput: no prompts, an empty one, a number out of range.
+        InvalidInput: no prompts, an empty one, a number out of range, resume without a server.
         IncompatibleModel: a hook whose direction was made for another model.
         UnsupportedModel: a model that no backend serves, or that cannot run remotely as asked.
+        RemoteError: a server that does not answer, refuses, or fails; JobsRunning with wait=False.
 
     Example:
         >>> import unlock_lens as ul
@@ -58,18 +71,49 @@ def generate(
             f"max_new_tokens {max_new_tokens} and temperature {temperature} were given; at least 1 and 0 are needed"
         )
     backend = backend_of(model)
-    if remote:
-        backend.check_remote(remote)
+    where = remote_of(remote)
+    check_resumable(where is not None, resume, wait)
+    server = backend.on(where) if where else None
     edits = edits_for(backend, as_hooks(steer))
     tokens = tokenize(backend.tokenizer, prompts, add_special_tokens)
-    how = Generation(max_new_tokens, use_cache, temperature, remote)
+    how = Generation(max_new_tokens, use_cache, temperature)
+    if server and temperature:
+        how = replace(how, seed=int(torch.randint(2**31, ())))  # torch.manual_seed here decides there
+    order = tokens.batches(batch_size)
+    batches = [Batch(of.ids, of.mask) for of in map(tokens.rows, order)]
+    if server:
+        written = _on_server(server, backend.identity, batches, edits, how, resume, wait, progress)
+    else:
+        bar = shown(batches, f"generating with {backend.identity.name}", progress)
+        written = [backend.generate(batch, edits, how) for batch in bar]
     completions = [""] * len(prompts)
-    for rows in shown(tokens.batches(batch_size), f"generating with {backend.identity.name}", progress):
-        batch = tokens.rows(rows)
-        new = backend.generate(Batch(batch.ids, batch.mask), edits, how)
+    for rows, new in zip(order, written, strict=True):
         for row, ids in zip(rows.tolist(), new, strict=True):
             completions[row] = _text(backend.tokenizer, backend.end_tokens, ids)
     return completions
+
+
+def _on_server(
+    server: Server,
+    model: ModelIdentity,
+    batches: Sequence[Batch],
+    edits: Edits,
+    how: Generation,
+    resume: str | Path | None,
+    wait: bool,
+    progress: bool,
+) -> list[Tensor]:
+    """Ids of the completions of each batch."""
+    size = batches_in_request(server.remote, resume is not None) or len(batches)
+    chunks = [batches[i : i + size] for i in range(0, len(batches), size)]
+    acts = [(layer, edit) for layer, of_layer in sorted(edits.items()) for edit in of_layer]
+    told = {"model": asdict(model), "how": asdict(how), "edits": [(b, e.alpha, e.operation, e.positions) for b, e in acts]}
+    requests: list[Request] = []
+    for chunk in chunks:
+        tensors = [tensor for batch in chunk for tensor in (batch.ids, batch.mask)] + [edit.vector for _, edit in acts]
+        requests.append(Request(server, partial(server.generate, chunk, edits, how), key_of(told, tensors)))
+    found = collect(requests, resume, wait, progress, f"asking {model.name}")
+    return [ids[str(i)] for chunk, ids in zip(chunks, found, strict=True) for i in range(len(chunk))]
 
 
 def _text(tokenizer: Any, end_tokens: Sequence[int], ids: Int[Tensor, " new_token"]) -> str:

@@ -12,11 +12,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unlock_lens import capture
-from unlock_lens.calibration import Calibration, HeldStates, StreamedMoments, held_states
+from unlock_lens.calibration import Calibration, FactoredStates, HeldStates, StreamedMoments, held_states
 from unlock_lens.capture import Chosen
 from unlock_lens.errors import InvalidInput
 from unlock_lens.moments import RunningMoments
 from unlock_lens.progress import shown
+from unlock_lens.reducing import How, Reading, Tokens, axes_of, factoring, factors, positions_of, runs_on_server
 from unlock_lens.sinks import SINK, SinkRule, Sinks
 from unlock_lens.variant import Variant
 
@@ -38,8 +39,9 @@ class Reader:
         centered: whether maps are to be fitted on distances from the mean.
         sinks: what becomes of tokens with huge norms.
         folds: into how many folds texts are put, for cross-validation; 1 for none.
-        batch_size: texts in one forward pass.
-        progress: whether to show a progress bar.
+        rank: of the maps; None where it is not known yet, or is all that the tokens span.
+        leading_axes: whether maps need no more principal axes than the rank: a server ships what is asked for.
+        how: batches, resuming, waiting.
     """
 
     source: Variant
@@ -50,15 +52,18 @@ class Reader:
     centered: bool
     sinks: Sinks
     folds: int
-    batch_size: int
-    progress: bool
+    rank: int | None
+    leading_axes: bool
+    how: How
 
     def run(self) -> Calibration:
         """Hold the states of no more tokens than the wider model is wide, whose Gram matrix is the smaller one; sum others.
 
         Raises:
-            InvalidInput: states that are not finite.
+            InvalidInput: states that are not finite, or sinks that are to be dealt with on a server.
         """
+        if runs_on_server(self.how, self.source, self.target):
+            return self._factored()
         n = sum(len(tokens) for tokens in self.source_tokens)
         widest = max(variant.backend.identity.d_model for variant in (self.source, self.target))
         found = self._held() if n <= widest else self._streamed()
@@ -73,7 +78,7 @@ class Reader:
 
     def _held(self) -> HeldStates:
         sides = [
-            capture.at_tokens(variant, tokens, layers, self.batch_size, self.progress)
+            capture.at_tokens(variant, tokens, layers, self.how.batch_size, self.how.progress)
             for variant, tokens, layers in zip(self._variants, self._tokens, self._layers, strict=True)
         ]
         fold = torch.cat([self._fold_of[p].expand(len(tokens)) for p, tokens in enumerate(self.source_tokens)])
@@ -84,7 +89,7 @@ class Reader:
         running = RunningMoments(self.layer_map, widths[0], widths[1], self.folds)
         sinks = self._sink_rule()
         names = " and ".join(variant.backend.identity.name for variant in self._variants)
-        for prompts in shown(self._batches(), f"reading {names}", self.progress):
+        for prompts in shown(self._batches(), f"reading {names}", self.how.progress):
             sides = self._states(0, prompts), self._states(1, prompts)
             if not sides[0].shape[1]:
                 continue
@@ -94,12 +99,44 @@ class Reader:
                 running.add(*kept)
         return StreamedMoments(running, self.centered)
 
+    def _factored(self) -> FactoredStates:
+        """At least one model runs on a server: axes of all tokens come back, and the scores of a sample."""
+        if self.sinks != "keep":
+            raise InvalidInput(
+                f"sinks={self.sinks!r} was given for a model on a server, where they are kept; "
+                'centered=True loses at most an axis to them, skip_first=True leaves the usual ones out, or take sinks="keep"'
+            )
+        places = self._sample()
+        m = int(torch.cat(list(places)).max()) + 1
+        asked = 0 if self.rank and self.leading_axes else max(map(axes_of, self._variants))
+        axes = min(m, max(self.rank or 0, asked))
+        readings = [
+            Reading([Tokens(variant, chosen)], layers, factoring(variant, axes, self.centered), places, self.how)
+            for variant, chosen, layers in zip(self._variants, self._tokens, self._layers, strict=True)
+        ]
+        sides = factors(readings, axes, self.centered)
+        found = [dict(zip(layers, side, strict=True)) for layers, side in zip(self._layers, sides, strict=True)]
+        text = torch.arange(len(self.source)).repeat_interleave(torch.tensor([int((p >= 0).sum()) for p in places]))
+        return FactoredStates(self.layer_map, found[0], found[1], self._fold_of[text])
+
+    def _sample(self) -> Chosen:
+        """Of each text, the place of each of its tokens in a seeded sample of all, or -1; ascending."""
+        counts = [len(tokens) for tokens in self.source_tokens]
+        n, cap = sum(counts), min(map(positions_of, self._variants))
+        if n <= cap:
+            return torch.arange(n).split(counts)
+        logger.info("axes know all %d calibration tokens; the scores of %d of them come back", n, cap)
+        drawn = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:cap].sort().values
+        places = torch.full((n,), -1)
+        places[drawn] = torch.arange(cap)
+        return places.split(counts)
+
     def _sink_rule(self) -> SinkRule:
         """Typical norms are those of a sample of texts, the same whatever the batch size."""
         if self.sinks == "keep":
             return SinkRule.of("keep", (torch.empty(0), torch.empty(0)))
         sample = torch.linspace(0, len(self.source) - 1, min(SAMPLE, len(self.source))).round().long()
-        read = [(self._states(0, prompts), self._states(1, prompts)) for prompts in sample.split(self.batch_size)]
+        read = [(self._states(0, prompts), self._states(1, prompts)) for prompts in sample.split(self.how.batch_size)]
         source, target = (torch.cat(side, dim=1) for side in zip(*read, strict=True))
         return SinkRule.of(self.sinks, (source, target))
 
@@ -117,10 +154,10 @@ class Reader:
 
     def _batches(self) -> Sequence[Int[Tensor, " prompt"]]:
         """Texts of like length in both models, the longest first."""
-        if self.batch_size < 1:
-            raise InvalidInput(f"batch_size {self.batch_size} was given; at least 1 is needed")
+        if self.how.batch_size < 1:
+            raise InvalidInput(f"batch_size {self.how.batch_size} was given; at least 1 is needed")
         lengths = self.source.tokens.lengths + self.target.tokens.lengths
-        return lengths.argsort(descending=True, stable=True).split(self.batch_size)
+        return lengths.argsort(descending=True, stable=True).split(self.how.batch_size)
 
     @property
     def _variants(self) -> tuple[Variant, Variant]:

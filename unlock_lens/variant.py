@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unlock_lens.backends import Backend, backend_of
 from unlock_lens.errors import InvalidInput
+from unlock_lens.remote import Where, remote_of
 
 logger = logging.getLogger(__name__)
 _told_about_padding: set[str] = set()
@@ -55,7 +56,8 @@ class Variant:
         model: a TransformerBridge, HookedTransformer, or nnsight TransformersModel.
         prompts: what it reads, one text each.
         add_special_tokens: whether the tokenizer adds its own (say no where the text holds them, as chat templates do).
-        remote: for nnsight models: run on NDIF (True), or on this machine as NDIF would ("local").
+        remote: for nnsight models: run on NDIF (True), on the server of a host URL, as a `Remote` says, or on this machine
+            as NDIF would ("local"). What comes back are conclusions, not states (docs/remote.md).
 
     Raises:
         InvalidInput: no prompts, one of them empty, or not a text.
@@ -71,14 +73,14 @@ class Variant:
     model: Any
     prompts: Sequence[str]
     add_special_tokens: bool = True
-    remote: bool | str = False
+    remote: Where = False
 
     def __post_init__(self) -> None:
         check_prompts(self.prompts)
         object.__setattr__(self, "prompts", tuple(self.prompts))
         backend = self.backend  # at once, so that a model that cannot be served is refused here
-        if self.remote:
-            backend.check_remote(self.remote)
+        if where := remote_of(self.remote):
+            backend.on(where)
 
     @cached_property
     def backend(self) -> Backend:

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from unlock_lens.backends.base import Backend, Batch, Edits, Generation, Keep
+from unlock_lens.backends.base import Backend, Batch, Edits, Generation, Keep, Pass, Pending, Server
 from unlock_lens.errors import InvalidInput, UnsupportedModel
 
 BACKENDS = ("transformer_lens", "nnsight")
 
-__all__ = ["BACKENDS", "Backend", "Batch", "Edits", "Generation", "Keep", "backend_of", "open_model"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Batch",
+    "Edits",
+    "Generation",
+    "Keep",
+    "Pass",
+    "Pending",
+    "Server",
+    "backend_of",
+    "open_model",
+]
 
 
 def backend_of(model: Any) -> Backend:

@@ -6,13 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from unlock_lens.identity import ModelIdentity
 from unlock_lens.operations import Edit
+from unlock_lens.reductions import Reduction
+from unlock_lens.remote import Remote
 
 Edits = Mapping[int, Sequence[Edit]]
 """For each edited layer its edits, in the order in which they are made."""
@@ -29,6 +31,25 @@ class Batch:
     mask: Int[Tensor, "row token"]
 
 
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One forward pass whose states are reduced.
+
+    Attributes:
+        batch: what it reads.
+        rows: of each picked token its row in the batch.
+        columns: and its column.
+        places: and the place at which it is held, or -1.
+        sign: -1 where the states are taken from those of another pass.
+    """
+
+    batch: Batch
+    rows: Int[Tensor, " picked"]
+    columns: Int[Tensor, " picked"]
+    places: Int[Tensor, " picked"]
+    sign: int = 1
+
+
 @dataclass(frozen=True)
 class Generation:
     """How completions are made."""
@@ -37,7 +58,61 @@ class Generation:
     use_cache: bool = True
     temperature: float = 0.0
     """0: greedy."""
-    remote: bool | str = False
+    seed: int | None = None
+    """Of sampling on a server."""
+
+
+@runtime_checkable
+class Pending(Protocol):
+    """A request that was submitted.
+
+    Attributes:
+        id: the server's name of it; None where it ran on this machine.
+    """
+
+    @property
+    def id(self) -> str | None:
+        """As the server names it."""
+        ...
+
+    def result(self, wait: bool = True) -> Any:
+        """What the request saved; None while it is running, unless it is waited for.
+
+        Raises:
+            RemoteError: it failed, or takes longer than it may.
+        """
+
+
+class Server(ABC):
+    """A model that runs on a server: what a request does there, and what comes back.
+
+    Attributes:
+        remote: on which server, and how long to wait; "local" runs here as a server would.
+        host: the server's URL; "local" there.
+    """
+
+    remote: Remote | Literal["local"]
+    host: str
+
+    @abstractmethod
+    def reduce(self, passes: Sequence[Pass], layers: Sequence[int], reduction: Reduction) -> Pending:
+        """Submit the reduction of the states of ascending `layers`, all passes in one request."""
+
+    @abstractmethod
+    def generate(self, batches: Sequence[Batch], edits: Edits, how: Generation) -> Pending:
+        """Submit `Backend.generate` for several batches, all in one request."""
+
+    @abstractmethod
+    def reattach(self, job_id: str) -> Pending:
+        """A request that was submitted before, perhaps by another process."""
+
+    @abstractmethod
+    def states(self, one: Pass, layers: Sequence[int]) -> Float[Tensor, "layer picked d_model"]:
+        """The states themselves, where no reduction will do."""
+
+    @abstractmethod
+    def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
+        """`Backend.log_probs`, there."""
 
 
 class Backend(ABC):
@@ -56,8 +131,12 @@ class Backend(ABC):
     end_tokens: Sequence[int]
 
     @abstractmethod
-    def check_remote(self, remote: bool | str) -> None:
-        """Raise UnsupportedModel unless this model can run there."""
+    def on(self, server: Remote | Literal["local"]) -> Server:
+        """The same model on a server, or on this machine as a server would run it.
+
+        Raises:
+            UnsupportedModel: this model cannot run there.
+        """
 
     @abstractmethod
     def capture(
@@ -67,17 +146,14 @@ class Backend(ABC):
         rows: Int[Tensor, " picked"],
         columns: Int[Tensor, " picked"],
         keep: Keep,
-        remote: bool | str = False,
     ) -> None:
         """Give `keep` the residual stream of ascending `layers` at the tokens (rows[i], columns[i]), layer after layer.
 
-        On this machine that happens while the pass runs, so that no more than one layer's states wait.
+        That happens while the pass runs, so that no more than one layer's states wait.
         """
 
     @abstractmethod
-    def log_probs(
-        self, batch: Batch, edits: Edits, prompt_length: int, remote: bool | str = False
-    ) -> Float[Tensor, "row predicted vocabulary"]:
+    def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
         """Next-token log-probabilities (nats) at each token from the last prompt token on, in one edited forward pass.
 
         `prompt_length` counts the prompts' tokens with their padding; what follows them is read, not written.

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nnsight
 import torch
@@ -14,10 +14,11 @@ from jaxtyping import Float, Int
 from nnsight.modeling.mixins.remotable import Remotable
 from torch import Tensor
 
-from unlock_lens.backends.base import Backend, Batch, Edits, Generation, Keep, edits_in_order, end_tokens
+from unlock_lens.backends.base import Backend, Batch, Edits, Generation, Keep, Server, edits_in_order, end_tokens
 from unlock_lens.errors import InvalidInput, UnsupportedModel
 from unlock_lens.identity import ModelIdentity, fingerprint, model_name
 from unlock_lens.operations import Chunk, at_least_float32
+from unlock_lens.remote import Remote
 
 # Ships our functions by value: a server need not have this package.
 nnsight.register("unlock_lens")
@@ -103,18 +104,21 @@ class NNsightBackend(Backend):
         )
         self.blocks = _blocks_path(model._module, self.identity.n_layers)
 
-    def check_remote(self, remote: bool | str) -> None:
+    def on(self, server: Remote | Literal["local"]) -> Server:
         if not isinstance(self.model, Remotable):
             raise UnsupportedModel(
                 f"{type(self.model).__name__} cannot run remotely (nnsight would silently run it here); "
                 'open it as TransformersModel("org/name", task="text-generation")'
             )
         name = str(getattr(self.model, "repo_id", ""))
-        if remote is True and Path(name).exists():
+        if server != "local" and Path(name).exists():
             raise UnsupportedModel(
                 f"{name} is a folder on this machine, which a server cannot know; open a hub model, "
                 'TransformersModel("org/name", task="text-generation"), or take remote="local"'
             )
+        from unlock_lens.backends.ndif import NdifServer  # it builds on this module
+
+        return NdifServer(self.model, self.blocks, server)
 
     def capture(
         self,
@@ -123,16 +127,11 @@ class NNsightBackend(Backend):
         rows: Int[Tensor, " picked"],
         columns: Int[Tensor, " picked"],
         keep: Keep,
-        remote: bool | str = False,
     ) -> None:
         model, blocks = self.model, self.blocks
-        if remote:
-            for i, states in enumerate(_fetched(model, blocks, batch, layers, rows, columns, remote)):
-                keep(i, states)
-            return
         stops: list[Exception] = []
         with torch.no_grad():
-            with model.trace({**_inputs(batch), "use_cache": False}) as tracer:
+            with model.trace({**inputs_of(batch), "use_cache": False}) as tracer:
                 for i, layer in enumerate(layers):
                     keep(i, at_least_float32(residual_of(model.get(blocks)[layer].output).detach()[rows, columns]).cpu())
                 try:
@@ -142,25 +141,16 @@ class NNsightBackend(Backend):
                     raise
         _forget(stops)
 
-    def log_probs(
-        self, batch: Batch, edits: Edits, prompt_length: int, remote: bool | str = False
-    ) -> Float[Tensor, "row predicted vocabulary"]:
-        model, blocks, chunk = self.model, self.blocks, Chunk(prompt_length)
+    def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
         with torch.no_grad():
-            with model.trace(_inputs(batch), **_where(remote)):
-                edit_blocks(model, blocks, edits, chunk)
-                logits = model.output.logits[:, prompt_length - 1 :]
-                predicted = nnsight.save(logits.float().log_softmax(-1).cpu())
-        return predicted
+            return traced_log_probs(self.model, self.blocks, batch, edits, prompt_length, {})
 
     def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
-        # The trace body is shipped with what it names, so it names neither self nor the backend.
-        model, blocks = self.model, self.blocks
-        options = {"max_new_tokens": how.max_new_tokens, "use_cache": how.use_cache, **_sampling(how), **_where(how.remote)}
+        model, blocks, inputs = self.model, self.blocks, inputs_of(batch)
         every_step = acts_on_steps(edits) or not how.use_cache
-        with _open_loops_end_quietly():
-            with model.generate(**options) as tracer:
-                with tracer.invoke(_inputs(batch)):
+        with open_loops_end_quietly():
+            with model.generate(**generation_options(how)) as tracer:
+                with tracer.invoke(inputs):
                     apply_edits(model, blocks, edits, tracer if every_step else None)
                 with tracer.invoke():
                     whole = tracer.result.save()
@@ -173,7 +163,7 @@ class NNsightBackend(Backend):
             apply_edits(model, blocks, edits, tracer if acts_on_steps(edits) else None)
         ours = model._edits[-1]
         try:
-            with _open_loops_end_quietly():
+            with open_loops_end_quietly():
                 yield
         finally:
             model._edits = [edit for edit in model._edits if edit is not ours]
@@ -195,42 +185,42 @@ def _forget(stops: list[Exception]) -> None:
     stops.clear()
 
 
-def _fetched(
-    model: Any, blocks: str, batch: Batch, layers: Sequence[int], rows: Tensor, columns: Tensor, remote: bool | str
-) -> Float[Tensor, "layer picked d_model"]:
-    """What another machine reads comes back as a whole."""
-    with torch.no_grad():
-        with model.trace({**_inputs(batch), "use_cache": False}, remote=remote) as tracer:
-            states = []
-            for layer in layers:
-                states.append(at_least_float32(residual_of(model.get(blocks)[layer].output)[rows, columns]).cpu())
-            picked = nnsight.save(torch.stack(states))
-            tracer.stop()
-    return picked
+def traced_log_probs(model: Any, blocks: str, batch: Batch, edits: Edits, prompt_length: int, where: dict[str, Any]) -> Any:
+    """One traced and edited forward pass; `where` says on which machine."""
+    inputs, chunk = inputs_of(batch), Chunk(prompt_length)
+    found = None
+    with model.trace(inputs, **where):
+        edit_blocks(model, blocks, edits, chunk)
+        logits = model.output.logits[:, prompt_length - 1 :]
+        found = nnsight.save(logits.float().log_softmax(-1).cpu())
+    return found
 
 
 @contextmanager
-def _open_loops_end_quietly() -> Generator[None, None, None]:
+def open_loops_end_quietly() -> Generator[None, None, None]:
     """A loop over all steps ends by asking for one step too many, of which nnsight warns."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*was never reached", category=UserWarning)
         yield
 
 
-def _sampling(how: Generation) -> dict[str, Any]:
+def generation_options(how: Generation) -> dict[str, Any]:
     """All of it said, so that a model's own generation config (penalties, top-k) changes nothing."""
-    plain = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "num_beams": 1}
+    plain = {
+        "max_new_tokens": how.max_new_tokens,
+        "use_cache": how.use_cache,
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+        "num_beams": 1,
+    }
     if not how.temperature:
         return {**plain, "do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     return {**plain, "do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
 
 
-def _inputs(batch: Batch) -> dict[str, Tensor]:
+def inputs_of(batch: Batch) -> dict[str, Tensor]:
+    """As models take them."""
     return {"input_ids": batch.ids, "attention_mask": batch.mask}
-
-
-def _where(remote: bool | str) -> dict[str, Any]:
-    return {"remote": remote} if remote else {}
 
 
 def _blocks_path(module: torch.nn.Module, n_layers: int) -> str:

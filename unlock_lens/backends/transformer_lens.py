@@ -7,17 +7,18 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from unlock_lens.backends.base import Backend, Batch, Edits, Generation, Keep, edits_in_order, end_tokens
+from unlock_lens.backends.base import Backend, Batch, Edits, Generation, Keep, Server, edits_in_order, end_tokens
 from unlock_lens.errors import InvalidInput, UnsupportedModel
 from unlock_lens.identity import Basis, ModelIdentity, fingerprint, model_name
 from unlock_lens.operations import Chunk, Edit, at_least_float32
+from unlock_lens.remote import Remote
 
 logger = logging.getLogger(__name__)
 HookList = list[tuple[str, Callable[..., Any]]]
@@ -157,7 +158,7 @@ class TransformerLensBackend(Backend):
         )
         self._is_bridge = wrapped is not None
 
-    def check_remote(self, remote: bool | str) -> None:
+    def on(self, server: Remote | Literal["local"]) -> Server:
         raise UnsupportedModel(
             "a TransformerLens model runs on this machine only; for remote=True open it as an nnsight TransformersModel"
         )
@@ -170,7 +171,6 @@ class TransformerLensBackend(Backend):
         rows: Int[Tensor, " picked"],
         columns: Int[Tensor, " picked"],
         keep: Keep,
-        remote: bool | str = False,
     ) -> None:
         def keeping(i: int) -> Callable[..., None]:
             def hook_fn(residual: Tensor, hook: Any) -> None:
@@ -189,9 +189,7 @@ class TransformerLensBackend(Backend):
         )
 
     @torch.no_grad()
-    def log_probs(
-        self, batch: Batch, edits: Edits, prompt_length: int, remote: bool | str = False
-    ) -> Float[Tensor, "row predicted vocabulary"]:
+    def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
         logits = self.model.run_with_hooks(
             batch.ids.to(self._device),
             attention_mask=batch.mask.to(self._device),

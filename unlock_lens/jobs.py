@@ -1,0 +1,200 @@
+"""Jobs: requests to servers, kept when they are finished, collected later, in another process too (docs/remote.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from unlock_lens import artifact
+from unlock_lens.backends import Pending, Server
+from unlock_lens.errors import InvalidInput, JobLost, JobsRunning, RemoteFailure, RequestRefused
+from unlock_lens.progress import shown
+from unlock_lens.remote import Remote
+
+_KIND = "finished request"
+_KEPT_BATCHES = 8
+"""Batches in one request where finished requests are kept."""
+Found = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What is asked of a server.
+
+    Attributes:
+        server: which.
+        send: submits it.
+        key: hash of all that it asks.
+    """
+
+    server: Server
+    send: Callable[[], Pending]
+    key: str
+
+
+def batches_in_request(where: Remote | Literal["local"] | None, resumes: bool) -> int | None:
+    """None: all of them."""
+    return (where.batches if isinstance(where, Remote) else None) or (_KEPT_BATCHES if resumes else None)
+
+
+def check_resumable(on_server: bool, resume: str | Path | None, wait: bool) -> None:
+    """Raise InvalidInput where a model runs here, and there is nothing to resume or to wait for."""
+    if not on_server and (resume is not None or not wait):
+        raise InvalidInput("resume= and wait= are for models on a server; give remote=True, or leave them out")
+
+
+def key_of(told: Mapping[str, Any], tensors: Iterable[Tensor]) -> str:
+    """Hash of what a request asks; another version of the library may ask it in another way."""
+    digest = hashlib.sha256(json.dumps([version("unlock-lens"), told], sort_keys=True, default=str).encode())
+    for tensor in tensors:
+        digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The folder of one call: what its requests gave, and the names of those that are on their way."""
+
+    folder: Path
+
+    @classmethod
+    def at(cls, resume: str | Path) -> Kept:
+        """Make the folder unless it is there.
+
+        Raises:
+            InvalidInput: it cannot be.
+        """
+        folder = Path(resume)
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InvalidInput(f"resume={str(resume)!r} was given, a folder that cannot be made: {error}") from error
+        return cls(folder)
+
+    def result(self, key: str) -> Found | None:
+        file = self.folder / f"{key}.safetensors"
+        return artifact.load(file, _KIND)[0] if file.exists() else None
+
+    def keep(self, key: str, found: Found) -> None:
+        artifact.save(self.folder / f"{key}.safetensors", _KIND, found, {"key": key})
+        self.forget(key)
+
+    def job_id(self, request: Request) -> str | None:
+        """Of a request that was sent to the same server and not collected yet."""
+        file = self._ticket(request.key)
+        told = json.loads(file.read_text()) if file.exists() else {}
+        return told["id"] if told.get("host") == request.server.host else None
+
+    def remember(self, request: Request, job_id: str) -> None:
+        self._ticket(request.key).write_text(json.dumps({"id": job_id, "host": request.server.host}))
+
+    def forget(self, key: str) -> None:
+        self._ticket(key).unlink(missing_ok=True)
+
+    def _ticket(self, key: str) -> Path:
+        return self.folder / f"{key}.job.json"
+
+
+def collect(
+    requests: Sequence[Request], resume: str | Path | None, wait: bool = True, progress: bool = False, doing: str = ""
+) -> list[Found]:
+    """The result of each request, one after the other; what is kept in the folder `resume` is not asked again.
+
+    Args:
+        requests: in order.
+        resume: folder that keeps results, and names of requests that are on their way.
+        wait: otherwise all requests are sent, and none is waited for.
+        progress: whether to show a progress bar.
+        doing: what it says.
+
+    Raises:
+        JobsRunning: requests have no result yet, and are not waited for.
+        RemoteError: a request failed. Finished ones are kept, and those on their way are found again.
+    """
+    if resume is None:
+        if not wait:
+            raise InvalidInput("wait=False was given without resume=; name a folder that remembers what was submitted")
+        return [request.send().result() for request in shown(requests, doing, progress)]
+    kept = Kept.at(resume)
+    found: list[Found] = []
+    running: list[str] = []
+    for request in shown(requests, doing, progress):
+        result = kept.result(request.key) or _collected(request, kept, wait)
+        if result is None:
+            running.append(str(kept.job_id(request)))
+        else:
+            found.append(result)
+    if running:
+        raise JobsRunning(
+            f"{len(running)} of {len(requests)} requests are on their way ({', '.join(running[:3])}"
+            f"{', ...' if len(running) > 3 else ''}); the same call with resume={str(resume)!r} collects them",
+            tuple(running),
+        )
+    return found
+
+
+def _collected(request: Request, kept: Kept, wait: bool) -> Found | None:
+    """Of a request that is on its way, or is sent now."""
+    job_id = kept.job_id(request)
+    try:
+        try:
+            pending = request.server.reattach(job_id) if job_id else _sent(request, kept)
+            result = pending.result(wait)
+        except JobLost:
+            if not job_id:
+                raise
+            result = _sent(request, kept).result(wait)  # the server that knew it is gone
+    except (RemoteFailure, RequestRefused):
+        kept.forget(request.key)
+        raise
+    if result is not None:
+        kept.keep(request.key, result)
+    return result
+
+
+def _sent(request: Request, kept: Kept) -> Pending:
+    pending = request.send()
+    if pending.id:
+        kept.remember(request, pending.id)
+    return pending
+
+
+def submit(call: Callable[..., Any], *args: Any, resume: str | Path, **kwargs: Any) -> tuple[str, ...]:
+    """Send all requests of a call, and wait for none; the same call, without `submit`, collects them.
+
+    Args:
+        call: `CapabilityDirection.extract`, an aligner's `fit`, or `generate`.
+        args: its arguments.
+        resume: folder that remembers what was submitted.
+        kwargs: its other arguments.
+
+    Returns:
+        The server's names of the requests that have no result yet.
+
+    Raises:
+        RemoteError: a request could not be sent.
+
+    Example:
+        >>> import tempfile
+        >>> import unlock_lens as ul
+        >>> from unlock_lens import zoo
+        >>> model, task = zoo.load("small-base", "nnsight"), zoo.running_sum(n=4)
+        >>> pair = [ul.Variant(model, prompts, remote="local") for prompts in (task.direct, task.think)]
+        >>> with tempfile.TemporaryDirectory() as folder:  # "local" has finished when it is submitted
+        ...     ul.submit(ul.CapabilityDirection.extract, *pair, resume=folder)
+        ...     ul.CapabilityDirection.extract(*pair, resume=folder).layers
+        ()
+        (0, 1, 2)
+    """
+    try:
+        call(*args, resume=resume, wait=False, **kwargs)
+    except JobsRunning as running:
+        return running.ids
+    return ()

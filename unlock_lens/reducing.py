@@ -1,0 +1,300 @@
+"""Reading where the states stay where they are: passes and reductions go to the model, conclusions come back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unlock_lens import capture
+from unlock_lens.backends import Pass, Server
+from unlock_lens.capture import Chosen
+from unlock_lens.errors import InvalidInput
+from unlock_lens.factors import LayerFactors, merged, of_result
+from unlock_lens.jobs import Found, Request, batches_in_request, check_resumable, collect, key_of
+from unlock_lens.progress import shown
+from unlock_lens.reductions import Factors, Mean, Reduction
+from unlock_lens.remote import Remote, remote_of
+from unlock_lens.variant import Variant
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Tokens of one variant that are read.
+
+    Attributes:
+        variant: the model and its prompts.
+        chosen: of each prompt the tokens, counted without padding.
+        sign: -1 where their states are taken from those of another variant of the same model.
+    """
+
+    variant: Variant
+    chosen: Chosen
+    sign: int = 1
+
+
+@dataclass(frozen=True)
+class How:
+    """How requests are made and waited for; each is explained in `CapabilityDirection.extract`."""
+
+    batch_size: int
+    resume: str | Path | None
+    wait: bool
+    progress: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What one request gave.
+
+    Attributes:
+        found: the reduction's result.
+        n: tokens that it read.
+        places: which of the reading's held tokens it held, in its order.
+    """
+
+    found: Found
+    n: int
+    places: Int[Tensor, " held"]
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What is reduced together: tokens of one variant, or of two of the same model on the same server.
+
+    Attributes:
+        tokens: of each variant; prompt i of one belongs to prompt i of the other.
+        layers: ascending.
+        reduction: makes the reduction of so many held tokens and so many tokens in all.
+        places: of each prompt, the place at which each of its chosen tokens is held, or -1.
+        how: batches, resuming, waiting.
+    """
+
+    tokens: Sequence[Tokens]
+    layers: Sequence[int]
+    reduction: Callable[[int, int], Reduction]
+    places: Chosen
+    how: How
+
+    @property
+    def variant(self) -> Variant:
+        return self.tokens[0].variant
+
+    @cached_property
+    def server(self) -> Server | None:
+        """None where the model runs here."""
+        where = remote_of(self.variant.remote)
+        return self.variant.backend.on(where) if where else None
+
+    @cached_property
+    def chunks(self) -> Sequence[Sequence[Int[Tensor, " prompt"]]]:
+        """Batches of like length, the longest first, and how many go into one request."""
+        if self.how.batch_size < 1:
+            raise InvalidInput(f"batch_size {self.how.batch_size} was given; at least 1 is needed")
+        lengths = torch.stack([tokens.variant.tokens.lengths for tokens in self.tokens]).sum(dim=0)
+        order = lengths.argsort(descending=True, stable=True)
+        batches = order[[len(self.places[p]) > 0 for p in order.tolist()]].split(self.how.batch_size)
+        size = batches_in_request(remote_of(self.variant.remote), self.how.resume is not None) or len(batches)
+        return [batches[i : i + size] for i in range(0, len(batches), size)]
+
+    def requests(self) -> list[Request]:
+        """One for each chunk; none where the model runs here."""
+        server = self.server
+        return [self._request(server, chunk) for chunk in self.chunks] if server else []
+
+    def parts(self, found: Sequence[Found]) -> list[Part]:
+        """What the requests gave, with what it belongs to."""
+        sizes = [self._size(chunk) for chunk in self.chunks]
+        return [Part(result, n, places) for result, (places, n) in zip(found, sizes, strict=True)]
+
+    def run_here(self) -> list[Part]:
+        """The same reduction on a model that runs here."""
+        batches = [batch for chunk in self.chunks for batch in chunk]
+        places, n = self._size(batches)
+        reduction = self.reduction(len(places), n)
+        name = self.variant.backend.identity.name
+        for batch in shown(batches, f"reading {name}", self.how.progress):
+            for one in self._passes([batch], places):
+                keep = partial(_add, reduction, one)
+                self.variant.backend.capture(one.batch, self.layers, one.rows, one.columns, keep)
+        return [Part(reduction.result(), n, places)]
+
+    def _size(self, batches: Sequence[Tensor]) -> tuple[Tensor, int]:
+        """The held places of these prompts, ascending, and the number of their tokens."""
+        places = torch.cat([self.places[p] for p in torch.cat(tuple(batches)).tolist()])
+        return places[places >= 0].sort().values, len(places)
+
+    def _passes(self, batches: Sequence[Tensor], held: Tensor) -> list[Pass]:
+        passes: list[Pass] = []
+        for prompts in batches:
+            places = torch.cat([self.places[p] for p in prompts.tolist()])
+            local = torch.where(places >= 0, torch.searchsorted(held, places), -1)
+            for tokens in self.tokens:
+                batch, rows, columns = capture.picked(tokens.variant, prompts, tokens.chosen)
+                passes.append(Pass(batch, rows, columns, local, tokens.sign))
+        return passes
+
+    def _request(self, server: Server, chunk: Sequence[Tensor]) -> Request:
+        places, n = self._size(chunk)
+        passes, reduction = self._passes(chunk, places), self.reduction(len(places), n)
+        told = {
+            "model": self.variant.backend.identity,
+            "layers": list(self.layers),
+            "reduction": [type(reduction).__name__, {k: v for k, v in vars(reduction).items() if not isinstance(v, dict)}],
+            "signs": [one.sign for one in passes],
+        }
+        tensors = [t for p in passes for t in (p.batch.ids, p.batch.mask, p.rows, p.columns, p.places)]
+        return Request(server, partial(server.reduce, passes, self.layers, reduction), key_of(told, tensors))
+
+
+def _add(reduction: Reduction, one: Pass, i: int, states: Tensor) -> None:
+    reduction.add(i, states, one.places, one.sign)
+
+
+def run(readings: Sequence[Reading]) -> list[list[Part]]:
+    """All readings: requests to servers first, then what runs here."""
+    how = readings[0].how
+    requests = [reading.requests() for reading in readings]
+    names = " and ".join(dict.fromkeys(r.variant.backend.identity.name for r in readings if r.server))
+    found = collect([one for of in requests for one in of], how.resume, how.wait, how.progress, f"asking {names}")
+    parts: list[list[Part]] = []
+    for reading, of in zip(readings, requests, strict=True):
+        parts.append(reading.parts(found[: len(of)]) if reading.server else reading.run_here())
+        found = found[len(of) :]
+    return parts
+
+
+def runs_on_server(how: How, *variants: Variant) -> bool:
+    """Whether any of them does.
+
+    Raises:
+        InvalidInput: none does, and there is nothing to resume or to wait for.
+    """
+    found = any(variant.remote for variant in variants)
+    check_resumable(found, how.resume, how.wait)
+    return found
+
+
+def together(a: Variant, b: Variant) -> bool:
+    """Whether both are one model on one server, so that their difference can be taken there."""
+    return a.model is b.model and bool(a.remote) and a.remote == b.remote
+
+
+def mean_difference(
+    unlocked: Variant, locked: Variant, layers: Sequence[int], position: int, how: How
+) -> Float[Tensor, "layer d_model"]:
+    """mean_i D_i; from a server sums alone come back."""
+    if not runs_on_server(how, unlocked, locked):
+        read = [
+            capture.mean_at_position(variant, layers, position, how.batch_size, how.progress) for variant in (unlocked, locked)
+        ]
+        return (read[0] - read[1]).float()
+    chosen = [Tokens(variant, capture.one_token(variant, position)) for variant in (unlocked, locked)]
+    places = [torch.tensor([-1])] * len(unlocked)
+    if together(unlocked, locked):
+        groups = [[chosen[0], Tokens(locked, chosen[1].chosen, sign=-1)]]
+    else:
+        groups = [[chosen[0]], [chosen[1]]]
+    readings = [Reading(tokens, layers, lambda held, n: Mean(n), places, how) for tokens in groups]
+    means = [_mean(parts, reading) for reading, parts in zip(readings, run(readings), strict=True)]
+    return (means[0] - means[1] if len(means) == 2 else means[0]).float()
+
+
+def _mean(parts: Sequence[Part], reading: Reading) -> Float[Tensor, "layer d_model"]:
+    total = torch.stack([part.found["mean"].double() * part.n for part in parts]).sum(dim=0)
+    _check_finite(total, reading)
+    return total / sum(part.n for part in parts)
+
+
+def _check_finite(of_layers: Tensor, reading: Reading) -> None:
+    bad = (~of_layers.isfinite().flatten(1).all(dim=1)).nonzero()
+    if len(bad):
+        raise InvalidInput(
+            f"the residual stream of {reading.variant.backend.identity.name} is not finite at layer "
+            f"{reading.layers[int(bad[0])]}; leave the prompt out that does it, or run the model in float32"
+        )
+
+
+def factors(readings: Sequence[Reading], axes: int, centered: bool) -> list[list[LayerFactors]]:
+    """Of each reading, of each layer, the leading principal axes and the held tokens' scores, by place."""
+    found: list[list[LayerFactors]] = []
+    for reading, parts in zip(readings, run(readings), strict=True):
+        for part in parts:
+            _check_finite(torch.cat([part.found["mean"], part.found["energy"][:, None]], dim=1), reading)
+        order = torch.cat([part.places for part in parts]).argsort()
+        layers = zip(*(of_result(part.found, part.n) for part in parts), strict=True)
+        found.append([merged(of_layer, axes, centered).reordered(order) for of_layer in layers])
+    return found
+
+
+def factoring(variant: Variant, axes: int, centered: bool) -> Callable[[int, int], Reduction]:
+    """Makes `Factors` of as many axes as are asked for, tokens hold, and the model is wide."""
+    half = _settings(variant).half
+    d_model = variant.backend.identity.d_model
+    return lambda held, n: Factors(min(axes, held, d_model), held, n, centered, half)
+
+
+def differences(
+    unlocked: Variant, locked: Variant, layers: Sequence[int], position: int, leading: int | None, how: How
+) -> Float[Tensor, "layer n d_model"]:
+    """D_i of all prompts; from a server, as far as the leading axes hold them.
+
+    One model on one server: D is made there and its leading axes come back, `leading` of them if that is enough for what is
+    asked. Otherwise the leading axes of each variant's own states do.
+    """
+    if not runs_on_server(how, unlocked, locked):
+        read = [capture.at_position(variant, layers, position, how.batch_size, how.progress) for variant in (unlocked, locked)]
+        return read[0] - read[1]
+    n = len(unlocked)
+    places = torch.arange(n).split(1)
+    axes = max(axes_of(variant) for variant in (unlocked, locked))
+    chosen = [capture.one_token(variant, position) for variant in (unlocked, locked)]
+    if together(unlocked, locked):
+        whole = batches_in_request(remote_of(unlocked.remote), how.resume is not None) is None
+        axes = leading if leading and whole else axes
+        tokens = [Tokens(unlocked, chosen[0]), Tokens(locked, chosen[1], sign=-1)]
+        readings = [Reading(tokens, layers, factoring(unlocked, axes, True), places, how)]
+    else:
+        readings = [
+            Reading([Tokens(variant, of)], layers, factoring(variant, axes, True), places, how)
+            for variant, of in zip((unlocked, locked), chosen, strict=True)
+        ]
+    found = factors(readings, axes, centered=True)
+    if leading is None or len(found) == 2:
+        _tell_share(found, axes)
+    states = [torch.stack([layer.states(True) for layer in of]) for of in found]
+    return (states[0] - states[1] if len(states) == 2 else states[0]).float()
+
+
+def _tell_share(found: Sequence[Sequence[LayerFactors]], axes: int) -> None:
+    share = min(layer.share for of in found for layer in of)
+    if share < 0.999:
+        logger.warning(
+            "the leading %d axes came back; they hold %.1f%% of the states' variance at the layer that is worst; "
+            "Remote(axes=...) asks for more",
+            axes,
+            100 * share,
+        )
+
+
+def axes_of(variant: Variant) -> int:
+    """How many axes come back where a rank alone does not say how many are needed."""
+    return _settings(variant).axes
+
+
+def positions_of(variant: Variant) -> int:
+    """Of how many calibration tokens scores come back at most."""
+    return _settings(variant).positions
+
+
+def _settings(variant: Variant) -> Remote:
+    where = remote_of(variant.remote)
+    return where if isinstance(where, Remote) else Remote()

@@ -1,0 +1,88 @@
+"""Remote: on which server a model runs, how long to wait, what comes back (docs/remote.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from unlock_lens.errors import InvalidInput
+
+
+@dataclass
+class Traffic:
+    """What went to servers and came back.
+
+    Attributes:
+        requests: that were sent and collected.
+        up: bytes of the requests' payloads.
+        down: bytes of their results.
+        seconds: from sending to result, summed over requests.
+    """
+
+    requests: int = 0
+    up: int = 0
+    down: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Remote:
+    """How nnsight models run on an NDIF server: pass it wherever `remote=` is taken; `remote=True` is `Remote()`.
+
+    Attributes:
+        host: the server's URL; None is nnsight's own setting (NDIF, or the environment's NDIF_HOST).
+        deadline: seconds that one request may take in all: waiting in the queue, loading the model, running.
+        patience: seconds that the server may take to answer one call; a silent server is given up after them.
+        batches: batches in one request; None is all of them, or 8 where `resume=` keeps finished requests.
+        axes: principal axes that come back of each layer where a rank alone does not say how many are needed.
+        positions: calibration tokens whose scores come back, a seeded sample where there are more; the Gram matrices that
+            axes are made of know them all.
+        half: whether axes and scores come back in float16.
+        traffic: counts requests and bytes.
+
+    Raises:
+        InvalidInput: a number that is not positive, or a host that is no URL.
+
+    Example:
+        >>> from unlock_lens import Remote
+        >>> Remote("http://127.0.0.1:8001/", deadline=600).host
+        'http://127.0.0.1:8001'
+    """
+
+    host: str | None = None
+    deadline: float = 3600.0
+    patience: float = 60.0
+    batches: int | None = None
+    axes: int = 128
+    positions: int = 4096
+    half: bool = False
+    traffic: Traffic = field(default_factory=Traffic, compare=False)
+
+    def __post_init__(self) -> None:
+        numbers = {name: getattr(self, name) for name in ("deadline", "patience", "batches", "axes", "positions")}
+        for name, number in numbers.items():
+            if number is not None and not number > 0:
+                raise InvalidInput(f"Remote({name}={number}) was given; a positive number is needed")
+        if self.host is not None:
+            if not self.host.startswith(("http://", "https://")):
+                raise InvalidInput(f"the host {self.host!r} was given; write its URL, such as https://api.ndif.us")
+            object.__setattr__(self, "host", self.host.rstrip("/"))  # nnsight's server answers 403 to a double slash
+
+
+Where = bool | str | Remote
+"""As users say it: False, True (NDIF), "local", a host's URL, or a `Remote`."""
+
+
+def remote_of(where: Where) -> Remote | Literal["local"] | None:
+    """None for this machine, "local" for this machine as NDIF would run it, or the server.
+
+    Raises:
+        InvalidInput: a host that is no URL.
+    """
+    if isinstance(where, Remote):
+        return where
+    if where == "local":
+        return "local"
+    if isinstance(where, str):
+        return Remote(where)
+    return Remote() if where else None
