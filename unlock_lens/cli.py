@@ -13,7 +13,7 @@ from rich.table import Table
 
 from unlock_lens import cli_evidence
 from unlock_lens.errors import InvalidInput, UnlockLensError
-from unlock_lens.inputs import parse_layers, parse_positions, parse_rank, parse_ridge
+from unlock_lens.inputs import parse_layers, parse_positions, parse_rank, parse_remote, parse_ridge
 
 app = typer.Typer(
     help="Move a capability from one language model into another.",
@@ -37,6 +37,12 @@ BackendOption = Annotated[BackendName, typer.Option(help="Framework that runs th
 BatchSize = Annotated[int, typer.Option(help="Prompts in one forward pass.", min=1)]
 Out = Annotated[Path, typer.Option(help="File to write.")]
 SpecialTokens = Annotated[bool, typer.Option(help="Let the tokenizer add its own; say no for text with a chat template in it.")]
+RemoteOption = Annotated[
+    str | None, typer.Option("--remote", help="Run the models on a server: ndif, its URL, or local (here, as NDIF would).")
+]
+Resume = Annotated[
+    Path | None, typer.Option(help="Folder that keeps finished requests to a server: the same command goes on after a fault.")
+]
 Field = Annotated[str | None, typer.Option(help="Key of the text in JSONL files; by default question, prompt or text.")]
 
 
@@ -79,6 +85,8 @@ def extract(
     batch_size: BatchSize = 8,
     special_tokens: SpecialTokens = True,
     backend: BackendOption = "transformer_lens",
+    remote: RemoteOption = None,
+    resume: Resume = None,
     field: Field = None,
 ) -> None:
     """Extract a capability direction: what the unlocked variant has and the locked one lacks.
@@ -96,15 +104,18 @@ def extract(
     prompts = [fill(template, asked) for template in (locked, unlocked or locked)]
     chosen = parse_layers(layers)
     _check_writable(out)
-    opened = open_model(model, backend)
-    other = open_model(unlocked_model, backend) if unlocked_model else opened
+    where = parse_remote(remote)
+    framework = "nnsight" if where else backend
+    opened = open_model(model, framework, remote=where)
+    other = open_model(unlocked_model, framework, remote=where) if unlocked_model else opened
     direction = CapabilityDirection.extract(
-        Variant(opened, prompts[0], special_tokens),
-        Variant(other, prompts[1], special_tokens),
+        Variant(opened, prompts[0], special_tokens, where),
+        Variant(other, prompts[1], special_tokens, where),
         aggregate,
         chosen,
         position,
         batch_size,
+        resume=resume,
     )
     direction.save(out)
     console.print(f"wrote {out}: {len(direction.layers)} layers, d_model {direction.d_model}, from {len(asked)} questions")
@@ -140,6 +151,8 @@ def align(
     batch_size: BatchSize = 8,
     special_tokens: SpecialTokens = True,
     backend: BackendOption = "transformer_lens",
+    remote: RemoteOption = None,
+    resume: Resume = None,
     field: Field = None,
 ) -> None:
     """Fit the map between two models on ordinary text, and carry a direction over.
@@ -165,8 +178,10 @@ def align(
     aligner_file = save_aligner if found else out
     for file in filter(None, (out, save_aligner)):
         _check_writable(file)
-    models = [open_model(name, backend) for name in (source, target)]
-    aligner.fit(Variant(models[0], texts, special_tokens), Variant(models[1], texts, special_tokens), batch_size)
+    where = parse_remote(remote)
+    models = [open_model(name, "nnsight" if where else backend, remote=where) for name in (source, target)]
+    sides = [Variant(model, texts, special_tokens, where) for model in models]
+    aligner.fit(sides[0], sides[1], batch_size, resume=resume)
     if aligner.cross_validation:
         chosen_rank, chosen_ridge = aligner.cross_validation.best
         held_out = aligner.cross_validation.r2.mean(dim=0).max()
@@ -195,6 +210,8 @@ def steer(
     batch_size: BatchSize = 8,
     special_tokens: SpecialTokens = True,
     backend: BackendOption = "transformer_lens",
+    remote: RemoteOption = None,
+    resume: Resume = None,
     field: Field = None,
 ) -> None:
     """Complete prompts without and with steering, side by side.
@@ -210,9 +227,11 @@ def steer(
     hook = SteeringHook(CapabilityDirection.load(direction), alpha, operation, positions, parse_layers(layers), check_model)
     if out:
         _check_writable(out)
-    opened = open_model(model, backend)
+    where = parse_remote(remote)
+    opened = open_model(model, "nnsight" if where else backend, remote=where)
     steered, unsteered = (
-        generate(opened, asked, applied, max_new_tokens, batch_size, special_tokens) for applied in (hook, None)
+        generate(opened, asked, applied, max_new_tokens, batch_size, special_tokens, remote=where, resume=resume)
+        for applied in (hook, None)
     )
     rows = [{"prompt": p, "unsteered": u, "steered": s} for p, u, s in zip(asked, unsteered, steered, strict=True)]
     if out:

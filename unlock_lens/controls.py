@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens import capture, linear_map
+from unlock_lens import linear_map
 from unlock_lens.direction import CapabilityDirection, Provenance
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.identity import ModelIdentity
+from unlock_lens.reducing import How, mean_state
 from unlock_lens.variant import Variant
 
 
@@ -133,7 +134,7 @@ def mean_locked(locked: Variant, like: CapabilityDirection, batch_size: int = 8)
     target = locked.backend.identity
     if (target.d_model, target.basis) != (like.d_model, like.basis):
         raise IncompatibleModel(f"the direction has d_model {like.d_model}, basis {like.basis}; the target is {target}")
-    return capture.mean_at_position(locked, like.layers, batch_size=batch_size)
+    return mean_state(locked, like.layers, -1, How(batch_size))
 
 
 def _with_vectors(like: CapabilityDirection, vectors: torch.Tensor, name: str) -> CapabilityDirection:

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unlock_lens.backends import Backend, Batch, Edits, backend_of
+from unlock_lens.backends import Backend, Batch, Edits, Server, backend_of, placed
 from unlock_lens.errors import InvalidInput
+from unlock_lens.remote import Where
 from unlock_lens.steering import SteeringHook, as_hooks, edits_for
 from unlock_lens.variant import Tokens, check_prompts, tokenize
 
@@ -36,7 +37,12 @@ class Price:
 
 
 def next_token_log_probs(
-    model: Any, prompts: Sequence[str], steer: Steer = None, batch_size: int = 8, add_special_tokens: bool = True
+    model: Any,
+    prompts: Sequence[str],
+    steer: Steer = None,
+    batch_size: int = 8,
+    add_special_tokens: bool = True,
+    remote: Where = False,
 ) -> Float[Tensor, "prompt vocabulary"]:
     """Log-probabilities (nats) of the first token of each completion; one forward pass, nothing is generated.
 
@@ -54,12 +60,13 @@ def next_token_log_probs(
     """
     check_prompts(prompts)
     backend = backend_of(model)
+    host = placed(backend, remote)
     edits = edits_for(backend, as_hooks(steer))
     tokens = tokenize(backend.tokenizer, prompts, add_special_tokens)
     found: list[Tensor] = [torch.empty(0)] * len(prompts)
     for rows in tokens.batches(batch_size):
         batch = tokens.rows(rows)
-        predicted = backend.log_probs(Batch(batch.ids, batch.mask), edits, batch.ids.shape[1])[:, 0]
+        predicted = host.log_probs(Batch(batch.ids, batch.mask), edits, batch.ids.shape[1])[:, 0]
         for row, log_probs in zip(rows.tolist(), predicted, strict=True):
             found[row] = log_probs
     return torch.stack(found)
@@ -83,12 +90,13 @@ def first_token_entropies(
     n_tokens: int = 8,
     batch_size: int = 8,
     add_special_tokens: bool = True,
+    remote: Where = False,
 ) -> list[float]:
     """Mean entropy (nats) of the next-token distribution at each of the first tokens of the completions, which are read back.
 
     Positions that no completion reaches are left out.
     """
-    pairs = _Pairs.of(model, prompts, completions, add_special_tokens)
+    pairs = _Pairs.of(model, prompts, completions, add_special_tokens, remote)
     pairs = replace(pairs, following=[ids[:n_tokens] for ids in pairs.following])
     sums, counts = torch.zeros(n_tokens), torch.zeros(n_tokens)
     for scored in pairs.scored(steer, batch_size):
@@ -106,6 +114,7 @@ def completion_log_probs(
     steer: Steer = None,
     batch_size: int = 8,
     add_special_tokens: bool = True,
+    remote: Where = False,
 ) -> Float[Tensor, " prompt"]:
     """Log-probability (nats) of each completion, given its prompt: how much the model concentrates on it.
 
@@ -122,7 +131,7 @@ def completion_log_probs(
         1.0
     """
     found = torch.zeros(len(prompts))
-    pairs = _Pairs.of(model, prompts, completions, add_special_tokens)
+    pairs = _Pairs.of(model, prompts, completions, add_special_tokens, remote)
     for scored in pairs.scored(steer, batch_size):
         found[scored.rows] = (scored.of_tokens() * scored.mask).sum(1)
     return found
@@ -135,6 +144,7 @@ def price(
     batch_size: int = 8,
     add_special_tokens: bool = True,
     prompt_end: str | None = None,
+    remote: Where = False,
 ) -> Price:
     """What steering costs on unrelated text: of each text the prompt is steered, and what follows it is read.
 
@@ -152,7 +162,7 @@ def price(
         >>> round(price(model, zoo.text(n=20), ul.SteeringHook(direction, alpha=0.0)).kl, 6)
         0.0
     """
-    pairs = _Pairs.of_texts(model, texts, add_special_tokens, prompt_end)
+    pairs = _Pairs.of_texts(model, texts, add_special_tokens, prompt_end, remote)
     divergence, steered_nats, plain_nats, n = 0.0, 0.0, 0.0, 0
     for plain, steered in zip(pairs.scored(None, batch_size), pairs.scored(steer, batch_size), strict=True):
         divergence += float((kl_divergence(plain.log_probs, steered.log_probs) * plain.mask).sum())
@@ -181,33 +191,39 @@ class _Pairs:
     """Prompts, padded on the left, and what follows them, padded on the right."""
 
     backend: Backend
+    host: Backend | Server
     prompts: Tokens
     following: list[list[int]]
 
     @classmethod
-    def of(cls, model: Any, prompts: Sequence[str], completions: Sequence[str], special: bool) -> _Pairs:
+    def of(cls, model: Any, prompts: Sequence[str], completions: Sequence[str], special: bool, remote: Where) -> _Pairs:
         if len(prompts) != len(completions):
             raise InvalidInput(f"{len(prompts)} prompts and {len(completions)} completions were given; one for each is needed")
         check_prompts(prompts)
         backend = backend_of(model)
         written = backend.tokenizer(list(completions), add_special_tokens=False)["input_ids"]
-        return cls(backend, tokenize(backend.tokenizer, prompts, special), written)
+        return cls(backend, placed(backend, remote), tokenize(backend.tokenizer, prompts, special), written)
 
     @classmethod
-    def of_texts(cls, model: Any, texts: Sequence[str], special: bool, prompt_end: str | None) -> _Pairs:
+    def of_texts(cls, model: Any, texts: Sequence[str], special: bool, prompt_end: str | None, remote: Where) -> _Pairs:
         check_prompts(texts)
         backend = backend_of(model)
         if prompt_end is not None:
             prompts, following = zip(*(_split(line, prompt_end) for line in texts), strict=True)
             read = backend.tokenizer(list(following), add_special_tokens=False)["input_ids"]
-            return cls(backend, tokenize(backend.tokenizer, prompts, special), read)
+            return cls(backend, placed(backend, remote), tokenize(backend.tokenizer, prompts, special), read)
         tokens = tokenize(backend.tokenizer, texts, special)
         if int(tokens.lengths.min()) < 2:
             raise InvalidInput(
                 "a text of a single token was given; the price needs a prompt and what follows it: give longer ones"
             )
         rows = [ids[mask.bool()].tolist() for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
-        return cls(backend, _left_padded([row[: len(row) // 2] for row in rows]), [row[len(row) // 2 :] for row in rows])
+        return cls(
+            backend,
+            placed(backend, remote),
+            _left_padded([row[: len(row) // 2] for row in rows]),
+            [row[len(row) // 2 :] for row in rows],
+        )
 
     def scored(self, steer: Steer, batch_size: int) -> Iterator[_Scored]:
         edits: Edits = edits_for(self.backend, as_hooks(steer))
@@ -218,7 +234,7 @@ class _Pairs:
             tokens, mask = _right_padded([self.following[row] for row in rows.tolist()])
             # What follows a completion is not masked: no earlier token sees it, and hosts count positions by the mask.
             batch = Batch(torch.cat([prompts.ids, tokens], 1), torch.cat([prompts.mask, torch.ones_like(mask)], 1))
-            log_probs = self.backend.log_probs(batch, edits, prompts.ids.shape[1])
+            log_probs = self.host.log_probs(batch, edits, prompts.ids.shape[1])
             yield _Scored(rows, log_probs[:, :-1], tokens, mask)
 
 

@@ -13,6 +13,7 @@ from unlock_lens.backends import backend_of
 from unlock_lens.errors import InvalidInput
 from unlock_lens.generation import generate
 from unlock_lens.progress import shown
+from unlock_lens.remote import Where
 from unlock_lens.statistics import bootstrap_difference, mcnemar, pass_at_k, wilson_interval
 from unlock_lens.steering import SteeringHook
 
@@ -113,6 +114,7 @@ def evaluate(
     batch_size: int = 8,
     add_special_tokens: bool = True,
     progress: bool = True,
+    remote: Where = False,
 ) -> Evaluation:
     """Complete the prompts greedily, steered or not, and judge the completions.
 
@@ -128,7 +130,14 @@ def evaluate(
     """
     started = time.perf_counter()
     completions = generate(
-        model, prompts, steer, max_new_tokens, batch_size, add_special_tokens=add_special_tokens, progress=progress
+        model,
+        prompts,
+        steer,
+        max_new_tokens,
+        batch_size,
+        add_special_tokens=add_special_tokens,
+        remote=remote,
+        progress=progress,
     )
     seconds = time.perf_counter() - started
     written = backend_of(model).tokenizer(completions, add_special_tokens=False)["input_ids"]
@@ -173,6 +182,7 @@ def sample(
     batch_size: int = 8,
     add_special_tokens: bool = True,
     progress: bool = True,
+    remote: Where = False,
 ) -> Sampled:
     """Sample completions of an unsteered model, for pass@k at k = 1, 2, 4, ... up to `samples`.
 
@@ -202,6 +212,7 @@ def sample(
                     batch_size=batch_size,
                     add_special_tokens=add_special_tokens,
                     temperature=temperature,
+                    remote=remote,
                     progress=False,
                 )
             )

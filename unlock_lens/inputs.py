@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unlock_lens.errors import InvalidInput
+from unlock_lens.remote import Where
 
 FIELDS = ("question", "prompt", "text")
 SLOT = "{question}"
@@ -143,6 +144,19 @@ def parse_rank(spec: str | None) -> int | Literal["cv"] | None:
     if not spec.isdecimal():
         raise InvalidInput(f"rank {spec!r} was given; write a number of at least 1, or cv")
     return int(spec)
+
+
+def parse_remote(spec: str | None) -> Where:
+    """Where models run, written as ndif, local, or a server's URL; False for None.
+
+    Raises:
+        InvalidInput: anything else.
+    """
+    if spec is None:
+        return False
+    if spec not in ("ndif", "local") and not spec.startswith(("http://", "https://")):
+        raise InvalidInput(f"--remote {spec} was given; write ndif, local, or a server's URL such as http://127.0.0.1:8001")
+    return spec if spec != "ndif" else True
 
 
 def parse_ridge(spec: str | None) -> float | Literal["cv"] | None:

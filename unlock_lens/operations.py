@@ -105,7 +105,8 @@ class Edit:
         if kind not in self._ready:
             with torch.inference_mode(False):  # a later run may record gradients
                 self._ready[kind] = OPERATIONS[self.operation](self.vector.to(exact), self.alpha)
-        return self._ready[kind](exact).to(residual)
+        with torch.autocast(residual.device.type, enabled=False):  # a server may compute in half precision what it can
+            return self._ready[kind](exact).to(residual)
 
     def _tokens(self, residual: Tensor, chunk: Chunk) -> tuple[slice | Tensor, slice | Tensor] | None:
         """Indices into [batch, token]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -46,9 +46,9 @@ class How:
     """How requests are made and waited for; each is explained in `CapabilityDirection.extract`."""
 
     batch_size: int
-    resume: str | Path | None
-    wait: bool
-    progress: bool
+    resume: str | Path | None = None
+    wait: bool = True
+    progress: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,22 +188,30 @@ def together(a: Variant, b: Variant) -> bool:
     return a.model is b.model and bool(a.remote) and a.remote == b.remote
 
 
+def mean_state(variant: Variant, layers: Sequence[int] | None, position: int, how: How) -> Float[Tensor, "layer d_model"]:
+    """The mean state at a token; from a server that alone comes back."""
+    layers = capture.check_layers(layers, variant.backend.identity.n_layers)
+    if not runs_on_server(how, variant):
+        return capture.mean_at_position(variant, layers, position, how.batch_size, how.progress)
+    reading = _of_means([Tokens(variant, capture.one_token(variant, position))], layers, how)
+    return _mean(run([reading])[0], reading)
+
+
+def _of_means(tokens: Sequence[Tokens], layers: Sequence[int], how: How) -> Reading:
+    places = [torch.tensor([-1])] * len(tokens[0].variant)
+    return Reading(tokens, layers, lambda held, n: Mean(n), places, how)
+
+
 def mean_difference(
     unlocked: Variant, locked: Variant, layers: Sequence[int], position: int, how: How
 ) -> Float[Tensor, "layer d_model"]:
     """mean_i D_i; from a server sums alone come back."""
     if not runs_on_server(how, unlocked, locked):
-        read = [
-            capture.mean_at_position(variant, layers, position, how.batch_size, how.progress) for variant in (unlocked, locked)
-        ]
-        return (read[0] - read[1]).float()
+        return (mean_state(unlocked, layers, position, how) - mean_state(locked, layers, position, how)).float()
     chosen = [Tokens(variant, capture.one_token(variant, position)) for variant in (unlocked, locked)]
-    places = [torch.tensor([-1])] * len(unlocked)
-    if together(unlocked, locked):
-        groups = [[chosen[0], Tokens(locked, chosen[1].chosen, sign=-1)]]
-    else:
-        groups = [[chosen[0]], [chosen[1]]]
-    readings = [Reading(tokens, layers, lambda held, n: Mean(n), places, how) for tokens in groups]
+    one = together(unlocked, locked)
+    groups = [[chosen[0], replace(chosen[1], sign=-1)]] if one else [[of] for of in chosen]
+    readings = [_of_means(tokens, layers, how) for tokens in groups]
     means = [_mean(parts, reading) for reading, parts in zip(readings, run(readings), strict=True)]
     return (means[0] - means[1] if len(means) == 2 else means[0]).float()
 

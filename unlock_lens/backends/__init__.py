@@ -6,6 +6,7 @@ from typing import Any
 
 from unlock_lens.backends.base import Backend, Batch, Edits, Generation, Keep, Pass, Pending, Server
 from unlock_lens.errors import InvalidInput, UnsupportedModel
+from unlock_lens.remote import Remote, Where, remote_of
 
 BACKENDS = ("transformer_lens", "nnsight")
 
@@ -21,6 +22,7 @@ __all__ = [
     "Server",
     "backend_of",
     "open_model",
+    "placed",
 ]
 
 
@@ -51,15 +53,27 @@ def backend_of(model: Any) -> Backend:
     )
 
 
-def open_model(name: str, backend: str = "transformer_lens", dtype: str = "float32") -> Any:
+def placed(backend: Backend, where: Where) -> Backend | Server:
+    """What runs the model's passes: the backend on this machine, or a server."""
+    server = remote_of(where)
+    return backend.on(server) if server else backend
+
+
+def open_model(name: str, backend: str = "transformer_lens", dtype: str = "float32", remote: Where = False) -> Any:
     """Load a Hugging Face folder or hub id, on the GPU where there is one, in one of `BACKENDS`.
 
+    Of a model that is to run on a server no weights are loaded.
+
     Raises:
-        InvalidInput: there is no such backend, or no such model.
+        InvalidInput: there is no such backend, none that runs remotely, or no such model.
     """
     if backend not in BACKENDS:
         raise InvalidInput(f"there is no backend {backend!r}; take one of {', '.join(BACKENDS)}")
-    if backend == "transformer_lens":
+    if remote and backend != "nnsight":
+        raise InvalidInput(f"remote={remote!r} was given with the backend {backend!r}; models on a server take nnsight")
+    if isinstance(remote_of(remote), Remote):
+        from unlock_lens.backends.nnsight import open_meta_model as opener
+    elif backend == "transformer_lens":
         from unlock_lens.backends.transformer_lens import open_bridge as opener
     else:
         from unlock_lens.backends.nnsight import open_transformers_model as opener

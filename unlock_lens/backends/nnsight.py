@@ -30,6 +30,11 @@ def open_transformers_model(name: str, dtype: str) -> Any:
     return nnsight.TransformersModel(name, task="text-generation", dispatch=True, dtype=getattr(torch, dtype), **on_gpu)
 
 
+def open_meta_model(name: str, dtype: str) -> Any:
+    """An nnsight TransformersModel without weights, for a server that has them, in whatever dtype it holds them."""
+    return nnsight.TransformersModel(name, task="text-generation")
+
+
 def residual_of(output: Any) -> Tensor:
     """The residual stream in a block's output, which a few families return in a tuple."""
     return output if isinstance(output, Tensor) else output[0]

@@ -84,7 +84,8 @@ class Probe:
             return cls(None, None, (), len(target), 0, told)
 
         def first_tokens(variant: Variant, steer: SteeringHook | None = None) -> Tensor:
-            return next_token_log_probs(variant.model, variant.prompts, steer, batch_size, variant.add_special_tokens)
+            of = variant
+            return next_token_log_probs(of.model, of.prompts, steer, batch_size, of.add_special_tokens, of.remote)
 
         found = [first_tokens(target), first_tokens(unlocked)]
         # Sizes of a family pad their unembedding differently; beyond the shorter one there are no tokens.

@@ -115,6 +115,8 @@ class SweepConfig(Spec):
         naive: of a model that never learned the capability, for the control "naive".
         backend: framework that runs them.
         dtype: that they are loaded in.
+        remote: true, or the URL of a server, where they are not loaded but run on NDIF (backend nnsight); "local" runs here
+            as NDIF would.
         task: problems and their check.
         sizes: how many problems each split takes; the splits share none.
         capability: what is transferred.
@@ -132,6 +134,7 @@ class SweepConfig(Spec):
     naive: str | None = None
     backend: Literal["transformer_lens", "nnsight"] = "transformer_lens"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    remote: bool | str = False
     task: TaskSpec
     sizes: Sizes
     capability: Capability
@@ -153,6 +156,8 @@ class SweepConfig(Spec):
             raise ValueError(f"grid.n asks for {max(self.grid.n)} questions, sizes.extract gives {self.sizes.extract}")
         if "text" in self.grid.aligner and self.calibration is None:
             raise ValueError('the aligner "text" needs calibration: (which text?); or leave it out of grid.aligner')
+        if self.remote and self.backend != "nnsight":
+            raise ValueError(f"remote is {self.remote!r}, and the backend {self.backend}; models on a server take nnsight")
         names = [self.capability.name, *(other.name for other in self.others)]
         if len(set(names)) < len(names):
             raise ValueError(f"two capabilities have one name: {names}")

@@ -69,6 +69,7 @@ def ability(material: Material) -> float:
         "max_new_tokens": config.max_new_tokens,
         "batch_size": config.batch_size,
         "add_special_tokens": config.special_tokens,
+        "remote": config.remote,
         "progress": False,
     }
     if config.capability.unlocked is not None:

@@ -125,7 +125,7 @@ def _effect(material: Material, chosen: Setting) -> list[dict[str, Any]]:
 
     def first_tokens(setting: Setting | None, layer: int = 0) -> Tensor:
         hook = replace(material.steer(setting), layers=[layer]) if setting else None
-        return next_token_log_probs(material.target, prompts, hook, config.batch_size, config.special_tokens)
+        return next_token_log_probs(material.target, prompts, hook, config.batch_size, config.special_tokens, config.remote)
 
     plain = first_tokens(None)
     found: list[dict[str, Any]] = []

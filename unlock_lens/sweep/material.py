@@ -19,6 +19,7 @@ from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import InvalidInput
 from unlock_lens.inputs import parse_layer_map, parse_layers
 from unlock_lens.pairing import Positions, paired_tokens
+from unlock_lens.reducing import How, mean_state
 from unlock_lens.steering import SteeringHook
 from unlock_lens.sweep.config import Capability, SweepConfig
 from unlock_lens.sweep.setting import NAIVE, NAIVE_UNSTEERED, UNSTEERED, Setting
@@ -61,7 +62,7 @@ class Material:
         return [name for name in self.config.controls if name not in self.left_out]
 
     def model(self, name: str) -> Any:
-        return self.once(("model", name), lambda: _opened(name, self.config.backend, self.config.dtype))
+        return self.once(("model", name), lambda: _opened(name, self.config))
 
     def baseline(self, setting: Setting) -> Setting:
         """The unsteered run that a steered one is paired with: of the naive model, or of prompts of its own, its own."""
@@ -118,7 +119,7 @@ class Material:
         return Probe.run(
             self.direction(replace(setting, control=None)),
             self._variant("target", task.prompts(capability.locked)),
-            Variant(unlocked, task.prompts(capability.unlocked_template), self.config.special_tokens),
+            self._of(unlocked, task.prompts(capability.unlocked_template)),
             alphas=self.config.grid.alpha,
             batch_size=self.config.batch_size,
             hook=lambda alpha: self.steer(replace(setting, alpha=alpha)),
@@ -138,7 +139,7 @@ class Material:
         """The target's mean state at the end of the locked prompts that directions are extracted from."""
         locked = self._variant("target", self.splits.extract.prompts(self.config.capability.locked))
         batch_size = self.config.batch_size
-        return self.once("mean locked", lambda: capture.mean_at_position(locked, batch_size=batch_size))[list(layers)]
+        return self.once("mean locked", lambda: mean_state(locked, None, -1, How(batch_size)))[list(layers)]
 
     def _direction(self, setting: Setting) -> CapabilityDirection:
         if setting.control in (None, "paper"):
@@ -189,12 +190,8 @@ class Material:
         unlocked_model = capability.source_unlocked if side == "source" else capability.target_unlocked
         model = self._side(side)
         return Contrast.capture(
-            Variant(model, extract.prompts(capability.locked), self.config.special_tokens),
-            Variant(
-                self.model(unlocked_model) if unlocked_model else model,
-                extract.prompts(capability.unlocked_template),
-                self.config.special_tokens,
-            ),
+            self._of(model, extract.prompts(capability.locked)),
+            self._of(self.model(unlocked_model) if unlocked_model else model, extract.prompts(capability.unlocked_template)),
             position=position,
             batch_size=self.config.batch_size,
             progress=self.progress,
@@ -204,7 +201,10 @@ class Material:
         return capture.at_tokens(variant, tokens, batch_size=self.config.batch_size, progress=self.progress)
 
     def _variant(self, side: Side, texts: list[str]) -> Variant:
-        return Variant(self._side(side), texts, self.config.special_tokens)
+        return self._of(self._side(side), texts)
+
+    def _of(self, model: Any, texts: list[str]) -> Variant:
+        return Variant(model, texts, self.config.special_tokens, self.config.remote)
 
     def _side(self, side: Side) -> Any:
         return self.model({"source": self.config.source, "target": self.config.target, "naive": self.config.naive or ""}[side])
@@ -270,12 +270,12 @@ class Material:
                     )
 
 
-def _opened(name: str, backend: str, dtype: str) -> Any:
+def _opened(name: str, config: SweepConfig) -> Any:
     if name.startswith(ZOO):
         from unlock_lens import zoo
 
-        return zoo.load(name.removeprefix(ZOO), backend, dtype)
-    return open_model(name, backend, dtype)
+        return zoo.load(name.removeprefix(ZOO), config.backend, config.dtype)
+    return open_model(name, config.backend, config.dtype, config.remote)
 
 
 def _hash(texts: list[str] | None) -> str | None:

@@ -108,4 +108,5 @@ def _model(material: Material, setting: Setting) -> Any:
 
 
 def _how(material: Material) -> dict[str, Any]:
-    return {"batch_size": material.config.batch_size, "add_special_tokens": material.config.special_tokens}
+    config = material.config
+    return {"batch_size": config.batch_size, "add_special_tokens": config.special_tokens, "remote": config.remote}

@@ -1,0 +1,251 @@
+"""What is reduced where the model runs gives what is made of the states themselves; `remote="local"` takes a server's way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import unlock_lens as ul
+from tests.checks import unchecked
+from unlock_lens import capture, reducing, zoo
+from unlock_lens.contrast import Contrast
+from unlock_lens.factors import LayerFactors, merged, of_result
+from unlock_lens.methods import METHODS
+from unlock_lens.reducing import How
+from unlock_lens.reductions import Factors, Mean
+
+TASK = zoo.running_sum(n=12, seed=3)
+TEXT = zoo.text(n=24)
+
+
+@pytest.fixture(scope="module")
+def large_nnsight() -> Any:
+    return zoo.load("large-base", "nnsight")
+
+
+def acts(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) + 3
+
+
+def reduced(reduction: Any, states: Tensor, places: Tensor, size: int) -> dict[str, Tensor]:
+    """As passes bring them: `size` tokens at a time, two layers."""
+    for start in range(0, len(states), size):
+        for i in (0, 1):
+            reduction.add(i, states[start : start + size] * (i + 1), places[start : start + size], 1)
+    return reduction.result()
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def test_a_mean_is_that_of_all_tokens_and_takes_away_what_comes_with_a_minus() -> None:
+    states = acts(0, 10, 6)
+    places = torch.full((10,), -1)
+    found = reduced(Mean(10), states, places, 3)["mean"]
+    assert torch.allclose(found[0], states.mean(dim=0))
+    assert torch.allclose(found[1], 2 * states.mean(dim=0))
+    difference = Mean(10)
+    difference.add(0, states, places, 1)
+    difference.add(0, states.flip(1), places, -1)
+    assert torch.allclose(difference.result()["mean"][0], (states - states.flip(1)).mean(dim=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize(("n", "d"), [(5, 9), (20, 6)])
+def test_factors_of_held_tokens_are_the_thin_svd(n: int, d: int, centered: bool) -> None:
+    states = acts(1, n, d)
+    axes = min(n, d)
+    layer = of_result(reduced(Factors(axes, n, n, centered, half=False), states, torch.arange(n), 4), n)[0]
+    h = (states - states.mean(dim=0) if centered else states).double()
+    values = torch.linalg.svdvals(h)
+    assert torch.allclose(layer.axes.values, values[: len(layer.axes.values)], rtol=1e-5)
+    assert len(layer.axes.values) == min(axes, n - centered)
+    assert error(layer.states(centered), states.double()) < 1e-5
+    assert layer.share == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("centered", [True, False])
+def test_axes_know_tokens_that_are_not_held(centered: bool) -> None:
+    """The Gram matrix is summed over all; scores come back of the sample."""
+    states = acts(2, 30, 6)
+    sample = torch.tensor([3, 4, 11, 20, 25, 28, 29])
+    places = torch.full((30,), -1)
+    places[sample] = torch.arange(len(sample))
+    layer = of_result(reduced(Factors(6, len(sample), 30, centered, half=False), states, places, 7), 30)[0]
+    h = (states - states.mean(dim=0) if centered else states).double()
+    assert torch.allclose(layer.axes.mean, states.double().mean(dim=0), atol=1e-6)
+    assert torch.allclose(layer.axes.values, torch.linalg.svdvals(h), rtol=1e-5)
+    assert error(layer.states(centered), states[sample].double()) < 1e-5
+    assert layer.energy == pytest.approx(float(h.square().sum()), rel=1e-5)
+
+
+def test_half_precision_comes_back_where_it_is_asked_for() -> None:
+    states = acts(3, 8, 6)
+    found = reduced(Factors(6, 8, 8, True, half=True), states, torch.arange(8), 8)
+    assert (found["vectors"].dtype, found["left"].dtype) == (torch.float16, torch.float16)
+    assert (found["values"].dtype, found["mean"].dtype) == (torch.float32, torch.float32)
+    assert error(of_result(found, 8)[0].states(True), states.double()) < 1e-3
+
+
+def test_states_that_are_not_finite_do_not_break_the_decomposition() -> None:
+    """Who asked sees it in the mean and the energy, and says which layer."""
+    states = acts(4, 8, 6)
+    states[3, 2] = torch.inf
+    found = reduced(Factors(6, 8, 8, True, half=False), states, torch.arange(8), 8)
+    assert not bool(found["mean"].isfinite().all())
+    assert not bool(found["energy"].isfinite().all())
+
+
+@pytest.mark.parametrize("centered", [True, False])
+def test_parts_merge_into_the_factors_of_all_tokens(centered: bool) -> None:
+    states = acts(5, 21, 8).double()
+
+    def factors(part: Tensor) -> LayerFactors:
+        reduction = Factors(min(8, len(part)), len(part), len(part), centered, half=False)
+        reduction.add(0, part, torch.arange(len(part)), 1)
+        return of_result(reduction.result(), len(part))[0]
+
+    whole = factors(states)
+    found = merged([factors(part) for part in states.split(7)], 8, centered)
+    assert torch.allclose(found.axes.values, whole.axes.values, rtol=1e-5)
+    assert torch.allclose(found.axes.mean, whole.axes.mean, atol=1e-6)
+    assert error(found.states(centered), states) < 1e-5
+    assert found.energy == pytest.approx(whole.energy, rel=1e-5)
+    assert found.n == 21
+
+
+def local(model: Any, prompts: Sequence[str], **settings: Any) -> ul.Variant:
+    return ul.Variant(model, prompts, remote=settings.get("remote", "local"))
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "pca", lambda differences: differences.median(dim=0).values])
+@pytest.mark.parametrize("resume", [False, True])
+def test_directions_are_those_of_the_states(small_nnsight: Any, aggregate: Any, resume: bool, tmp_path: Path) -> None:
+    """One model: the difference is taken where it runs; with resume= in several requests, whose factors are merged."""
+    pair = [local(small_nnsight, prompts) for prompts in (TASK.direct, TASK.think)]
+    plain = [ul.Variant(small_nnsight, prompts) for prompts in (TASK.direct, TASK.think)]
+    kept: dict[str, Any] = {"resume": tmp_path / "kept", "batch_size": 1} if resume else {"batch_size": 5}
+    found = ul.CapabilityDirection.extract(*pair, aggregate, layers=[0, 2], **kept)
+    expected = ul.CapabilityDirection.extract(*plain, aggregate, layers=[0, 2])
+    assert error(found.vectors, expected.vectors) < 1e-5
+    assert len(list((tmp_path / "kept").glob("*.safetensors"))) == (2 if resume else 0)  # 12 batches, 8 in a request
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "pca"])
+def test_a_contrast_of_two_models_may_have_one_of_them_elsewhere(small_nnsight: Any, aggregate: Any) -> None:
+    post = zoo.load("small-post", "nnsight")
+    expected = ul.CapabilityDirection.extract(
+        ul.Variant(small_nnsight, TASK.direct), ul.Variant(post, TASK.direct), aggregate, batch_size=5
+    )
+    for where in (("local", "local"), (False, "local"), ("local", False)):
+        pair = ul.Variant(small_nnsight, TASK.direct, remote=where[0]), ul.Variant(post, TASK.direct, remote=where[1])
+        found = ul.CapabilityDirection.extract(*pair, aggregate, batch_size=5)
+        assert error(found.vectors, expected.vectors) < 1e-5
+
+
+def test_contrasts_come_back_whole_where_the_axes_hold_them(small_nnsight: Any) -> None:
+    pair = [local(small_nnsight, prompts) for prompts in (TASK.direct, TASK.think)]
+    plain = [ul.Variant(small_nnsight, prompts) for prompts in (TASK.direct, TASK.think)]
+    assert error(Contrast.capture(*pair).differences, Contrast.capture(*plain).differences) < 1e-5
+
+
+def test_axes_that_do_not_hold_everything_say_so(
+    small_nnsight: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reducing, "_settings", lambda variant: ul.Remote(axes=2))
+    pair = [local(small_nnsight, prompts) for prompts in (TASK.direct, TASK.think)]
+    Contrast.capture(*pair)
+    assert "the leading 2 axes came back; they hold" in caplog.text
+    assert "Remote(axes=...) asks for more" in caplog.text
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("sides", [("local", "local"), ("local", False), (False, "local")])
+def test_maps_are_those_of_the_states(
+    large_nnsight: Any, small_nnsight: Any, method: Any, sides: tuple[str | bool, str | bool]
+) -> None:
+    """More tokens than the models are wide; each side may run elsewhere."""
+    settings: dict[str, Any] = {"rank": 12, "centered": True, "positions": "all", "method": method}
+    plain = ul.Variant(large_nnsight, TEXT), ul.Variant(small_nnsight, TEXT)
+    placed = ul.Variant(large_nnsight, TEXT, remote=sides[0]), ul.Variant(small_nnsight, TEXT, remote=sides[1])
+    expected = ul.SubspaceAligner(**settings).fit(*plain)
+    found = ul.SubspaceAligner(**settings).fit(*placed)
+    assert found.n_tokens == expected.n_tokens
+    for b in expected.layer_map:
+        assert error(found.map(b), expected.map(b)) < (1e-3 if method == "cca" else 1e-4)  # whitening blows rounding up
+
+
+def test_the_papers_map_and_its_means_come_back(large_nnsight: Any, small_nnsight: Any, tmp_path: Path) -> None:
+    """Uncentred, last token; in one request and in several, whose factors are merged."""
+    expected = ul.SubspaceAligner(8).fit(ul.Variant(large_nnsight, TEXT), ul.Variant(small_nnsight, TEXT))
+    sides = local(large_nnsight, TEXT), local(small_nnsight, TEXT)
+    for found in (
+        ul.SubspaceAligner(8).fit(*sides, batch_size=5),
+        ul.SubspaceAligner(rank=8).fit(*sides, batch_size=1, resume=tmp_path),
+    ):
+        assert error(found.map(2), expected.map(2)) < 1e-4
+        assert error(found.maps.target_mean, expected.maps.target_mean) < 1e-5
+
+
+def test_a_choice_by_cross_validation_is_the_same(large_nnsight: Any, small_nnsight: Any) -> None:
+    settings: dict[str, Any] = {"rank": "cv", "centered": True, "positions": "all", "method": "ridge", "ridge": "cv"}
+    expected = ul.SubspaceAligner(**settings).fit(ul.Variant(large_nnsight, TEXT), ul.Variant(small_nnsight, TEXT))
+    found = ul.SubspaceAligner(**settings).fit(local(large_nnsight, TEXT), local(small_nnsight, TEXT))
+    assert found.cross_validation is not None
+    assert expected.cross_validation is not None
+    assert found.cross_validation.best == expected.cross_validation.best
+
+
+def test_a_sample_of_the_tokens_gives_nearly_the_same_map(
+    large_nnsight: Any, small_nnsight: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Axes know all tokens; the coupling is least squares over the sample, the same tokens on both sides."""
+    texts = zoo.text(n=100)
+    plain = ul.Variant(large_nnsight, texts), ul.Variant(small_nnsight, texts)
+    expected = ul.SubspaceAligner(rank=16, centered=True, positions="all").fit(*plain)
+    monkeypatch.setattr(reducing, "_settings", lambda variant: ul.Remote(positions=400))
+    sides = local(large_nnsight, texts), local(small_nnsight, texts)
+    found = ul.SubspaceAligner(rank=16, centered=True, positions="all").fit(*sides)
+    again = ul.SubspaceAligner(rank=16, centered=True, positions="all").fit(*sides)
+    assert found.n_tokens == expected.n_tokens == sum(map(len, capture.all_tokens(plain[0], False)))
+    direction = ul.CapabilityDirection.extract(ul.Variant(large_nnsight, TASK.direct), ul.Variant(large_nnsight, TASK.think))
+    cosine = found.transport(direction).cosine(expected.transport(direction))
+    assert bool((cosine > 0.98).all())
+    assert bool((cosine < 0.99999).any())  # it is a sample
+    assert torch.equal(found.map(2), again.map(2))  # and a seeded one
+
+
+def test_sinks_are_not_dealt_with_on_a_server(large_nnsight: Any, small_nnsight: Any) -> None:
+    with pytest.raises(ul.InvalidInput, match="sinks='drop' was given for a model on a server, where they are kept"):
+        ul.SubspaceAligner(8, sinks="drop").fit(local(large_nnsight, TEXT), local(small_nnsight, TEXT))
+
+
+def test_what_is_resumed_must_run_on_a_server(small: Any, tmp_path: Path) -> None:
+    pair = ul.Variant(small, TASK.direct), ul.Variant(small, TASK.think)
+    with pytest.raises(ul.InvalidInput, match="resume= and wait= are for models on a server"):
+        ul.CapabilityDirection.extract(*pair, resume=tmp_path / "kept")
+    with pytest.raises(ul.InvalidInput, match="resume= and wait= are for models on a server"):
+        ul.generate(small, TASK.direct, wait=False)
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_layer_that_is_not_finite_is_named(small_nnsight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mean, "result", lambda self: {"mean": torch.tensor([[1.0, 2.0], [1.0, torch.nan]])})
+    variant = local(small_nnsight, TASK.direct)
+    with pytest.raises(ul.InvalidInput, match="the residual stream of small-base is not finite at layer 2"):
+        reducing.mean_state(variant, [0, 2], -1, How(8))
+
+
+def test_settings_of_a_server_are_checked() -> None:
+    with pytest.raises(ul.InvalidInput, match=r"Remote\(deadline=-1\) was given; a positive number is needed"):
+        ul.Remote(deadline=-1)
+    with pytest.raises(ul.InvalidInput, match="the host 'ndif' was given; write its URL"):
+        ul.Remote("ndif")
+    with unchecked(), pytest.raises(ul.InvalidInput, match="the host 'http:/x' was given"):
+        ul.Variant(zoo.load("small-base", "nnsight"), ["Q"], remote="http:/x")
