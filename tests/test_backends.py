@@ -101,6 +101,25 @@ torch.testing.assert_close(there.vectors, here.vectors)
 for positions in ("last_prompt", "generated"):
     steer = ul.SteeringHook(here, 0.5, positions=positions)
     assert ul.generate(model, task.direct, steer, remote="local") == ul.generate(model, task.direct, steer)
+
+from unlock_lens.diagnostics import Probe
+from unlock_lens.distributions import completion_log_probs, first_token_entropies, next_token_log_probs, price
+from unlock_lens.evaluation import evaluate, sample
+
+steer, text = ul.SteeringHook(here, 0.5), zoo.text(n=4)
+written = ul.generate(model, task.direct, steer)
+for measured in (
+    lambda **where: evaluate(model, task, task.direct, steer, 8, **where).completions,
+    lambda **where: sample(model, task, task.direct, 2, max_new_tokens=8, **where).pass_at.keys(),
+    lambda **where: next_token_log_probs(model, task.direct, steer, **where).round(decimals=4).tolist(),
+    lambda **where: completion_log_probs(model, task.direct, written, steer, **where).round(decimals=4).tolist(),
+    lambda **where: [round(nats, 4) for nats in first_token_entropies(model, task.direct, written, steer, **where)],
+    lambda **where: round(price(model, text, steer, **where).kl, 5),
+    lambda remote=False: Probe.run(
+        here, ul.Variant(model, task.direct, remote=remote), ul.Variant(model, task.think, remote=remote)
+    ),
+):
+    assert measured(remote="local") == measured()
 print("the same")
 """
 

@@ -105,3 +105,10 @@ def test_an_unknown_recipe_is_told() -> None:
 
 def test_the_difference_is_shown_line_by_line() -> None:
     assert difference("a: 1\nb: 2\n", "a: 1\nb: 3\n") == "-b: 2\n+b: 3"
+
+
+def test_models_on_a_server_take_nnsight() -> None:
+    with pytest.raises(ul.InvalidInput, match="remote is 'http://127.0.0.1:8001', and the backend transformer_lens"):
+        SweepConfig.parse({**recipes.smallest().model_dump(mode="json"), "remote": "http://127.0.0.1:8001"})
+    on_ndif = {**recipes.smallest().model_dump(mode="json"), "remote": True, "backend": "nnsight"}
+    assert SweepConfig.parse(on_ndif).remote is True

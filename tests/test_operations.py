@@ -106,3 +106,12 @@ def test_an_edit_that_has_acted_ships_as_a_new_one_does(operation: str) -> None:
     assert pickle.dumps(edit) == fresh
     h = draw(1, 1, 2, 8)
     assert torch.equal(pickle.loads(fresh)(h, Chunk(2)), edit(h, Chunk(2)))
+
+
+@pytest.mark.parametrize("name", sorted(OPERATIONS))
+def test_edits_are_exact_where_a_server_computes_in_half_precision(name: str) -> None:
+    """NDIF runs requests under autocast: matrix products of float32 would be taken in bfloat16."""
+    h, v = draw(0, 2, 3, 64).float(), draw(1, 64).float()
+    plain = Edit(v, 0.7, name, "all")(h, Chunk(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(Edit(v, 0.7, name, "all")(h, Chunk(3)), plain)

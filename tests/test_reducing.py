@@ -128,8 +128,8 @@ def local(model: Any, prompts: Sequence[str], **settings: Any) -> ul.Variant:
 @pytest.mark.parametrize("resume", [False, True])
 def test_directions_are_those_of_the_states(small_nnsight: Any, aggregate: Any, resume: bool, tmp_path: Path) -> None:
     """One model: the difference is taken where it runs; with resume= in several requests, whose factors are merged."""
-    pair = [local(small_nnsight, prompts) for prompts in (TASK.direct, TASK.think)]
-    plain = [ul.Variant(small_nnsight, prompts) for prompts in (TASK.direct, TASK.think)]
+    pair = local(small_nnsight, TASK.direct), local(small_nnsight, TASK.think)
+    plain = ul.Variant(small_nnsight, TASK.direct), ul.Variant(small_nnsight, TASK.think)
     kept: dict[str, Any] = {"resume": tmp_path / "kept", "batch_size": 1} if resume else {"batch_size": 5}
     found = ul.CapabilityDirection.extract(*pair, aggregate, layers=[0, 2], **kept)
     expected = ul.CapabilityDirection.extract(*plain, aggregate, layers=[0, 2])
@@ -150,8 +150,8 @@ def test_a_contrast_of_two_models_may_have_one_of_them_elsewhere(small_nnsight: 
 
 
 def test_contrasts_come_back_whole_where_the_axes_hold_them(small_nnsight: Any) -> None:
-    pair = [local(small_nnsight, prompts) for prompts in (TASK.direct, TASK.think)]
-    plain = [ul.Variant(small_nnsight, prompts) for prompts in (TASK.direct, TASK.think)]
+    pair = local(small_nnsight, TASK.direct), local(small_nnsight, TASK.think)
+    plain = ul.Variant(small_nnsight, TASK.direct), ul.Variant(small_nnsight, TASK.think)
     assert error(Contrast.capture(*pair).differences, Contrast.capture(*plain).differences) < 1e-5
 
 
@@ -159,7 +159,7 @@ def test_axes_that_do_not_hold_everything_say_so(
     small_nnsight: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reducing, "_settings", lambda variant: ul.Remote(axes=2))
-    pair = [local(small_nnsight, prompts) for prompts in (TASK.direct, TASK.think)]
+    pair = local(small_nnsight, TASK.direct), local(small_nnsight, TASK.think)
     Contrast.capture(*pair)
     assert "the leading 2 axes came back; they hold" in caplog.text
     assert "Remote(axes=...) asks for more" in caplog.text

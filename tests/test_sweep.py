@@ -42,6 +42,34 @@ SEVERAL = changed(
 )
 
 
+AS_ON_A_SERVER = """
+import sys
+from unlock_lens import recipes, sweep
+from unlock_lens.sweep.config import SweepConfig
+
+few = {
+    **recipes.smallest().model_dump(mode="json"),
+    "backend": "nnsight",
+    "sizes": {"extract": 20, "train": 8, "test": 8},
+    "grid": {"aligner": ["text"], "n": [20], "rank": [48], "alpha": [0.5]},
+    "controls": ["anti_mean"],
+    "sampling": {"samples": 1, "problems": 4},
+}
+told = []
+for where in (False, "local"):
+    config = SweepConfig.parse({**few, "remote": where})
+    lines = sweep.run(config, f"{sys.argv[1]}/{where}", progress=False).lines
+    told.append([line["completions"] for line in lines if "completions" in line])
+print(told[0] == told[1], len(told[0]))
+"""
+
+
+def test_a_sweep_runs_as_on_a_server(tmp_path: Path) -> None:
+    """Every run is serialized as for NDIF, in a process of its own: what checks types in these tests cannot be."""
+    done = subprocess.run([sys.executable, "-c", AS_ON_A_SERVER, tmp_path], capture_output=True, text=True, check=False)
+    assert done.stdout == "True 4\n", done.stderr
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sweep") / "out"

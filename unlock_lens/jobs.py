@@ -89,8 +89,11 @@ class Kept:
     def job_id(self, request: Request) -> str | None:
         """Of a request that was sent to the same server and not collected yet."""
         file = self._ticket(request.key)
-        told = json.loads(file.read_text()) if file.exists() else {}
-        return told["id"] if told.get("host") == request.server.host else None
+        try:
+            told = json.loads(file.read_text())
+        except (FileNotFoundError, ValueError):  # what an interrupted write left names no request
+            return None
+        return told["id"] if told["host"] == request.server.host else None
 
     def remember(self, request: Request, job_id: str) -> None:
         self._ticket(request.key).write_text(json.dumps({"id": job_id, "host": request.server.host}))

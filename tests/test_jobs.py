@@ -1,0 +1,198 @@
+"""Requests that are kept, found again, and sent anew where a server has lost them; a real server's part is in tests/remote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+import unlock_lens as ul
+from tests.checks import unchecked
+from unlock_lens.backends import Batch, Edits, Generation, Pass, Pending, Server
+from unlock_lens.errors import JobLost
+from unlock_lens.jobs import Kept, Request, batches_in_request, collect, key_of, submit
+from unlock_lens.reductions import Reduction
+
+
+@dataclass
+class Job:
+    """Answers when it is asked for the `rounds`-th time."""
+
+    id: str
+    found: dict[str, Tensor]
+    rounds: int = 1
+    fails: Exception | None = None
+
+    def result(self, wait: bool = True) -> Any:
+        self.rounds = 1 if wait else self.rounds
+        self.rounds -= 1
+        if self.rounds > 0:
+            return None
+        if self.fails:
+            raise self.fails
+        return self.found
+
+
+@dataclass
+class Scripted(Server):
+    """A server that does as it is told; it counts what it is sent."""
+
+    remote: ul.Remote | Literal["local"] = field(default_factory=ul.Remote)
+    host: str = "http://scripted"
+    jobs: dict[str, Job] = field(default_factory=dict)
+    sent: int = 0
+
+    def request(self, key: str, rounds: int = 1, fails: Exception | None = None) -> Request:
+        def send() -> Job:
+            self.sent += 1
+            job = Job(f"job-{self.sent}", {"mean": torch.tensor([float(self.sent)])}, rounds, fails)
+            self.jobs[job.id] = job
+            return job
+
+        return Request(self, send, key)
+
+    def reattach(self, job_id: str) -> Pending:
+        return self.jobs.get(job_id) or Job(job_id, {}, fails=JobLost("the server knows no such request", job_id))
+
+    def reduce(self, passes: Sequence[Pass], layers: Sequence[int], reduction: Reduction) -> Pending:
+        raise AssertionError
+
+    def generate(self, batches: Sequence[Batch], edits: Edits, how: Generation) -> Pending:
+        raise AssertionError
+
+    def states(self, one: Pass, layers: Sequence[int]) -> Tensor:
+        raise AssertionError
+
+    def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Tensor:
+        raise AssertionError
+
+
+def test_finished_requests_are_not_asked_again(tmp_path: Path) -> None:
+    server = Scripted()
+    first = collect([server.request("a"), server.request("b")], tmp_path)
+    again = collect([server.request("a"), server.request("b")], tmp_path)
+    assert server.sent == 2
+    assert [torch.equal(x["mean"], y["mean"]) for x, y in zip(first, again, strict=True)] == [True, True]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+
+
+def test_without_a_folder_nothing_is_kept() -> None:
+    server = Scripted()
+    for _ in range(2):
+        collect([server.request("a")], None)
+    assert server.sent == 2
+
+
+def test_what_is_on_its_way_is_found_again(tmp_path: Path) -> None:
+    server = Scripted()
+    requests = [server.request("a", rounds=2), server.request("b", rounds=9), server.request("c")]
+    with pytest.raises(ul.JobsRunning, match="2 of 3 requests are on their way .job-1, job-2.; the same call with") as caught:
+        collect(requests, tmp_path, wait=False)
+    assert caught.value.ids == ("job-1", "job-2")
+    with pytest.raises(ul.JobsRunning) as caught:  # a has finished since
+        collect(requests, tmp_path, wait=False)
+    assert caught.value.ids == ("job-2",)
+    assert len(collect(requests, tmp_path)) == 3
+    assert server.sent == 3
+    assert not list(tmp_path.glob("*.job.json"))
+
+
+def test_a_request_that_the_server_has_lost_is_sent_anew(tmp_path: Path) -> None:
+    server = Scripted()
+    Kept.at(tmp_path).remember(server.request("a"), "job-of-before")
+    assert float(collect([server.request("a")], tmp_path)[0]["mean"]) == 1
+    assert server.sent == 1
+
+
+def test_a_ticket_of_another_server_is_none(tmp_path: Path) -> None:
+    elsewhere, server = Scripted(host="http://elsewhere"), Scripted()
+    Kept.at(tmp_path).remember(elsewhere.request("a"), "job-1")
+    server.jobs["job-1"] = Job("job-1", {"mean": torch.zeros(1)})
+    assert float(collect([server.request("a")], tmp_path)[0]["mean"]) == 1
+
+
+def test_a_damaged_ticket_is_none(tmp_path: Path) -> None:
+    (tmp_path / "a.job.json").write_text('{"id": "jo')
+    assert float(collect([Scripted().request("a")], tmp_path)[0]["mean"]) == 1
+
+
+def test_a_failed_request_keeps_those_before_it_and_is_sent_anew(tmp_path: Path) -> None:
+    server = Scripted()
+    requests = [server.request("a"), server.request("b", fails=ul.RemoteFailure("it failed there", "job-2"))]
+    with pytest.raises(ul.RemoteFailure, match="it failed there"):
+        collect(requests, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.safetensors"]
+    collect([server.request("a"), server.request("b")], tmp_path)
+    assert server.sent == 3
+
+
+def test_a_server_that_went_away_leaves_the_ticket(tmp_path: Path) -> None:
+    server = Scripted()
+    with pytest.raises(ul.ServerUnreachable):
+        collect([server.request("a", fails=ul.ServerUnreachable("gone", "job-1"))], tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.job.json"]
+    server.jobs["job-1"].fails = None
+    collect([server.request("a")], tmp_path)
+    assert server.sent == 1
+
+
+def test_not_waiting_needs_a_folder() -> None:
+    with pytest.raises(ul.InvalidInput, match="wait=False was given without resume="):
+        collect([Scripted().request("a")], None, wait=False)
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_anything_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    server = Scripted()
+    for folder in (tmp_path / "file", tmp_path / "no" / "folder"):
+        with pytest.raises(ul.InvalidInput, match="a folder that cannot be made"):
+            collect([server.request("a")], folder)
+    assert server.sent == 0
+
+
+def test_a_kept_result_that_is_damaged_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"half of it")
+    with pytest.raises(ul.ArtifactError, match=r"a\.safetensors is not a readable"):
+        collect([Scripted().request("a")], tmp_path)
+
+
+def test_submitting_gives_the_names_of_what_is_running(tmp_path: Path) -> None:
+    server = Scripted()
+
+    def call(resume: Path, wait: bool = True) -> list[dict[str, Tensor]]:
+        return collect([server.request("a", rounds=9)], resume, wait)
+
+    assert submit(call, resume=tmp_path) == ("job-1",)
+    assert len(call(tmp_path)) == 1
+    assert submit(call, resume=tmp_path) == ()
+    assert server.sent == 1
+
+
+def test_a_key_hashes_all_that_is_asked() -> None:
+    ids = torch.arange(6)
+    keys = {
+        key_of({"layers": [0]}, [ids]),
+        key_of({"layers": [1]}, [ids]),
+        key_of({"layers": [0]}, [ids + 1]),
+        key_of({"layers": [0]}, [ids.int()]),
+        key_of({"layers": [0]}, [ids.reshape(2, 3)]),
+    }
+    assert len(keys) == 5
+    assert key_of({"layers": [0]}, [ids.clone()]) in keys
+
+
+def test_how_many_batches_go_into_a_request() -> None:
+    assert batches_in_request(ul.Remote(), resumes=False) is None
+    assert batches_in_request(ul.Remote(), resumes=True) == 8
+    assert batches_in_request(ul.Remote(batches=3), resumes=True) == 3
+    assert batches_in_request("local", resumes=False) is None
+
+
+def test_what_is_not_a_number_of_batches_is_refused() -> None:
+    with unchecked(), pytest.raises(ul.InvalidInput, match=r"Remote\(batches=0\) was given"):
+        ul.Remote(batches=0)
