@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -143,3 +144,18 @@ def test_reprs_are_a_line(small: Any) -> None:
     assert repr(direction).startswith("CapabilityDirection(small-base (3 layers, d_model 64, raw, weights ")
     assert repr(direction).endswith("layers [0, 1, 2], d_model 64, mean of 12 prompts)")
     assert "tensor" not in repr(ul.SteeringHook(direction, 0.5))
+
+
+def test_a_copied_hook_is_a_hook(small: Any) -> None:
+    """nnsight pickles hooks that remote bodies name in plain parts, from which they are made again."""
+    import nnsight  # noqa: F401  # pyright: ignore[reportUnusedImport]
+
+    direction = ul.CapabilityDirection(torch.eye(2, 64), (0, 2), model=backend_of(small).identity)
+    steer = ul.SteeringHook(direction, {2: 0.5}, "add", "all", layers=[2], check_model=False)
+    copied = copy.deepcopy(steer)
+    assert isinstance(copied, ul.SteeringHook)
+    assert copied.direction.model == direction.model
+    assert (copied.alpha, copied.operation, copied.positions, copied.layers, copied.check_model) == (
+        {2: 0.5}, "add", "all", [2], False,
+    )  # fmt: skip
+    assert torch.equal(copied.direction.vectors, direction.vectors)

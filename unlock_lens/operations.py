@@ -5,7 +5,7 @@ They import torch alone, because they also run inside a remote server's process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -121,3 +121,21 @@ class Edit:
         if chunk.last is not None:
             return torch.arange(residual.shape[0], device=residual.device), chunk.last.to(residual.device)
         return everyone, slice(prompt_end - 1, prompt_end)
+
+
+def edits_of(
+    vectors: Tensor,
+    of_layers: Sequence[int],
+    alpha: float | Mapping[int, float],
+    operation: str,
+    positions: str,
+    layers: Sequence[int] | None,
+) -> dict[int, Edit]:
+    """The edit of each of `layers`, or of all; row i of the vectors belongs to of_layers[i]."""
+    edits: dict[int, Edit] = {}
+    for layer, vector in zip(of_layers, vectors, strict=True):
+        if layers is None or layer in layers:
+            # A row of its own: a view would be shipped to a server with the whole matrix.
+            strength = alpha[layer] if isinstance(alpha, Mapping) else alpha
+            edits[layer] = Edit(vector.clone(), strength, operation, positions)
+    return edits

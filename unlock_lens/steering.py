@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from jaxtyping import Int, Shaped
@@ -15,7 +16,7 @@ from unlock_lens.backends import Backend, Edits, backend_of
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.identity import ModelIdentity
-from unlock_lens.operations import OPERATIONS, POSITIONS, Edit
+from unlock_lens.operations import OPERATIONS, POSITIONS, Edit, edits_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,13 +124,16 @@ class SteeringHook:
             IncompatibleModel: the direction was made for another model.
         """
         direction = self._in_basis_of(identity)
-        chosen = direction if self.layers is None else direction.at_layers(self.layers)
-        strength = self.alpha if isinstance(self.alpha, Mapping) else dict.fromkeys(chosen.layers, self.alpha)
-        return {
-            # A row of its own: a view would be shipped to a server with the whole matrix.
-            layer: Edit(vector.clone(), strength[layer], self.operation, self.positions)
-            for layer, vector in zip(chosen.layers, chosen.vectors, strict=True)
-        }
+        return edits_of(direction.vectors, direction.layers, self.alpha, self.operation, self.positions, self.layers)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Nnsight pickles what a remote body names; a class would draw in all that its methods name, the whole library."""
+        if "nnsight" not in sys.modules:
+            return super().__reduce_ex__(protocol)
+        from unlock_lens.backends.shipping import arrived  # it imports nnsight
+
+        parts = tuple(getattr(self.direction, field.name) for field in fields(self.direction))
+        return arrived, (parts, {field.name: getattr(self, field.name) for field in fields(self)[1:]})
 
     def _in_basis_of(self, identity: ModelIdentity) -> CapabilityDirection:
         direction = self.direction

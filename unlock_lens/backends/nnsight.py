@@ -95,19 +95,10 @@ class NNsightBackend(Backend):
             raise UnsupportedModel(
                 f"{type(model).__name__} has no tokenizer; wrap the model as TransformersModel(model, tokenizer=tokenizer)"
             )
-        config = model.config.get_text_config()
-        embedding = model._module.get_input_embeddings().weight
         self.model = model
         self.tokenizer = model.tokenizer
         self.end_tokens = end_tokens(getattr(model._module, "generation_config", None), model.tokenizer)
-        self.identity = ModelIdentity(
-            name=model_name(str(getattr(model, "repo_id", None) or model.config._name_or_path)),
-            n_layers=int(config.num_hidden_layers),
-            d_model=int(config.hidden_size),
-            fingerprint=None if embedding.is_meta else fingerprint(embedding),
-            revision=getattr(model, "revision", None),
-        )
-        self.blocks = _blocks_path(model._module, self.identity.n_layers)
+        self.identity, self.blocks = identity_and_blocks(model)
 
     def on(self, server: Remote | Literal["local"]) -> Server:
         if not isinstance(self.model, Remotable):
@@ -226,6 +217,20 @@ def generation_options(how: Generation) -> dict[str, Any]:
 def inputs_of(batch: Batch) -> dict[str, Tensor]:
     """As models take them."""
     return {"input_ids": batch.ids, "attention_mask": batch.mask}
+
+
+def identity_and_blocks(model: Any) -> tuple[ModelIdentity, str]:
+    """Which model this is, and the path of the module list that holds its blocks."""
+    config = model.config.get_text_config()
+    embedding = model._module.get_input_embeddings().weight
+    identity = ModelIdentity(
+        name=model_name(str(getattr(model, "repo_id", None) or model.config._name_or_path)),
+        n_layers=int(config.num_hidden_layers),
+        d_model=int(config.hidden_size),
+        fingerprint=None if embedding.is_meta else fingerprint(embedding),
+        revision=getattr(model, "revision", None),
+    )
+    return identity, _blocks_path(model._module, identity.n_layers)
 
 
 def _blocks_path(module: torch.nn.Module, n_layers: int) -> str:
