@@ -43,7 +43,7 @@ class Job(RemoteBackend):
 
     def __init__(self, model: Any, remote: Remote, job_id: str | None = None) -> None:
         super().__init__(
-            model.to_model_key(), host=host_of(remote), env=model._remoteable_get_env(), blocking=False, job_id=job_id
+            _model_key(model), host=host_of(remote), env=model._remoteable_get_env(), blocking=False, job_id=job_id
         )
         self.compress = False  # float32 hardly gets smaller, and what is sent and fetched can be foretold to the byte
         self.remote = remote
@@ -180,9 +180,10 @@ class _NotThere(Exception):
 
 def _failure(said: str, job_id: str | None, model_key: str) -> RemoteError:
     """What an ERROR means, and what to do."""
-    if "execution timeout" in said:
+    if "execution timeout" in said or "out of memory" in said:
         return RemoteFailure(
-            f"the server stopped request {job_id} ({said}); put less into one: Remote(batches=...) or a smaller batch_size",
+            f"the server stopped request {job_id} ({said.strip().splitlines()[-1]}); "
+            "put less into one: Remote(batches=...) or a smaller batch_size",
             job_id,
             said,
         )
@@ -199,6 +200,14 @@ def _failure(said: str, job_id: str | None, model_key: str) -> RemoteError:
         job_id,
         said,
     )
+
+
+def _model_key(model: Any) -> str:
+    """By which the server knows the model; nnsight asks the hub for the spelling of its name."""
+    try:
+        return str(model.to_model_key())
+    except Exception as error:  # of whatever client the hub's library brings
+        raise ServerUnreachable(f"the hub cannot be asked which model {model.repo_id} is: {error}") from error
 
 
 def host_of(remote: Remote) -> str:

@@ -1,0 +1,134 @@
+"""Tutorials: notebooks that are run with asserted replacements of their text, and whose kept outputs are what a run gives.
+
+python -m tests.tutorials tutorials/remote.py    # runs the script, and keeps its outputs in tutorials/remote.ipynb
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+
+TUTORIALS = Path(__file__).parent.parent / "tutorials"
+VARIES = "varies"
+"""The tag of cells whose outputs are other ones each time."""
+_SECONDS = re.compile(r"\bseconds?\b")
+_NOISE = re.compile(r"(?<![\w:/.])/(?:home|mnt|opt|root|srv|tmp|usr|var|work)/|\b\d+%\||it/s\]|Warning:")
+_LONGEST_CELL = 120
+
+
+class TextNotFoundError(AssertionError):
+    """A text that is to be replaced is not in the notebook any more."""
+
+
+def replaced(notebook: Any, replacements: Mapping[str, str]) -> Any:
+    """The notebook with texts of its code replaced.
+
+    Raises:
+        TextNotFoundError: a text that no code cell holds.
+    """
+    made: Any = nbformat.from_dict(notebook)
+    code = [cell for cell in made.cells if cell.cell_type == "code"]
+    for old, new in replacements.items():
+        holding = [cell for cell in code if old in cell.source]
+        if not holding:
+            raise TextNotFoundError(f"no code cell holds {old!r}, which was to become {new!r}; has the notebook changed?")
+        for cell in holding:
+            cell.source = cell.source.replace(old, new)
+    return made
+
+
+def executed(notebook: Any, folder: Path, replacements: Mapping[str, str] | None = None) -> Any:
+    """The notebook with the outputs of a run in `folder`, in a new kernel of this environment.
+
+    Raises:
+        TextNotFoundError: a text that is to be replaced, and that no code cell holds.
+        CellExecutionError: of nbclient; a cell failed.
+    """
+    made = replaced(notebook, replacements or {})
+    for cell in made.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    client = NotebookClient(
+        made,
+        kernel_name="python3",
+        extra_arguments=["--log-level=ERROR"],
+        timeout=_LONGEST_CELL,
+        record_timing=False,
+        resources={"metadata": {"path": str(folder)}},
+    )
+    # Progress bars are off; that they have no widgets is no matter.
+    return client.execute(env={**os.environ, "PYTHONWARNINGS": "ignore:IProgress not found"})
+
+
+def script_of(path: Path) -> Any:
+    """The percent script beside a notebook, read as a notebook."""
+    return jupytext.read(path.with_suffix(".py"), fmt="py:percent")
+
+
+def notebook_of(path: Path) -> Any:
+    """The notebook as it is kept."""
+    return nbformat.read(path.with_suffix(".ipynb"), as_version=4)
+
+
+def sources(notebook: Any) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Kind, text and tags of each cell: what a script and its notebook share."""
+    return [(cell.cell_type, cell.source, tuple(cell.metadata.get("tags", ()))) for cell in notebook.cells]
+
+
+def shown(notebook: Any) -> list[list[str]]:
+    """The lines that each code cell shows, without those that say seconds; none of cells that vary."""
+    found: list[list[str]] = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            lines = [] if VARIES in cell.metadata.get("tags", ()) else _text(cell).splitlines()
+            found.append([line.rstrip() for line in lines if not _SECONDS.search(line)])
+    return found
+
+
+def noise(notebook: Any) -> list[str]:
+    """What a kept output should not show: paths of a machine, progress bars, warnings, anything on stderr."""
+    found: list[str] = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if output.get("name") == "stderr" or output.output_type == "error":
+                found.append(str(output.get("text", output.get("evalue"))))
+        found += [line for line in _text(cell).splitlines() if _NOISE.search(line)]
+    return found
+
+
+def pictures(notebook: Any) -> int:
+    """How many kept outputs are pictures that any page shows."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def _text(cell: Any) -> str:
+    parts: list[str] = []
+    for output in cell.get("outputs", ()):
+        parts.append(output.text if output.output_type == "stream" else output.get("data", {}).get("text/plain", ""))
+    return "\n".join(parts)
+
+
+def _keep(path: Path) -> None:
+    """Run a script and keep its outputs in the notebook beside it; each cell is named by its place, so that runs agree."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = executed(script_of(path), Path(folder))
+    for i, cell in enumerate(made.cells):
+        cell.id = f"cell-{i}"
+        cell.metadata.pop("execution", None)
+    made.metadata.pop("language_info", None)
+    nbformat.write(made, path.with_suffix(".ipynb"))
+
+
+if __name__ == "__main__":
+    for given in sys.argv[1:]:
+        _keep(Path(given))
