@@ -12,7 +12,7 @@ from torch import Tensor
 
 import unlock_lens as ul
 from tests.checks import unchecked
-from unlock_lens import capture, reducing, zoo
+from unlock_lens import capture, differences, reducing, zoo
 from unlock_lens.contrast import Contrast
 from unlock_lens.factors import LayerFactors, merged, of_result
 from unlock_lens.methods import METHODS
@@ -239,7 +239,7 @@ def test_a_layer_that_is_not_finite_is_named(small_nnsight: Any, monkeypatch: py
     monkeypatch.setattr(Mean, "result", lambda self: {"mean": torch.tensor([[1.0, 2.0], [1.0, torch.nan]])})
     variant = local(small_nnsight, TASK.direct)
     with pytest.raises(ul.InvalidInput, match="the residual stream of small-base is not finite at layer 2"):
-        reducing.mean_state(variant, [0, 2], -1, How(8))
+        differences.mean_state(variant, [0, 2], -1, How(8))
 
 
 def test_settings_of_a_server_are_checked() -> None:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens import capture, reducing
+from unlock_lens import capture, differences
 from unlock_lens.aggregation import Aggregator, aggregate_name, aggregated
 from unlock_lens.direction import CapabilityDirection, Provenance, check_pair, provenance_of
 from unlock_lens.errors import InvalidInput
@@ -64,9 +64,10 @@ class Contrast:
         where = capture.check_layers(layers, locked.backend.identity.n_layers)
         for variant in (locked, unlocked):
             capture.check_position(variant, position)
-        differences = reducing.differences(unlocked, locked, where, position, None, How(batch_size, resume, wait, progress))
+        how = How(batch_size, resume, wait, progress)
+        found = differences.differences(unlocked, locked, where, position, None, how)
         told = provenance_of(locked, unlocked, None, position)
-        return cls(differences, where, locked.backend.identity, told)
+        return cls(found, where, locked.backend.identity, told)
 
     def __len__(self) -> int:
         return self.differences.shape[1]

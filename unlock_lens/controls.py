@@ -10,10 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens import linear_map
+from unlock_lens.differences import mean_state
 from unlock_lens.direction import CapabilityDirection, Provenance
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.identity import ModelIdentity
-from unlock_lens.reducing import How, mean_state
+from unlock_lens.reducing import How
 from unlock_lens.variant import Variant
 
 

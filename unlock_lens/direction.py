@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens import artifact, capture, reducing
+from unlock_lens import artifact, capture
 from unlock_lens.aggregation import Aggregator, aggregate_name, aggregated, check_aggregate
+from unlock_lens.differences import differences, mean_difference
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.identity import Basis, ModelIdentity
 from unlock_lens.reducing import How
@@ -150,11 +151,11 @@ class CapabilityDirection:
             capture.check_position(variant, position)
         how = How(batch_size, resume, wait, progress)
         if aggregate == "mean":
-            vectors = reducing.mean_difference(unlocked, locked, where, position, how)
+            vectors = mean_difference(unlocked, locked, where, position, how)
         else:
             leading = 1 if aggregate == "pca" else None
-            differences = reducing.differences(unlocked, locked, where, position, leading, how)
-            vectors = torch.stack([aggregated(of_layer, aggregate) for of_layer in differences])
+            found = differences(unlocked, locked, where, position, leading, how)
+            vectors = torch.stack([aggregated(of_layer, aggregate) for of_layer in found])
         return cls(
             vectors,
             where,

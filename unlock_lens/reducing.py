@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from unlock_lens import capture
@@ -19,7 +19,7 @@ from unlock_lens.errors import InvalidInput
 from unlock_lens.factors import LayerFactors, merged, of_result
 from unlock_lens.jobs import Found, Request, batches_in_request, check_resumable, collect, key_of
 from unlock_lens.progress import shown
-from unlock_lens.reductions import Factors, Mean, Reduction
+from unlock_lens.reductions import Factors, Reduction
 from unlock_lens.remote import Remote, remote_of
 from unlock_lens.variant import Variant
 
@@ -188,41 +188,8 @@ def together(a: Variant, b: Variant) -> bool:
     return a.model is b.model and bool(a.remote) and a.remote == b.remote
 
 
-def mean_state(variant: Variant, layers: Sequence[int] | None, position: int, how: How) -> Float[Tensor, "layer d_model"]:
-    """The mean state at a token; from a server that alone comes back."""
-    layers = capture.check_layers(layers, variant.backend.identity.n_layers)
-    if not runs_on_server(how, variant):
-        return capture.mean_at_position(variant, layers, position, how.batch_size, how.progress)
-    reading = _of_means([Tokens(variant, capture.one_token(variant, position))], layers, how)
-    return _mean(run([reading])[0], reading)
-
-
-def _of_means(tokens: Sequence[Tokens], layers: Sequence[int], how: How) -> Reading:
-    places = [torch.tensor([-1])] * len(tokens[0].variant)
-    return Reading(tokens, layers, lambda held, n: Mean(n), places, how)
-
-
-def mean_difference(
-    unlocked: Variant, locked: Variant, layers: Sequence[int], position: int, how: How
-) -> Float[Tensor, "layer d_model"]:
-    """mean_i D_i; from a server sums alone come back."""
-    if not runs_on_server(how, unlocked, locked):
-        return (mean_state(unlocked, layers, position, how) - mean_state(locked, layers, position, how)).float()
-    chosen = [Tokens(variant, capture.one_token(variant, position)) for variant in (unlocked, locked)]
-    one = together(unlocked, locked)
-    groups = [[chosen[0], replace(chosen[1], sign=-1)]] if one else [[of] for of in chosen]
-    readings = [_of_means(tokens, layers, how) for tokens in groups]
-    means = [_mean(parts, reading) for reading, parts in zip(readings, run(readings), strict=True)]
-    return (means[0] - means[1] if len(means) == 2 else means[0]).float()
-
-
-def _mean(parts: Sequence[Part], reading: Reading) -> Float[Tensor, "layer d_model"]:
-    total = torch.stack([part.found["mean"].double() * part.n for part in parts]).sum(dim=0)
-    _check_finite(total, reading)
-    return total / sum(part.n for part in parts)
-
-
-def _check_finite(of_layers: Tensor, reading: Reading) -> None:
+def check_finite(of_layers: Tensor, reading: Reading) -> None:
+    """Raise InvalidInput where what came back of a layer is not finite; rows are the reading's layers."""
     bad = (~of_layers.isfinite().flatten(1).all(dim=1)).nonzero()
     if len(bad):
         raise InvalidInput(
@@ -236,7 +203,7 @@ def factors(readings: Sequence[Reading], axes: int, centered: bool) -> list[list
     found: list[list[LayerFactors]] = []
     for reading, parts in zip(readings, run(readings), strict=True):
         for part in parts:
-            _check_finite(torch.cat([part.found["mean"], part.found["energy"][:, None]], dim=1), reading)
+            check_finite(torch.cat([part.found["mean"], part.found["energy"][:, None]], dim=1), reading)
         order = torch.cat([part.places for part in parts]).argsort()
         layers = zip(*(of_result(part.found, part.n) for part in parts), strict=True)
         found.append([merged(of_layer, axes, centered).reordered(order) for of_layer in layers])
@@ -248,49 +215,6 @@ def factoring(variant: Variant, axes: int, centered: bool) -> Callable[[int, int
     half = _settings(variant).half
     d_model = variant.backend.identity.d_model
     return lambda held, n: Factors(min(axes, held, d_model), held, n, centered, half)
-
-
-def differences(
-    unlocked: Variant, locked: Variant, layers: Sequence[int], position: int, leading: int | None, how: How
-) -> Float[Tensor, "layer n d_model"]:
-    """D_i of all prompts; from a server, as far as the leading axes hold them.
-
-    One model on one server: D is made there and its leading axes come back, `leading` of them if that is enough for what is
-    asked. Otherwise the leading axes of each variant's own states do.
-    """
-    if not runs_on_server(how, unlocked, locked):
-        read = [capture.at_position(variant, layers, position, how.batch_size, how.progress) for variant in (unlocked, locked)]
-        return read[0] - read[1]
-    n = len(unlocked)
-    places = torch.arange(n).split(1)
-    axes = max(axes_of(variant) for variant in (unlocked, locked))
-    chosen = [capture.one_token(variant, position) for variant in (unlocked, locked)]
-    if together(unlocked, locked):
-        whole = batches_in_request(remote_of(unlocked.remote), how.resume is not None) is None
-        axes = leading if leading and whole else axes
-        tokens = [Tokens(unlocked, chosen[0]), Tokens(locked, chosen[1], sign=-1)]
-        readings = [Reading(tokens, layers, factoring(unlocked, axes, True), places, how)]
-    else:
-        readings = [
-            Reading([Tokens(variant, of)], layers, factoring(variant, axes, True), places, how)
-            for variant, of in zip((unlocked, locked), chosen, strict=True)
-        ]
-    found = factors(readings, axes, centered=True)
-    if leading is None or len(found) == 2:
-        _tell_share(found, axes)
-    states = [torch.stack([layer.states(True) for layer in of]) for of in found]
-    return (states[0] - states[1] if len(states) == 2 else states[0]).float()
-
-
-def _tell_share(found: Sequence[Sequence[LayerFactors]], axes: int) -> None:
-    share = min(layer.share for of in found for layer in of)
-    if share < 0.999:
-        logger.warning(
-            "the leading %d axes came back; they hold %.1f%% of the states' variance at the layer that is worst; "
-            "Remote(axes=...) asks for more",
-            axes,
-            100 * share,
-        )
 
 
 def axes_of(variant: Variant) -> int:

@@ -15,11 +15,12 @@ from unlock_lens.alignment import SubspaceAligner
 from unlock_lens.backends import backend_of, open_model
 from unlock_lens.contrast import Contrast
 from unlock_lens.diagnostics.probe import Probe
+from unlock_lens.differences import mean_state
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import InvalidInput
 from unlock_lens.inputs import parse_layer_map, parse_layers
 from unlock_lens.pairing import Positions, paired_tokens
-from unlock_lens.reducing import How, mean_state
+from unlock_lens.reducing import How
 from unlock_lens.steering import SteeringHook
 from unlock_lens.sweep.config import Capability, SweepConfig
 from unlock_lens.sweep.setting import NAIVE, NAIVE_UNSTEERED, UNSTEERED, Setting
