@@ -8,9 +8,10 @@ export TOKENIZERS_PARALLELISM ?= false
 VENV := .venv
 TL3 := .venv-tl3
 PEERS := .venv-peers
+NDIF := .ndif-venv
 APT_INSTALL := apt-get install --yes --no-install-recommends chromium fonts-dejavu-core
 
-.PHONY: help demo sweep test test-tl3 test-real browser diagnosis aligners bench bench-peers check format zoo clean
+.PHONY: help demo sweep test test-tl3 test-ndif bench-ndif test-real browser diagnosis aligners bench bench-peers check format zoo clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +28,12 @@ test: $(VENV)/ready  ## run the tests (those of the report page need Chromium: m
 
 test-tl3: $(TL3)/ready  ## run the tests of the hosts with TransformerLens 3.x and its HookedTransformer
 	$(TL3)/bin/pytest -n $(WORKERS) --dist loadfile -m "not real" tests/hosts
+
+test-ndif: $(VENV)/ready $(NDIF)/ready  ## run the tests against a real NDIF server, which is started here and ended (6 minutes on 2 cores)
+	tests/remote/run
+
+bench-ndif: $(VENV)/ready $(NDIF)/ready  ## measure requests, bytes and seconds of models on a server against the same models here (2 minutes)
+	tests/remote/run -s -q tests/remote/measure.py
 
 test-real: export OMP_NUM_THREADS = 2
 test-real: $(VENV)/real $(TL3)/real  ## steer a real pretrained model (SmolLM2-135M-Instruct) in every host, and show what it writes
@@ -63,7 +70,7 @@ zoo: $(VENV)/ready  ## train the embedded family anew (20 minutes on 2 cores)
 	$(VENV)/bin/python -m unlock_lens.zoo.train
 
 clean:  ## remove the environments
-	rm -rf $(VENV) $(TL3) $(PEERS)
+	rm -rf $(VENV) $(TL3) $(PEERS) $(NDIF)
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -91,4 +98,11 @@ $(TL3)/real: $(TL3)/ready
 $(PEERS)/ready: benchmarks/peers-requirements.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --requirement $<
+	touch $@
+
+# ndif declares Python 3.12 and dependencies for every way to run it; requirements.txt has those that are needed, on 3.11 too.
+$(NDIF)/ready: tests/remote/server/requirements.txt
+	$(PYTHON) -m venv $(NDIF)
+	$(NDIF)/bin/pip install --quiet --requirement $<
+	$(NDIF)/bin/pip install --quiet --no-deps --ignore-requires-python ndif==0.1.2
 	touch $@

@@ -106,18 +106,24 @@ class Reader:
                 f"sinks={self.sinks!r} was given for a model on a server, where they are kept; "
                 'centered=True loses at most an axis to them, skip_first=True leaves the usual ones out, or take sinks="keep"'
             )
+        readings, axes = self.readings()
+        sides = factors(readings, axes, self.centered)
+        found = [dict(zip(layers, side, strict=True)) for layers, side in zip(self._layers, sides, strict=True)]
+        counts = torch.tensor([int((places >= 0).sum()) for places in readings[0].places])
+        text = torch.arange(len(self.source)).repeat_interleave(counts)
+        return FactoredStates(self.layer_map, found[0], found[1], self._fold_of[text])
+
+    def readings(self) -> tuple[list[Reading], int]:
+        """What is read on servers, source and target, and how many axes come back."""
         places = self._sample()
-        m = int(torch.cat(list(places)).max()) + 1
+        held = int(torch.cat(list(places)).max()) + 1
         asked = 0 if self.rank and self.leading_axes else max(map(axes_of, self._variants))
-        axes = min(m, max(self.rank or 0, asked))
+        axes = min(held, max(self.rank or 0, asked))
         readings = [
             Reading([Tokens(variant, chosen)], layers, factoring(variant, axes, self.centered), places, self.how)
             for variant, chosen, layers in zip(self._variants, self._tokens, self._layers, strict=True)
         ]
-        sides = factors(readings, axes, self.centered)
-        found = [dict(zip(layers, side, strict=True)) for layers, side in zip(self._layers, sides, strict=True)]
-        text = torch.arange(len(self.source)).repeat_interleave(torch.tensor([int((p >= 0).sum()) for p in places]))
-        return FactoredStates(self.layer_map, found[0], found[1], self._fold_of[text])
+        return readings, axes
 
     def _sample(self) -> Chosen:
         """Of each text, the place of each of its tokens in a seeded sample of all, or -1; ascending."""

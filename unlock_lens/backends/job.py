@@ -45,6 +45,7 @@ class Job(RemoteBackend):
         super().__init__(
             _model_key(model), host=host_of(remote), env=model._remoteable_get_env(), blocking=False, job_id=job_id
         )
+        self.model_name = model.repo_id
         self.compress = False  # float32 hardly gets smaller, and what is sent and fetched can be foretold to the byte
         self.remote = remote
         self.started = time.monotonic()
@@ -95,7 +96,7 @@ class Job(RemoteBackend):
             return None
         self.status = Status(told["status"])
         if self.status == Status.ERROR:
-            raise _failure(str(told.get("description", "")), self.job_id, self.model_key)
+            raise _failure(str(told.get("description", "")).strip(), self.job_id, str(self.model_name))
         return self._answer("GET", told["data"]) if self.status == Status.COMPLETED else None
 
     def _read(self, content: bytes) -> Any:
@@ -115,7 +116,7 @@ class Job(RemoteBackend):
         url, headers = (self.host + path, self._headers) if own else (path, None)
         with self._told(), httpx.Client(timeout=self.remote.patience) as client:
             with client.stream(verb, url, headers=headers, **sent) as answer:
-                content = self._within_deadline(answer)
+                content = answer.read() if own else self._within_deadline(answer)
         if answer.status_code == 404 and verb == "GET":
             raise _NotThere
         if answer.status_code >= 400:
@@ -178,28 +179,32 @@ class _NotThere(Exception):
     """The server has no such thing, or not yet."""
 
 
-def _failure(said: str, job_id: str | None, model_key: str) -> RemoteError:
+def _failure(said: str, job_id: str | None, model: str) -> RemoteError:
     """What an ERROR means, and what to do."""
+    if said.startswith("Could not deploy"):  # why, and then a traceback of the server's own, cut short
+        return RequestRefused(
+            f"the server does not run {model}: {said.partition('Traceback')[0].strip()}\n"
+            "(nnsight.status() lists the models that are running)",
+            job_id,
+            said,
+        )
     if "execution timeout" in said or "out of memory" in said:
         return RemoteFailure(
-            f"the server stopped request {job_id} ({said.strip().splitlines()[-1]}); "
+            f"the server stopped request {job_id} ({said.splitlines()[-1]}); "
             "put less into one: Remote(batches=...) or a smaller batch_size",
             job_id,
             said,
         )
     if "Traceback" in said:
-        last = said.strip().splitlines()[-1]
+        last = said.splitlines()[-1]
         return RemoteFailure(
             f"request {job_id} failed on the server: {last}\n(the server's traceback is in the error's server_traceback)",
             job_id,
             said,
         )
-    return RequestRefused(
-        f"the server does not run {model_key.partition(':')[2] or model_key}: {said.strip() or 'it does not say why'}\n"
-        "(nnsight.status() lists the models that are running)",
-        job_id,
-        said,
-    )
+    if "try again later" in said or "cancelled" in said:
+        return RemoteFailure(f"request {job_id} was lost on the server ({said}); the same call sends it again", job_id, said)
+    return RequestRefused(f"the server refuses request {job_id}: {said or 'it does not say why'}", job_id, said)
 
 
 def _model_key(model: Any) -> str:
@@ -207,6 +212,8 @@ def _model_key(model: Any) -> str:
     try:
         return str(model.to_model_key())
     except Exception as error:  # of whatever client the hub's library brings
+        if getattr(getattr(error, "response", None), "status_code", None) in (401, 403, 404):
+            raise RequestRefused(f"the hub has no model {model.repo_id}, or not for you: {error}") from error
         raise ServerUnreachable(f"the hub cannot be asked which model {model.repo_id} is: {error}") from error
 
 

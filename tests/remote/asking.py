@@ -1,0 +1,67 @@
+"""What the tests of this folder ask of the server, and how they look at what became of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+from torch import Tensor
+
+import unlock_lens as ul
+from unlock_lens import artifact, zoo
+
+Open = Callable[[str], Any]
+"""Opens a model by name."""
+HOST = "http://127.0.0.1:8001"
+
+
+def extract(model: Any, remote: ul.Remote, **how: Any) -> Tensor:
+    """A direction of 16 prompts; with Remote(batches=1) four requests."""
+    task = zoo.running_sum(n=16)
+    locked, unlocked = (ul.Variant(model, prompts, remote=remote) for prompts in (task.direct, task.think))
+    return ul.CapabilityDirection.extract(locked, unlocked, batch_size=4, progress=False, **how).vectors
+
+
+def extract_slowly(model: Any, remote: ul.Remote, **how: Any) -> Tensor:
+    """With Remote(batches=1) three requests, each half a second or more."""
+    long = [" ".join(["1"] * 250 + [str(i % 7)]) for i in range(6)]
+    locked, unlocked = (ul.Variant(model, [f"{prompt} {end}" for prompt in long], remote=remote) for end in ("A", "="))
+    return ul.CapabilityDirection.extract(locked, unlocked, batch_size=2, progress=False, **how).vectors
+
+
+def status(job_id: str) -> str | None:
+    """What the server says of a request; None where it knows nothing."""
+    try:
+        with urlopen(f"{HOST}/response/{job_id}", timeout=5) as answer:
+            return json.loads(answer.read())["status"]
+    except HTTPError as error:
+        if error.code == 404:
+            return None
+        raise
+
+
+def wait_until(happens: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait for what another process does."""
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end, f"it did not happen in {seconds:g} s"
+        time.sleep(0.05)
+
+
+def tickets(folder: Path) -> list[str]:
+    """The server's names of the requests that a resume folder knows to be on their way."""
+    return [json.loads(file.read_text())["id"] for file in sorted(folder.glob("*.job.json"))]
+
+
+def finished(folder: Path) -> list[str]:
+    """The files of finished requests in a resume folder: all can be read, and nothing else lies beside them but tickets."""
+    results = sorted(file for file in folder.iterdir() if not file.name.endswith(".job.json"))
+    for file in results:
+        assert artifact.load(file, "finished request")[0]
+    tickets(folder)
+    return [file.name for file in results]
