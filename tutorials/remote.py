@@ -59,6 +59,14 @@ for model in (source, target):
     print(ul.Variant(model, task.direct).backend.identity, "on", next(model._module.parameters()).device)
 
 # %% [markdown]
+# ## A plan before spending
+#
+# From configs and tokenizers alone: requests, tokens, bytes each way, what the server holds beside the weights, FLOPs.
+
+# %%
+print(ul.plan(SOURCE, TARGET, prompts=(task.direct, task.think), texts=text, rank=48))
+
+# %% [markdown]
 # ## Extract
 #
 # `ul.Remote()` says how requests are made (deadlines, batches, how much comes back) and counts what they cost. Both

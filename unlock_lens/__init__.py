@@ -26,6 +26,7 @@ from unlock_lens.variant import Variant
 
 if TYPE_CHECKING:
     from unlock_lens.diagnostics import Diagnosis, diagnose
+    from unlock_lens.planning import Plan, plan
 
 __all__ = [
     "ArtifactError",
@@ -36,6 +37,7 @@ __all__ = [
     "InvalidInput",
     "JobsRunning",
     "ModelIdentity",
+    "Plan",
     "Remote",
     "RemoteError",
     "RemoteFailure",
@@ -51,16 +53,21 @@ __all__ = [
     "attached",
     "diagnose",
     "generate",
+    "plan",
     "submit",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """The forecast is imported when it is first asked for: few programs do, and every one imports this package."""
+    """Forecast and plan are imported when they are first asked for: few programs do, and every one imports this package."""
     if name in ("Diagnosis", "diagnose"):
         from unlock_lens import diagnostics
 
         return getattr(diagnostics, name)
+    if name in ("Plan", "plan"):
+        from unlock_lens import planning
+
+        return getattr(planning, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""The command line: `unlock-lens demo | extract | align | steer | inspect`, and the evidence (cli_evidence.py)."""
+"""The command line: `unlock-lens demo | extract | align | steer | inspect`; the others stand in cli_plan and cli_evidence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from unlock_lens import cli_evidence
+from unlock_lens import cli_evidence, cli_plan
 from unlock_lens.errors import InvalidInput, UnlockLensError
 from unlock_lens.inputs import parse_layers, parse_positions, parse_rank, parse_remote, parse_ridge
 
@@ -265,7 +265,7 @@ def inspect(
     console.print(_table([{"what": key, "value": _told(value)} for key, value in metadata.items()]))
 
 
-for command in (cli_evidence.diagnose, cli_evidence.sweep, cli_evidence.report, cli_evidence.reproduce):
+for command in (cli_plan.plan, cli_evidence.diagnose, cli_evidence.sweep, cli_evidence.report, cli_evidence.reproduce):
     app.command()(command)
 
 

@@ -89,7 +89,7 @@ def generated(model: Any, blocks: str, batches: Sequence[Batch], edits: Edits, h
                         apply_edits(model, blocks, edits, tracer if every_step else None)
                     with tracer.invoke():
                         whole = tracer.result.save()
-                completions[str(i)] = whole[:, length:].cpu()
+                completions[str(i)] = whole[:, length:].clone().cpu()  # a view would come back with all that it is a view of
             found = nnsight.save(completions)
     return found
 
