@@ -43,7 +43,6 @@ class Scripted(Server):
     """A server that does as it is told; it counts what it is sent."""
 
     remote: ul.Remote | Literal["local"] = field(default_factory=ul.Remote)
-    host: str = "http://scripted"
     jobs: dict[str, Job] = field(default_factory=dict)
     sent: int = 0
 
@@ -56,7 +55,11 @@ class Scripted(Server):
 
         return Request(self, send, key)
 
-    def reattach(self, job_id: str) -> Pending:
+    @property
+    def told(self) -> dict[str, Any]:
+        return {}
+
+    def reattach(self, job_id: str, sent: float) -> Pending:
         return self.jobs.get(job_id) or Job(job_id, {}, fails=JobLost("the server knows no such request", job_id))
 
     def reduce(self, passes: Sequence[Pass], layers: Sequence[int], reduction: Reduction) -> Pending:
@@ -104,16 +107,9 @@ def test_what_is_on_its_way_is_found_again(tmp_path: Path) -> None:
 
 def test_a_request_that_the_server_has_lost_is_sent_anew(tmp_path: Path) -> None:
     server = Scripted()
-    Kept.at(tmp_path).remember(server.request("a"), "job-of-before")
+    Kept.at(tmp_path).remember("a", "job-of-before")
     assert float(collect([server.request("a")], tmp_path)[0]["mean"]) == 1
     assert server.sent == 1
-
-
-def test_a_ticket_of_another_server_is_none(tmp_path: Path) -> None:
-    elsewhere, server = Scripted(host="http://elsewhere"), Scripted()
-    Kept.at(tmp_path).remember(elsewhere.request("a"), "job-1")
-    server.jobs["job-1"] = Job("job-1", {"mean": torch.zeros(1)})
-    assert float(collect([server.request("a")], tmp_path)[0]["mean"]) == 1
 
 
 def test_a_damaged_ticket_is_none(tmp_path: Path) -> None:
@@ -123,7 +119,7 @@ def test_a_damaged_ticket_is_none(tmp_path: Path) -> None:
 
 def test_a_failed_request_keeps_those_before_it_and_is_sent_anew(tmp_path: Path) -> None:
     server = Scripted()
-    requests = [server.request("a"), server.request("b", fails=ul.RemoteFailure("it failed there", "job-2"))]
+    requests = [server.request("a"), server.request("b", fails=ul.RemoteFailure("it failed there", "job-2", "Traceback"))]
     with pytest.raises(ul.RemoteFailure, match="it failed there"):
         collect(requests, tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.safetensors"]
@@ -136,6 +132,16 @@ def test_a_server_that_went_away_leaves_the_ticket(tmp_path: Path) -> None:
     with pytest.raises(ul.ServerUnreachable):
         collect([server.request("a", fails=ul.ServerUnreachable("gone", "job-1"))], tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["a.job.json"]
+    server.jobs["job-1"].fails = None
+    collect([server.request("a")], tmp_path)
+    assert server.sent == 1
+
+
+def test_a_refused_question_leaves_a_request_that_may_be_running(tmp_path: Path) -> None:
+    """Only what the server itself said of the request ends it; a key that expired meanwhile does not."""
+    server = Scripted()
+    with pytest.raises(ul.RequestRefused):
+        collect([server.request("a", fails=ul.RequestRefused("your key was refused", "job-1"))], tmp_path)
     server.jobs["job-1"].fails = None
     collect([server.request("a")], tmp_path)
     assert server.sent == 1
@@ -196,3 +202,5 @@ def test_how_many_batches_go_into_a_request() -> None:
 def test_what_is_not_a_number_of_batches_is_refused() -> None:
     with unchecked(), pytest.raises(ul.InvalidInput, match=r"Remote\(batches=0\) was given"):
         ul.Remote(batches=0)
+    with unchecked(), pytest.raises(ul.InvalidInput, match=r"Remote\(batches=2.5\) was given; a positive whole number"):
+        ul.Remote(batches=2.5)  # pyright: ignore[reportArgumentType]

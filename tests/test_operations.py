@@ -115,3 +115,8 @@ def test_edits_are_exact_where_a_server_computes_in_half_precision(name: str) ->
     plain = Edit(v, 0.7, name, "all")(h, Chunk(3))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(Edit(v, 0.7, name, "all")(h, Chunk(3)), plain)
+
+
+def test_edits_run_on_a_device_without_autocast() -> None:
+    """Shapes are scanned on "meta"."""
+    assert Edit(torch.ones(8), 0.5, "add", "all")(torch.ones(1, 2, 8, device="meta"), Chunk(2)).shape == (1, 2, 8)

@@ -13,6 +13,7 @@ from torch import Tensor
 import unlock_lens as ul
 from tests.checks import unchecked
 from unlock_lens import capture, differences, reducing, zoo
+from unlock_lens.backends.ndif import NdifServer
 from unlock_lens.contrast import Contrast
 from unlock_lens.factors import LayerFactors, merged, of_result
 from unlock_lens.methods import METHODS
@@ -161,7 +162,7 @@ def test_axes_that_do_not_hold_everything_say_so(
     monkeypatch.setattr(reducing, "_settings", lambda variant: ul.Remote(axes=2))
     pair = local(small_nnsight, TASK.direct), local(small_nnsight, TASK.think)
     Contrast.capture(*pair)
-    assert "the leading 2 axes came back; they hold" in caplog.text
+    assert "2 axes came back; they hold" in caplog.text
     assert "Remote(axes=...) asks for more" in caplog.text
 
 
@@ -191,6 +192,74 @@ def test_the_papers_map_and_its_means_come_back(large_nnsight: Any, small_nnsigh
     ):
         assert error(found.map(2), expected.map(2)) < 1e-4
         assert error(found.maps.target_mean, expected.maps.target_mean) < 1e-5
+
+
+@pytest.mark.parametrize("settings", [{"rank": 8}, {"rank": 16, "centered": True, "positions": "all"}])
+def test_maps_in_several_requests_are_those_of_one(
+    large_nnsight: Any, small_nnsight: Any, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Each part has more tokens than the rank: a part ships the axes that merging needs, not the rank's."""
+    texts = zoo.text(n=192)
+    sides = local(large_nnsight, texts), local(small_nnsight, texts)
+    expected = ul.SubspaceAligner(**settings).fit(ul.Variant(large_nnsight, texts), ul.Variant(small_nnsight, texts))
+    found = ul.SubspaceAligner(**settings).fit(*sides, resume=tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 6
+    for b in expected.layer_map:
+        assert error(found.map(b), expected.map(b)) < 1e-4
+
+
+def test_parts_of_few_sampled_tokens_are_no_poorer(
+    large_nnsight: Any, small_nnsight: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A request that holds three tokens of the sample, or none, still tells the axes of all of its tokens."""
+    monkeypatch.setattr(reducing, "_settings", lambda variant: ul.Remote(positions=60))
+    sides = local(large_nnsight, TEXT), local(small_nnsight, TEXT)
+    whole = ul.SubspaceAligner(rank=8, centered=True, positions="all").fit(*sides).maps
+    monkeypatch.setattr(reducing, "batches_in_request", lambda where, resumes: 1 if resumes else None)
+    parts = ul.SubspaceAligner(rank=8, centered=True, positions="all").fit(*sides, batch_size=1, resume=tmp_path).maps
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2 * len(TEXT)
+    for b in whole.layer_map:
+        assert error(parts.dense(b), whole.dense(b)) < 1e-3
+
+
+def test_parts_that_were_cut_say_so(
+    large_nnsight: Any, small_nnsight: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(reducing, "_settings", lambda variant: ul.Remote(axes=4))
+    sides = local(large_nnsight, TEXT), local(small_nnsight, TEXT)
+    ul.SubspaceAligner(rank=4, centered=True, positions="all").fit(*sides, batch_size=1, resume=tmp_path)
+    assert "of the variance of a part, which is merged with others" in caplog.text
+
+
+def test_a_side_that_runs_here_does_not_overrule_the_servers_settings(small_nnsight: Any) -> None:
+    class Elsewhere:
+        remote = ul.Remote(positions=20_000, axes=16)
+
+    there: Any = Elsewhere()
+    here = ul.Variant(small_nnsight, TEXT)
+    with unchecked():
+        assert (reducing.positions_of(there, here), reducing.axes_of(there, here)) == (20_000, 16)
+    assert (reducing.positions_of(here), reducing.axes_of(here)) == (4096, 128)
+
+
+def test_texts_that_do_not_vary_are_refused(large_nnsight: Any, small_nnsight: Any) -> None:
+    texts = [TEXT[0]] * 6
+    with pytest.raises(ul.InvalidInput, match="source layer 0 do not vary over the calibration tokens"):
+        ul.SubspaceAligner(4, centered=True).fit(local(large_nnsight, texts), local(small_nnsight, texts))
+
+
+def test_keys_of_requests_tell_all_that_decides_the_result(small_nnsight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def key(layers: Sequence[int] = (0, 1), prompts: Sequence[str] = TASK.direct, half: bool = False, axes: int = 4) -> str:
+        monkeypatch.setattr(reducing, "_settings", lambda variant: ul.Remote(half=half))
+        pair = local(small_nnsight, prompts), local(small_nnsight, TASK.think)
+        readings, _ = differences.difference_readings(*pair, layers, -1, axes, How(5))
+        return readings[0].requests()[0].key
+
+    keys = [key(), key(layers=(0, 2)), key(prompts=TASK.reverse), key(half=True), key(axes=3)]
+    monkeypatch.setattr(small_nnsight, "_remoteable_get_env", lambda: {"peft": "an/adapter"})
+    monkeypatch.setattr(NdifServer, "told", {"env": small_nnsight._remoteable_get_env()})
+    keys.append(key())
+    assert len(set(keys)) == 6
 
 
 def test_a_choice_by_cross_validation_is_the_same(large_nnsight: Any, small_nnsight: Any) -> None:

@@ -148,7 +148,9 @@ class FactoredStates:
 
     def pair(self, target_layer: int, rank: int | None = None) -> Pair:
         """Both sides' axes, and their coupling by least squares over the sample: U_s^+ U_t, or U_s^T U_t of all tokens."""
-        source, target = self._sides(target_layer)
+        source, target = (side.leading(rank) for side in self._sides(target_layer))
+        for side, name, layer in ((source, "source", self.layer_map[target_layer]), (target, "target", target_layer)):
+            _varying(side.axes, side.n, name, layer)
         coupling = torch.linalg.lstsq(source.left, target.left, driver="gelsd").solution
         return Pair(source.axes, target.axes, coupling)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import torch
@@ -10,8 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens import capture
-from unlock_lens.factors import LayerFactors
-from unlock_lens.jobs import batches_in_request
 from unlock_lens.reducing import (
     How,
     Part,
@@ -21,15 +18,14 @@ from unlock_lens.reducing import (
     check_finite,
     factoring,
     factors,
+    in_one_request,
     run,
     runs_on_server,
+    tell_share,
     together,
 )
 from unlock_lens.reductions import Mean
-from unlock_lens.remote import remote_of
 from unlock_lens.variant import Variant
-
-logger = logging.getLogger(__name__)
 
 
 def mean_state(variant: Variant, layers: Sequence[int] | None, position: int, how: How) -> Float[Tensor, "layer d_model"]:
@@ -70,8 +66,8 @@ def differences(
         return read[0] - read[1]
     readings, axes = difference_readings(unlocked, locked, layers, position, leading, how)
     found = factors(readings, axes, centered=True)
-    if leading is None or len(found) == 2:
-        _tell_share(found, axes)
+    if axes != leading:
+        tell_share([layer for of in found for layer in of], "of what the directions are made of")
     states = [torch.stack([layer.states(True) for layer in of]) for of in found]
     return (states[0] - states[1] if len(states) == 2 else states[0]).float()
 
@@ -81,9 +77,9 @@ def difference_readings(
 ) -> tuple[list[Reading], int]:
     """What `differences` reads on servers, and how many axes come back."""
     groups = _groups(unlocked, locked, position)
-    whole = batches_in_request(remote_of(unlocked.remote), how.resume is not None) is None
     # Parts of one axis each would not merge into the axis of all.
-    axes = leading if leading and whole and len(groups) == 1 else max(axes_of(unlocked), axes_of(locked))
+    whole = len(groups) == 1 and in_one_request(how, unlocked)
+    axes = leading if leading and whole else axes_of(unlocked, locked)
     places = torch.arange(len(unlocked)).split(1)
     return [Reading(of, layers, factoring(of[0].variant, axes, True), places, how) for of in groups], axes
 
@@ -105,14 +101,3 @@ def _mean(parts: Sequence[Part], reading: Reading) -> Float[Tensor, "layer d_mod
     total = torch.stack([part.found["mean"].double() * part.n for part in parts]).sum(dim=0)
     check_finite(total, reading)
     return total / sum(part.n for part in parts)
-
-
-def _tell_share(found: Sequence[Sequence[LayerFactors]], axes: int) -> None:
-    share = min(layer.share for of in found for layer in of)
-    if share < 0.999:
-        logger.warning(
-            "the leading %d axes came back; they hold %.1f%% of the states' variance at the layer that is worst; "
-            "Remote(axes=...) asks for more",
-            axes,
-            100 * share,
-        )

@@ -38,6 +38,11 @@ class LayerFactors:
         """Of the energy that the leading axes hold."""
         return min(float(self.axes.values.square().sum()) / max(self.energy, torch.finfo(torch.float64).tiny), 1.0)
 
+    def leading(self, rank: int | None) -> LayerFactors:
+        """No more axes than the rank; None leaves all."""
+        axes = Axes(self.axes.mean, self.axes.values[:rank], self.axes.vectors[:rank])
+        return replace(self, axes=axes, left=self.left[:, :rank])
+
     def reordered(self, order: Int[Tensor, " held"]) -> LayerFactors:
         """The held tokens in another order."""
         return replace(self, left=self.left[order])

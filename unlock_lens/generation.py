@@ -107,11 +107,17 @@ def _on_server(
     size = batches_in_request(server.remote, resume is not None) or len(batches)
     chunks = [batches[i : i + size] for i in range(0, len(batches), size)]
     acts = [(layer, edit) for layer, of_layer in sorted(edits.items()) for edit in of_layer]
-    told = {"model": asdict(model), "how": asdict(how), "edits": [(b, e.alpha, e.operation, e.positions) for b, e in acts]}
+    told = {
+        "server": server.told,
+        "model": asdict(model),
+        "edits": [(layer, edit.alpha, edit.operation, edit.positions) for layer, edit in acts],
+    }
     requests: list[Request] = []
-    for chunk in chunks:
+    for i, chunk in enumerate(chunks):
+        drawn = how if how.seed is None else replace(how, seed=how.seed + i)
         tensors = [tensor for batch in chunk for tensor in (batch.ids, batch.mask)] + [edit.vector for _, edit in acts]
-        requests.append(Request(server, partial(server.generate, chunk, edits, how), key_of(told, tensors)))
+        key = key_of({**told, "how": asdict(drawn)}, tensors)
+        requests.append(Request(server, partial(server.generate, chunk, edits, drawn), key))
     found = collect(requests, resume, wait, progress, f"asking {model.name}")
     return [ids[str(i)] for chunk, ids in zip(chunks, found, strict=True) for i in range(len(chunk))]
 

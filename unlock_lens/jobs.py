@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from unlock_lens import artifact
 from unlock_lens.backends import Pending, Server
-from unlock_lens.errors import InvalidInput, JobLost, JobsRunning, RemoteFailure, RequestRefused
+from unlock_lens.errors import InvalidInput, JobLost, JobsRunning, RemoteError
 from unlock_lens.progress import shown
 from unlock_lens.remote import Remote
 
@@ -86,17 +87,17 @@ class Kept:
         artifact.save(self.folder / f"{key}.safetensors", _KIND, found, {"key": key})
         self.forget(key)
 
-    def job_id(self, request: Request) -> str | None:
-        """Of a request that was sent to the same server and not collected yet."""
+    def ticket(self, request: Request) -> tuple[str, float] | None:
+        """Name of a request that was sent and not collected yet, and when it was sent."""
         file = self._ticket(request.key)
         try:
             told = json.loads(file.read_text())
         except (FileNotFoundError, ValueError):  # what an interrupted write left names no request
             return None
-        return told["id"] if told["host"] == request.server.host else None
+        return told["id"], told["sent"]
 
-    def remember(self, request: Request, job_id: str) -> None:
-        self._ticket(request.key).write_text(json.dumps({"id": job_id, "host": request.server.host}))
+    def remember(self, key: str, job_id: str) -> None:
+        self._ticket(key).write_text(json.dumps({"id": job_id, "sent": time.time()}))
 
     def forget(self, key: str) -> None:
         self._ticket(key).unlink(missing_ok=True)
@@ -131,7 +132,8 @@ def collect(
     for request in shown(requests, doing, progress):
         result = kept.result(request.key) or _collected(request, kept, wait)
         if result is None:
-            running.append(str(kept.job_id(request)))
+            ticket = kept.ticket(request)
+            running.append(ticket[0] if ticket else request.key)
         else:
             found.append(result)
     if running:
@@ -145,17 +147,19 @@ def collect(
 
 def _collected(request: Request, kept: Kept, wait: bool) -> Found | None:
     """Of a request that is on its way, or is sent now."""
-    job_id = kept.job_id(request)
+    ticket = kept.ticket(request)
     try:
         try:
-            pending = request.server.reattach(job_id) if job_id else _sent(request, kept)
+            pending = request.server.reattach(*ticket) if ticket else _sent(request, kept)
             result = pending.result(wait)
         except JobLost:
-            if not job_id:
+            kept.forget(request.key)
+            if not ticket:
                 raise
             result = _sent(request, kept).result(wait)  # the server that knew it is gone
-    except (RemoteFailure, RequestRefused):
-        kept.forget(request.key)
+    except RemoteError as error:
+        if error.server_traceback is not None:  # it ended there; whatever else was said, it may still be running
+            kept.forget(request.key)
         raise
     if result is not None:
         kept.keep(request.key, result)
@@ -165,7 +169,7 @@ def _collected(request: Request, kept: Kept, wait: bool) -> Found | None:
 def _sent(request: Request, kept: Kept) -> Pending:
     pending = request.send()
     if pending.id:
-        kept.remember(request, pending.id)
+        kept.remember(request.key, pending.id)
     return pending
 
 

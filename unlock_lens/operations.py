@@ -105,6 +105,8 @@ class Edit:
         if kind not in self._ready:
             with torch.inference_mode(False):  # a later run may record gradients
                 self._ready[kind] = OPERATIONS[self.operation](self.vector.to(exact), self.alpha)
+        if not torch.amp.is_autocast_available(residual.device.type):
+            return self._ready[kind](exact).to(residual)
         with torch.autocast(residual.device.type, enabled=False):  # a server may compute in half precision what it can
             return self._ready[kind](exact).to(residual)
 

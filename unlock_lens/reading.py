@@ -17,11 +17,12 @@ from unlock_lens.capture import Chosen
 from unlock_lens.errors import InvalidInput
 from unlock_lens.moments import RunningMoments
 from unlock_lens.progress import shown
-from unlock_lens.reducing import How, Reading, Tokens, axes_of, factoring, factors, positions_of, runs_on_server
+from unlock_lens.reducing import How, Reading, Tokens, axes_of, factoring, factors, in_one_request, positions_of, runs_on_server
 from unlock_lens.sinks import SINK, SinkRule, Sinks
 from unlock_lens.variant import Variant
 
 logger = logging.getLogger(__name__)
+_SAMPLED_PER_AXIS = 4
 SAMPLE = 64
 """Texts whose tokens say what norm is usual."""
 
@@ -117,7 +118,15 @@ class Reader:
         """What is read on servers, source and target, and how many axes come back."""
         places = self._sample()
         held = int(torch.cat(list(places)).max()) + 1
-        asked = 0 if self.rank and self.leading_axes else max(map(axes_of, self._variants))
+        # Parts of no more axes than the rank would not merge into those of all.
+        enough = self.rank and self.leading_axes and in_one_request(self.how, *self._variants)
+        asked = 0 if enough else axes_of(*self._variants)
+        sampled = held < sum(map(len, places))
+        if sampled and not self.leading_axes:  # all axes enter the least squares, which want several tokens for each
+            asked = min(asked, held // _SAMPLED_PER_AXIS)
+        if sampled and (self.rank or 0) * _SAMPLED_PER_AXIS > held:
+            told = "the scores of %d tokens are few for rank %d; Remote(positions=...) asks for more"
+            logger.warning(told, held, self.rank)
         axes = min(held, max(self.rank or 0, asked))
         readings = [
             Reading([Tokens(variant, chosen)], layers, factoring(variant, axes, self.centered), places, self.how)
@@ -128,7 +137,7 @@ class Reader:
     def _sample(self) -> Chosen:
         """Of each text, the place of each of its tokens in a seeded sample of all, or -1; ascending."""
         counts = [len(tokens) for tokens in self.source_tokens]
-        n, cap = sum(counts), min(map(positions_of, self._variants))
+        n, cap = sum(counts), positions_of(*self._variants)
         if n <= cap:
             return torch.arange(n).split(counts)
         logger.info("axes know all %d calibration tokens; the scores of %d of them come back", n, cap)

@@ -146,6 +146,7 @@ class Reading:
         places, n = self._size(chunk)
         passes, reduction = self._passes(chunk, places), self.reduction(len(places), n)
         told = {
+            "server": server.told,
             "model": self.variant.backend.identity,
             "layers": list(self.layers),
             "reduction": [type(reduction).__name__, {k: v for k, v in vars(reduction).items() if not isinstance(v, dict)}],
@@ -185,7 +186,7 @@ def runs_on_server(how: How, *variants: Variant) -> bool:
 
 def together(a: Variant, b: Variant) -> bool:
     """Whether both are one model on one server, so that their difference can be taken there."""
-    return a.model is b.model and bool(a.remote) and a.remote == b.remote
+    return a.model is b.model and bool(a.remote) and remote_of(a.remote) == remote_of(b.remote)
 
 
 def check_finite(of_layers: Tensor, reading: Reading) -> None:
@@ -205,28 +206,49 @@ def factors(readings: Sequence[Reading], axes: int, centered: bool) -> list[list
         for part in parts:
             check_finite(torch.cat([part.found["mean"], part.found["energy"][:, None]], dim=1), reading)
         order = torch.cat([part.places for part in parts]).argsort()
-        layers = zip(*(of_result(part.found, part.n) for part in parts), strict=True)
+        layers = list(zip(*(of_result(part.found, part.n) for part in parts), strict=True))
+        if len(parts) > 1:
+            tell_share([layer for of_layer in layers for layer in of_layer], "of a part, which is merged with others")
         found.append([merged(of_layer, axes, centered).reordered(order) for of_layer in layers])
     return found
 
 
+def tell_share(found: Sequence[LayerFactors], of_what: str) -> None:
+    """Say so where leading axes leave out what is asked for."""
+    share = min(layer.share for layer in found)
+    if share < 0.999:
+        logger.warning(
+            "%d axes came back; they hold %.1f%% of the variance %s at the layer that is worst; Remote(axes=...) asks for more",
+            len(found[0].axes.values),
+            100 * share,
+            of_what,
+        )
+
+
 def factoring(variant: Variant, axes: int, centered: bool) -> Callable[[int, int], Reduction]:
-    """Makes `Factors` of as many axes as are asked for, tokens hold, and the model is wide."""
-    half = _settings(variant).half
+    """Makes `Factors` of as many axes as are asked for, tokens span, and the model is wide."""
+    settings = _settings(variant)
+    half = settings is not None and settings.half
     d_model = variant.backend.identity.d_model
-    return lambda held, n: Factors(min(axes, held, d_model), held, n, centered, half)
+    return lambda held, n: Factors(min(axes, n, d_model), held, n, centered, half)
 
 
-def axes_of(variant: Variant) -> int:
-    """How many axes come back where a rank alone does not say how many are needed."""
-    return _settings(variant).axes
+def axes_of(*variants: Variant) -> int:
+    """How many axes come back where a rank alone does not say how many are needed; what runs here does not say."""
+    return max([settings.axes for settings in map(_settings, variants) if settings] or [Remote().axes])
 
 
-def positions_of(variant: Variant) -> int:
+def positions_of(*variants: Variant) -> int:
     """Of how many calibration tokens scores come back at most."""
-    return _settings(variant).positions
+    return min([settings.positions for settings in map(_settings, variants) if settings] or [Remote().positions])
 
 
-def _settings(variant: Variant) -> Remote:
+def in_one_request(how: How, *variants: Variant) -> bool:
+    """Whether each server is asked once, so that no factors of parts are merged."""
+    resumes = how.resume is not None
+    return not any(variant.remote and batches_in_request(remote_of(variant.remote), resumes) for variant in variants)
+
+
+def _settings(variant: Variant) -> Remote | None:
     where = remote_of(variant.remote)
-    return where if isinstance(where, Remote) else Remote()
+    return where if isinstance(where, Remote) else None

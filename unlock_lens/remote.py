@@ -61,8 +61,10 @@ class Remote:
     def __post_init__(self) -> None:
         numbers = {name: getattr(self, name) for name in ("deadline", "patience", "batches", "axes", "positions")}
         for name, number in numbers.items():
-            if number is not None and not number > 0:
-                raise InvalidInput(f"Remote({name}={number}) was given; a positive number is needed")
+            whole = name in ("deadline", "patience") or isinstance(number, int)
+            if number is not None and not (number > 0 and whole):
+                kind = "number" if name in ("deadline", "patience") else "whole number"
+                raise InvalidInput(f"Remote({name}={number}) was given; a positive {kind} is needed")
         if self.host is not None:
             if not self.host.startswith(("http://", "https://")):
                 raise InvalidInput(f"the host {self.host!r} was given; write its URL, such as https://api.ndif.us")

@@ -88,11 +88,15 @@ class Server(ABC):
 
     Attributes:
         remote: on which server, and how long to wait; "local" runs here as a server would.
-        host: the server's URL; "local" there.
+        told: what of the server decides what a request gives: its URL, the model's key there, adapters.
     """
 
     remote: Remote | Literal["local"]
-    host: str
+
+    @property
+    @abstractmethod
+    def told(self) -> dict[str, Any]:
+        """For keys of requests."""
 
     @abstractmethod
     def reduce(self, passes: Sequence[Pass], layers: Sequence[int], reduction: Reduction) -> Pending:
@@ -103,8 +107,8 @@ class Server(ABC):
         """Submit `Backend.generate` for several batches, all in one request."""
 
     @abstractmethod
-    def reattach(self, job_id: str) -> Pending:
-        """A request that was submitted before, perhaps by another process."""
+    def reattach(self, job_id: str, sent: float) -> Pending:
+        """A request that was submitted at that time (seconds since the epoch), perhaps by another process."""
 
     @abstractmethod
     def states(self, one: Pass, layers: Sequence[int]) -> Float[Tensor, "layer picked d_model"]:

@@ -11,25 +11,24 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
-import httpx
 import torch
+from huggingface_hub import HfApi
 from nnsight import CONFIG
 from nnsight.intervention.backends.remote import RemoteBackend
 from nnsight.schema.request import RequestModel
-from nnsight.schema.response import Status
 
-from unlock_lens.errors import DeadlineExceeded, JobLost, RemoteError, RemoteFailure, RequestRefused, ServerUnreachable
+from unlock_lens.backends.wire import Answer, Wire
+from unlock_lens.errors import JobLost, RemoteError, RemoteFailure, RequestRefused, ServerUnreachable
 from unlock_lens.remote import Remote
 
 logger = logging.getLogger(__name__)
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0
 _UNKNOWN_SECONDS = 30.0
 """A server has said something of a request by then, or never heard of it."""
+_asked_hub: set[str] = set()
 
 
 class Job(RemoteBackend):
@@ -39,16 +38,18 @@ class Job(RemoteBackend):
         model: the nnsight model whose trace is sent.
         remote: where to, and how long to wait.
         job_id: of a request that was sent before; None where a trace is to be sent.
+        sent: when that was, in seconds since the epoch.
     """
 
-    def __init__(self, model: Any, remote: Remote, job_id: str | None = None) -> None:
-        super().__init__(
-            _model_key(model), host=host_of(remote), env=model._remoteable_get_env(), blocking=False, job_id=job_id
-        )
-        self.model_name = model.repo_id
-        self.compress = False  # float32 hardly gets smaller, and what is sent and fetched can be foretold to the byte
+    def __init__(self, model: Any, remote: Remote, job_id: str | None = None, sent: float | None = None) -> None:
+        key, env = model_key(model, remote), model._remoteable_get_env()
+        super().__init__(key, host=host_of(remote), env=env, blocking=False, job_id=job_id)
+        self.model_name = str(model.repo_id)
+        self.compress = False  # float32 hardly gets smaller, and what is sent and fetched can be foretold
         self.remote = remote
-        self.started = time.monotonic()
+        self.sent = sent or time.time()
+        self._wire = Wire(self.host, remote)
+        self._state = "unknown"
 
     @property
     def id(self) -> str | None:
@@ -58,8 +59,8 @@ class Job(RemoteBackend):
         """Nnsight calls it when the trace ends: send it, wait for nothing."""
         blob = self._serialize(tracer)
         envelope = RequestModel(model_key=self.model_key, compress=False, env=self.env)
-        sent = self._answer("POST", "/request", data={"data": envelope.metadata()}, files={"blob": ("request", blob)})
-        self.job_id = str(json.loads(sent)["id"])
+        told = self._asked("POST", "/request", data={"data": envelope.metadata()}, files={"blob": ("request", blob)})
+        self.job_id = self._part(told, "id")
         self.remote.traffic.up += len(blob)
         logger.info("%s: %d bytes sent to %s", self.job_id, len(blob), self.host)
 
@@ -70,113 +71,104 @@ class Job(RemoteBackend):
             RemoteError: it failed, the server went away, or it takes longer than it may.
         """
         while (content := self._content()) is None and wait:
-            if time.monotonic() - self.started > self.remote.deadline:
-                raise DeadlineExceeded(
-                    f"request {self.job_id} is {self._state} and not done after {self.remote.deadline:g} s; "
-                    "give Remote(deadline=...) more time, or collect it later by the same call with the same resume= folder",
-                    self.job_id,
-                )
-            waited = time.monotonic() - self.started
-            time.sleep(min(max(waited / 10, _SHORTEST_PAUSE), _LONGEST_PAUSE))  # late by a tenth at most
+            self._wire.check(self._doing)
+            time.sleep(min(max(self._wire.seconds / 10, _SHORTEST_PAUSE), _LONGEST_PAUSE))  # late by a tenth at most
         return None if content is None else self._read(content)
 
     @property
-    def _state(self) -> str:
-        return self.status.value.lower() if self.status else "unknown"
+    def _doing(self) -> str:
+        return f"request {self.job_id} is {self._state}" if self.job_id else "the request is being sent"
 
     def _content(self) -> bytes | None:
         """The bytes of the result, once there are any."""
-        try:
-            told = json.loads(self._answer("GET", f"/response/{self.job_id}"))
-        except _NotThere:
-            if time.monotonic() - self.started > min(_UNKNOWN_SECONDS, self.remote.deadline):
-                raise JobLost(
-                    f"{self.host} knows no request {self.job_id}; it may have been restarted since: send it again", self.job_id
-                ) from None
+        told = self._asked("GET", f"/response/{self.job_id}", absent=True)
+        if told is None:
+            if time.time() - self.sent > min(_UNKNOWN_SECONDS, self.remote.deadline):
+                raise self._lost(f"{self.host} knows no request {self.job_id}")
             return None
-        self.status = Status(told["status"])
-        if self.status == Status.ERROR:
-            raise _failure(str(told.get("description", "")).strip(), self.job_id, str(self.model_name))
-        return self._answer("GET", told["data"]) if self.status == Status.COMPLETED else None
+        self._state = self._part(told, "status").lower()
+        if self._state == "error":
+            raise _failure(str(told.get("description", "")).strip(), self.job_id, self.model_name)
+        return self._fetched(self._part(told, "data")) if self._state == "completed" else None
+
+    def _fetched(self, url: str) -> bytes:
+        """The result, which may lie elsewhere: there a key is nobody's business."""
+        answer = self._call("GET", url, None)
+        if answer.code in (403, 404):
+            raise self._lost(f"the result of request {self.job_id} is not there any more ({answer.code})")
+        if answer.code != 200:
+            raise ServerUnreachable(f"the result of request {self.job_id} cannot be fetched ({answer.code}); try again")
+        return answer.content
+
+    def _lost(self, what: str) -> JobLost:
+        return JobLost(f"{what}; the server may have been restarted since: send it again", self.job_id)
 
     def _read(self, content: bytes) -> Any:
-        seconds, traffic = time.monotonic() - self.started, self.remote.traffic
-        traffic.requests, traffic.down, traffic.seconds = (
-            traffic.requests + 1,
-            traffic.down + len(content),
-            traffic.seconds + seconds,
+        traffic = self.remote.traffic
+        traffic.requests += 1
+        traffic.down += len(content)
+        traffic.seconds += self._wire.seconds
+        logger.info("%s: %d bytes came back after %.1f s", self.job_id, len(content), self._wire.seconds)
+        try:
+            # Tensors alone are read: unlike nnsight's own way, this runs nothing that a server may have put there.
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)["found"]
+        except Exception as error:  # whatever a reader of foreign bytes meets
+            raise RemoteError(f"the result of request {self.job_id} cannot be read: {error}", self.job_id) from error
+
+    def _asked(self, verb: str, path: str, absent: bool = False, **sent: Any) -> Any:
+        """What the server says, as JSON; None where it has no such thing, if it may be absent."""
+        answer = self._call(verb, self.host + path, self._headers, **sent)
+        if answer.code == 404 and absent:
+            return None
+        if answer.code >= 300:
+            raise self._refusal(answer)
+        try:
+            return json.loads(answer.content)
+        except ValueError:
+            raise self._foreign(answer.content) from None
+
+    def _part(self, told: Any, name: str) -> str:
+        if isinstance(told, dict) and isinstance(told.get(name), str):
+            return told[name]
+        raise self._foreign(json.dumps(told).encode())
+
+    def _foreign(self, content: bytes) -> RemoteError:
+        said = content[:80].decode(errors="replace")
+        return RemoteError(
+            f"{self.host} does not answer like an NDIF server ({said!r}); is NDIF_HOST or Remote(host=...) right?", self.job_id
         )
-        logger.info("%s: %d bytes came back after %.1f s", self.job_id, len(content), seconds)
-        # Tensors alone are read: unlike nnsight's own way, this runs nothing that a server may have put there.
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)["found"]
 
-    def _answer(self, verb: str, path: str, **sent: Any) -> bytes:
-        """One HTTP call within the server's patience."""
-        own = path.startswith("/")  # results may lie elsewhere, where a key is nobody's business
-        url, headers = (self.host + path, self._headers) if own else (path, None)
-        with self._told(), httpx.Client(timeout=self.remote.patience) as client:
-            with client.stream(verb, url, headers=headers, **sent) as answer:
-                content = answer.read() if own else self._within_deadline(answer)
-        if answer.status_code == 404 and verb == "GET":
-            raise _NotThere
-        if answer.status_code >= 400:
-            raise self._refusal(answer.status_code, content)
-        return content
-
-    def _within_deadline(self, answer: httpx.Response) -> bytes:
-        parts: list[bytes] = []
-        for part in answer.iter_bytes():
-            parts.append(part)
-            if time.monotonic() - self.started > self.remote.deadline:
-                raise DeadlineExceeded(
-                    f"the result of {self.job_id} has not come whole after {self.remote.deadline:g} s; "
-                    "give Remote(deadline=...) more time",
-                    self.job_id,
-                )
-        return b"".join(parts)
+    def _call(self, verb: str, url: str, headers: dict[str, str] | None, **sent: Any) -> Answer:
+        try:
+            return self._wire.call(verb, url, headers, self._doing, **sent)
+        except RemoteError as error:
+            error.job_id = self.job_id
+            raise
 
     @property
     def _headers(self) -> dict[str, str]:
         told = {"ndif-timestamp": repr(time.time()), "nnsight-version": version("nnsight"), "python-version": sys.version}
         return {**told, "ndif-api-key": self.api_key} if self.api_key else told
 
-    @contextmanager
-    def _told(self) -> Generator[None, None, None]:
-        """What a connection provokes, as errors of the library."""
-        known = f"; request {self.job_id} may still be running there" if self.job_id else ""
+    def _refusal(self, answer: Answer) -> RemoteError:
+        """What a status code of 300 and above means."""
+        code = answer.code
         try:
-            yield
-        except httpx.TimeoutException as error:
-            raise DeadlineExceeded(
-                f"{self.host} has been silent for {self.remote.patience:g} s{known}; "
-                "is it overloaded? Remote(patience=...) waits longer",
-                self.job_id,
-            ) from error
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise ServerUnreachable(
-                f"{self.host} does not answer ({error}){known}; is the server up, and is NDIF_HOST or Remote(host=...) right?",
-                self.job_id,
-            ) from error
-
-    def _refusal(self, code: int, content: bytes) -> RemoteError:
-        try:
-            said = json.loads(content)["detail"]
+            said = json.loads(answer.content)["detail"]
         except (ValueError, KeyError, TypeError):
-            said = content.decode(errors="replace")[:500]
-        if code in (401, 403) or (code == 400 and "key" in str(said).lower()):
+            said = answer.content.decode(errors="replace")[:500]
+        if code < 400:
+            return RequestRefused(f"{self.host} points to {answer.location} ({code}); give that as the host", self.job_id)
+        if code in (401, 403) or (code == 400 and "api key" in str(said).lower()):
             key = "your key was refused" if self.api_key else "no API key was given"
             return RequestRefused(
                 f"{self.host}: {key} ({said}); get one at https://login.ndif.us, and set NDIF_API_KEY before nnsight is "
                 "imported, or nnsight.CONFIG.API.APIKEY",
                 self.job_id,
             )
-        if code >= 500:
+        if code >= 500 or code in (408, 429):
             return ServerUnreachable(f"{self.host} cannot serve now ({code}: {said}); try again in a few minutes", self.job_id)
         return RequestRefused(f"{self.host} refuses the request ({code}: {said})", self.job_id)
-
-
-class _NotThere(Exception):
-    """The server has no such thing, or not yet."""
 
 
 def _failure(said: str, job_id: str | None, model: str) -> RemoteError:
@@ -207,14 +199,23 @@ def _failure(said: str, job_id: str | None, model: str) -> RemoteError:
     return RequestRefused(f"the server refuses request {job_id}: {said or 'it does not say why'}", job_id, said)
 
 
-def _model_key(model: Any) -> str:
-    """By which the server knows the model; nnsight asks the hub for the spelling of its name."""
+def model_key(model: Any, remote: Remote) -> str:
+    """By which the server knows the model; nnsight asks the hub for the spelling of its name, and would wait without end.
+
+    Raises:
+        RequestRefused: the hub has no such model.
+        ServerUnreachable: the hub does not answer.
+    """
+    name = str(model.repo_id)
     try:
+        if name not in _asked_hub:
+            HfApi().model_info(name, timeout=min(remote.patience, remote.deadline))
+            _asked_hub.add(name)
         return str(model.to_model_key())
     except Exception as error:  # of whatever client the hub's library brings
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403, 404):
-            raise RequestRefused(f"the hub has no model {model.repo_id}, or not for you: {error}") from error
-        raise ServerUnreachable(f"the hub cannot be asked which model {model.repo_id} is: {error}") from error
+            raise RequestRefused(f"the hub has no model {name}, or not for you: {error}") from error
+        raise ServerUnreachable(f"the hub cannot be asked which model {name} is: {error}") from error
 
 
 def host_of(remote: Remote) -> str:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.backends.base import Batch, Edits, Generation, Pass, Pending, Server
-from unlock_lens.backends.job import Job, host_of
+from unlock_lens.backends.job import Job, host_of, model_key
 from unlock_lens.backends.nnsight import (
     acts_on_steps,
     apply_edits,
@@ -99,7 +99,14 @@ class NdifServer(Server):
 
     def __init__(self, model: Any, blocks: str, remote: Remote | Literal["local"]) -> None:
         self.model, self.blocks, self.remote = model, blocks, remote
-        self.host = "local" if remote == "local" else host_of(remote)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """Locally, the model's identity tells the rest."""
+        if not isinstance(self.remote, Remote):
+            return {"host": self.remote}
+        key = model_key(self.model, self.remote)
+        return {"host": host_of(self.remote), "model": key, "env": self.model._remoteable_get_env()}
 
     def reduce(self, passes: Sequence[Pass], layers: Sequence[int], reduction: Reduction) -> Pending:
         where, job = self._where()
@@ -111,9 +118,9 @@ class NdifServer(Server):
         found = generated(self.model, self.blocks, batches, edits, how, where)
         return job or Done(found)
 
-    def reattach(self, job_id: str) -> Pending:
+    def reattach(self, job_id: str, sent: float) -> Pending:
         assert isinstance(self.remote, Remote)
-        return Job(self.model, self.remote, job_id)
+        return Job(self.model, self.remote, job_id, sent)
 
     def states(self, one: Pass, layers: Sequence[int]) -> Float[Tensor, "layer picked d_model"]:
         return self.reduce([one], layers, States()).result()["states"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from unlock_lens.errors import InvalidInput, UnsupportedModel
 from unlock_lens.identity import ModelIdentity, fingerprint, model_name
 from unlock_lens.operations import Chunk, at_least_float32
 from unlock_lens.remote import Remote
+
+logger = logging.getLogger(__name__)
+_told_about_weights: set[str] = set()
 
 # Ships our functions by value: a server need not have this package.
 nnsight.register("unlock_lens")
@@ -112,6 +116,9 @@ class NNsightBackend(Backend):
                 f"{name} is a folder on this machine, which a server cannot know; open a hub model, "
                 'TransformersModel("org/name", task="text-generation"), or take remote="local"'
             )
+        if server != "local" and self.identity.fingerprint and name not in _told_about_weights:
+            _told_about_weights.add(name)
+            logger.warning("%s is open here with weights; the server runs its own checkpoint of that name, not these", name)
         from unlock_lens.backends.ndif import NdifServer  # it builds on this module
 
         return NdifServer(self.model, self.blocks, server)

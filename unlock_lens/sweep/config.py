@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, ValidationError
 from unlock_lens.alignment import MethodName
 from unlock_lens.errors import InvalidInput
 from unlock_lens.inputs import SLOT, parse_layer_map, parse_layers
+from unlock_lens.remote import remote_of
 from unlock_lens.spec import Spec
 from unlock_lens.tasks.problems import Sizes
 from unlock_lens.tasks.specs import TaskSpec
@@ -114,7 +115,7 @@ class SweepConfig(Spec):
         target: of the model that is to get it.
         naive: of a model that never learned the capability, for the control "naive".
         backend: framework that runs them.
-        dtype: that they are loaded in.
+        dtype: that they are loaded in; a server's models are in its own.
         remote: true, or the URL of a server, where they are not loaded but run on NDIF (backend nnsight); "local" runs here
             as NDIF would.
         task: problems and their check.
@@ -158,6 +159,7 @@ class SweepConfig(Spec):
             raise ValueError('the aligner "text" needs calibration: (which text?); or leave it out of grid.aligner')
         if self.remote and self.backend != "nnsight":
             raise ValueError(f"remote is {self.remote!r}, and the backend {self.backend}; models on a server take nnsight")
+        remote_of(self.remote)
         names = [self.capability.name, *(other.name for other in self.others)]
         if len(set(names)) < len(names):
             raise ValueError(f"two capabilities have one name: {names}")
