@@ -19,6 +19,7 @@ import nnsight
 import pytest
 import torch
 import typer
+from huggingface_hub import HfApi
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -107,6 +108,7 @@ def counted_from_now(monkeypatch: pytest.MonkeyPatch, serializes: bool) -> list[
 
     monkeypatch.setattr(NNsightBackend, "on", counted)
     monkeypatch.setattr(Job, "__call__", weighed)
+    monkeypatch.setattr(HfApi, "model_info", lambda hub, name, timeout: None)
     monkeypatch.setattr(nnsight.TransformersModel, "to_model_key", lambda model: "a folder, which no server knows")
     return found
 

@@ -19,6 +19,7 @@ from unlock_lens.factors import LayerFactors, merged, of_result
 from unlock_lens.methods import METHODS
 from unlock_lens.reducing import How
 from unlock_lens.reductions import Factors, Mean
+from unlock_lens.remote import remote_of
 
 TASK = zoo.running_sum(n=12, seed=3)
 TEXT = zoo.text(n=24)
@@ -304,6 +305,11 @@ def test_what_is_resumed_must_run_on_a_server(small: Any, tmp_path: Path) -> Non
     assert not (tmp_path / "kept").exists()
 
 
+def test_a_model_is_not_run_here_and_there_at_once(small_nnsight: Any) -> None:
+    with pytest.raises(ul.InvalidInput, match="small-base is to run on a server for one variant and here for the other; give"):
+        ul.CapabilityDirection.extract(ul.Variant(small_nnsight, TASK.direct), local(small_nnsight, TASK.think))
+
+
 def test_a_layer_that_is_not_finite_is_named(small_nnsight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Mean, "result", lambda self: {"mean": torch.tensor([[1.0, 2.0], [1.0, torch.nan]])})
     variant = local(small_nnsight, TASK.direct)
@@ -314,7 +320,8 @@ def test_a_layer_that_is_not_finite_is_named(small_nnsight: Any, monkeypatch: py
 def test_settings_of_a_server_are_checked() -> None:
     with pytest.raises(ul.InvalidInput, match=r"Remote\(deadline=-1\) was given; a positive number is needed"):
         ul.Remote(deadline=-1)
-    with pytest.raises(ul.InvalidInput, match="the host 'ndif' was given; write its URL"):
-        ul.Remote("ndif")
+    with pytest.raises(ul.InvalidInput, match="the host 'here' was given; write its URL, .* or remote=True for NDIF"):
+        ul.Remote("here")
+    assert remote_of("ndif") == remote_of(True) == ul.Remote()
     with unchecked(), pytest.raises(ul.InvalidInput, match="the host 'http:/x' was given"):
         ul.Variant(zoo.load("small-base", "nnsight"), ["Q"], remote="http:/x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,7 +39,7 @@ BatchSize = Annotated[int, typer.Option(help="Prompts in one forward pass.", min
 Out = Annotated[Path, typer.Option(help="File to write.")]
 SpecialTokens = Annotated[bool, typer.Option(help="Let the tokenizer add its own; say no for text with a chat template in it.")]
 RemoteOption = Annotated[
-    str | None, typer.Option("--remote", help="Run the models on a server: ndif, its URL, or local (here, as NDIF would).")
+    str | None, typer.Option("--remote", help="Run the models on a server, with nnsight: ndif, its URL, or local (here).")
 ]
 Resume = Annotated[
     Path | None, typer.Option(help="Folder that keeps finished requests to a server: the same command goes on after a fault.")
@@ -104,7 +105,7 @@ def extract(
     prompts = [fill(template, asked) for template in (locked, unlocked or locked)]
     chosen = parse_layers(layers)
     _check_writable(out)
-    where = parse_remote(remote)
+    where = _where(remote, resume)
     framework = "nnsight" if where else backend
     opened = open_model(model, framework, remote=where)
     other = open_model(unlocked_model, framework, remote=where) if unlocked_model else opened
@@ -178,7 +179,7 @@ def align(
     aligner_file = save_aligner if found else out
     for file in filter(None, (out, save_aligner)):
         _check_writable(file)
-    where = parse_remote(remote)
+    where = _where(remote, resume)
     models = [open_model(name, "nnsight" if where else backend, remote=where) for name in (source, target)]
     sides = [Variant(model, texts, special_tokens, where) for model in models]
     aligner.fit(sides[0], sides[1], batch_size, resume=resume)
@@ -227,7 +228,7 @@ def steer(
     hook = SteeringHook(CapabilityDirection.load(direction), alpha, operation, positions, parse_layers(layers), check_model)
     if out:
         _check_writable(out)
-    where = parse_remote(remote)
+    where = _where(remote, resume)
     opened = open_model(model, "nnsight" if where else backend, remote=where)
     steered, unsteered = (
         generate(opened, asked, applied, max_new_tokens, batch_size, special_tokens, remote=where, resume=resume)
@@ -269,6 +270,13 @@ for command in (cli_plan.plan, cli_evidence.diagnose, cli_evidence.sweep, cli_ev
     app.command()(command)
 
 
+def _where(remote: str | None, resume: Path | None) -> bool | str:
+    """Where models run; told before they are opened."""
+    if resume and remote is None:
+        raise InvalidInput("--resume keeps requests to a server; give --remote (ndif, its URL, or local) too")
+    return parse_remote(remote)
+
+
 def _check_writable(file: Path) -> None:
     """Before any long work."""
     if file.is_dir() or not file.parent.is_dir():
@@ -292,6 +300,8 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
+        if "--resume" in sys.argv:
+            Console(stderr=True).print("stopped; finished requests are kept, the same command goes on")
         raise SystemExit(130) from None
     except UnlockLensError as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False)

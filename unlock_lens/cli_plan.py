@@ -38,7 +38,7 @@ def plan(
     layer_map: Annotated[
         str, typer.Option(help='Layers that are mapped, target:source, such as "10:25 20:50"; proportional is all of them.')
     ] = "proportional",
-    max_new_tokens: Annotated[int, typer.Option(help="Of a steered completion of each locked prompt; 0 for none.", min=0)] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Of one completion a prompt (steer makes two); 0: none.", min=0)] = 0,
     batch_size: Annotated[int, typer.Option(help="Prompts in one forward pass.", min=1)] = 8,
     special_tokens: Annotated[bool, typer.Option(help="Let the tokenizer add its own.")] = True,
     batches: Annotated[int | None, typer.Option(help="Remote(batches=): batches in one request.", min=1)] = None,
@@ -62,6 +62,12 @@ def plan(
         raise InvalidInput("--questions and --n were given; real questions are counted, so leave one out")
     if text and texts:
         raise InvalidInput("--text and --texts were given; real texts are counted, so leave one out")
+    if prompt_tokens and not n:
+        raise InvalidInput("--prompt-tokens was given without --n; say how many prompts there are, or leave it out")
+    if text_tokens and not texts:
+        raise InvalidInput("--text-tokens was given without --texts; say how many texts there are, or leave it out")
+    if (text or texts) and not target:
+        raise InvalidInput("calibration texts were given without --target; they are read in both models")
     prompts: Any = n
     if questions:
         asked = read_texts(questions, field)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unlock_lens.errors import InvalidInput
-from unlock_lens.remote import Where
 
 FIELDS = ("question", "prompt", "text")
 SLOT = "{question}"
@@ -146,7 +145,7 @@ def parse_rank(spec: str | None) -> int | Literal["cv"] | None:
     return int(spec)
 
 
-def parse_remote(spec: str | None) -> Where:
+def parse_remote(spec: str | None) -> bool | str:
     """Where models run, written as ndif, local, or a server's URL; False for None.
 
     Raises:

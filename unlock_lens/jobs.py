@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from unlock_lens import artifact
 from unlock_lens.backends import Pending, Server
-from unlock_lens.errors import InvalidInput, JobLost, JobsRunning, RemoteError
+from unlock_lens.errors import ArtifactError, InvalidInput, JobLost, JobsRunning, RemoteError
 from unlock_lens.progress import shown
 from unlock_lens.remote import Remote
 
+logger = logging.getLogger(__name__)
 _KIND = "finished request"
 _KEPT_BATCHES = 8
 """Batches in one request where finished requests are kept."""
@@ -81,7 +83,11 @@ class Kept:
 
     def result(self, key: str) -> Found | None:
         file = self.folder / f"{key}.safetensors"
-        return artifact.load(file, _KIND)[0] if file.exists() else None
+        try:
+            return artifact.load(file, _KIND)[0] if file.exists() else None
+        except ArtifactError as error:
+            logger.warning("%s; what it held is asked for again", error)
+            return None
 
     def keep(self, key: str, found: Found) -> None:
         artifact.save(self.folder / f"{key}.safetensors", _KIND, found, {"key": key})
@@ -125,11 +131,11 @@ def collect(
     if resume is None:
         if not wait:
             raise InvalidInput("wait=False was given without resume=; name a folder that remembers what was submitted")
-        return [request.send().result() for request in shown(requests, doing, progress)]
+        return [request.send().result() for request in shown(requests, doing, progress, "request")]
     kept = Kept.at(resume)
     found: list[Found] = []
     running: list[str] = []
-    for request in shown(requests, doing, progress):
+    for request in shown(requests, doing, progress, "request"):
         result = kept.result(request.key) or _collected(request, kept, wait)
         if result is None:
             ticket = kept.ticket(request)

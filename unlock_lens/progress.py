@@ -12,6 +12,6 @@ _QUIET_SECONDS = 1.0
 """Work that ends within this time shows no bar."""
 
 
-def shown(batches: Sequence[T], doing: str, progress: bool) -> Iterable[T]:
-    """The batches, with a bar of what is being done and the time left."""
-    return tqdm(batches, desc=doing, unit="batch", disable=not progress, delay=_QUIET_SECONDS)
+def shown(parts: Sequence[T], doing: str, progress: bool, unit: str = "batch") -> Iterable[T]:
+    """The parts, with a bar of what is being done and the time left."""
+    return tqdm(parts, desc=doing, unit=unit, disable=not progress, delay=_QUIET_SECONDS)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -177,9 +178,14 @@ def runs_on_server(how: How, *variants: Variant) -> bool:
     """Whether any of them does.
 
     Raises:
-        InvalidInput: none does, and there is nothing to resume or to wait for.
+        InvalidInput: none does, and there is nothing to resume or to wait for; one model both there and here.
     """
     found = any(variant.remote for variant in variants)
+    for a, b in pairwise(variants):
+        if a.model is b.model and bool(a.remote) != bool(b.remote):
+            raise InvalidInput(
+                f"{a.backend.identity.name} is to run on a server for one variant and here for the other; give both remote="
+            )
     check_resumable(found, how.resume, how.wait)
     return found
 

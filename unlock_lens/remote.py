@@ -13,7 +13,7 @@ class Traffic:
     """What went to servers and came back.
 
     Attributes:
-        requests: that were sent and collected.
+        requests: that were collected, by whoever sent them.
         up: bytes of the requests' payloads.
         down: bytes of their results.
         seconds: from sending to result, summed over requests.
@@ -67,12 +67,12 @@ class Remote:
                 raise InvalidInput(f"Remote({name}={number}) was given; a positive {kind} is needed")
         if self.host is not None:
             if not self.host.startswith(("http://", "https://")):
-                raise InvalidInput(f"the host {self.host!r} was given; write its URL, such as https://api.ndif.us")
+                raise InvalidInput(f"the host {self.host!r} was given; write its URL, http://..., or remote=True for NDIF")
             object.__setattr__(self, "host", self.host.rstrip("/"))  # nnsight's server answers 403 to a double slash
 
 
 Where = bool | str | Remote
-"""As users say it: False, True (NDIF), "local", a host's URL, or a `Remote`."""
+"""As users say it: False, True or "ndif", "local", a host's URL, or a `Remote`."""
 
 
 def remote_of(where: Where) -> Remote | Literal["local"] | None:
@@ -85,6 +85,8 @@ def remote_of(where: Where) -> Remote | Literal["local"] | None:
         return where
     if where == "local":
         return "local"
+    if where == "ndif":  # as the command line says it
+        return Remote()
     if isinstance(where, str):
         return Remote(where)
     return Remote() if where else None

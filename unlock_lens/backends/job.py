@@ -156,7 +156,9 @@ class Job(RemoteBackend):
         try:
             said = json.loads(answer.content)["detail"]
         except (ValueError, KeyError, TypeError):
-            said = answer.content.decode(errors="replace")[:500]
+            said = answer.content.decode(errors="replace")[:100]
+        if code in (404, 405, 501):
+            return self._foreign(answer.content)
         if code < 400:
             return RequestRefused(f"{self.host} points to {answer.location} ({code}); give that as the host", self.job_id)
         if code in (401, 403) or (code == 400 and "api key" in str(said).lower()):

@@ -123,6 +123,12 @@ class NNsightBackend(Backend):
 
         return NdifServer(self.model, self.blocks, server)
 
+    def _tell_loading(self) -> None:
+        """A `remote=` that was forgotten would load what the machine may not hold."""
+        if self.model._module.get_input_embeddings().weight.is_meta:
+            told = "%s is open without weights, which are loaded here now; for a server give remote="
+            logger.warning(told, self.identity.name)
+
     def capture(
         self,
         batch: Batch,
@@ -131,6 +137,7 @@ class NNsightBackend(Backend):
         columns: Int[Tensor, " picked"],
         keep: Keep,
     ) -> None:
+        self._tell_loading()
         model, blocks = self.model, self.blocks
         stops: list[Exception] = []
         with torch.no_grad():
@@ -149,6 +156,7 @@ class NNsightBackend(Backend):
             return traced_log_probs(self.model, self.blocks, batch, edits, prompt_length, {})
 
     def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
+        self._tell_loading()
         model, blocks, inputs = self.model, self.blocks, inputs_of(batch)
         every_step = acts_on_steps(edits) or not how.use_cache
         with open_loops_end_quietly():

@@ -71,5 +71,5 @@ class Wire:
         if self.seconds > self.remote.deadline:
             raise DeadlineExceeded(
                 f"{doing} and not done after {self.remote.deadline:g} s; "
-                "give Remote(deadline=...) more time, or collect it later by the same call with the same resume= folder"
+                "give Remote(deadline=...) more time; with resume=FOLDER the same call collects it later"
             )

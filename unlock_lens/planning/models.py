@@ -104,4 +104,7 @@ def _loaded(name: str, with_tokenizer: bool) -> tuple[Any, Any]:
         return AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name) if with_tokenizer else None
     except (OSError, ValueError, KeyError) as error:  # what transformers raises where a folder or hub id holds none
         wanted = "config and tokenizer" if with_tokenizer else "config"
-        raise InvalidInput(f"{name!r} has no {wanted} that can be read, as a folder or from the hub: {error}") from error
+        raise InvalidInput(
+            f"{name!r} has no {wanted} that can be read, as a folder or from the hub: {error} "
+            "(check the spelling; a gated model needs HF_TOKEN)"
+        ) from error
