@@ -17,6 +17,11 @@ class Traffic:
         up: bytes of the requests' payloads.
         down: bytes of their results.
         seconds: from sending to result, summed over requests.
+
+    Example:
+        >>> from unlock_lens import Remote
+        >>> Remote().traffic
+        Traffic(requests=0, up=0, down=0, seconds=0.0)
     """
 
     requests: int = 0

@@ -57,6 +57,12 @@ class Plan:
     Attributes:
         steps: in order.
         assumptions: what was assumed, in words.
+
+    Example:
+        >>> import unlock_lens as ul
+        >>> from unlock_lens import zoo
+        >>> ul.plan(zoo.path() / "large-base", prompts=64, prompt_tokens=9).total.tokens
+        1152
     """
 
     steps: tuple[Step, ...]
