@@ -120,6 +120,14 @@ for measured in (
     ),
 ):
     assert measured(remote="local") == measured()
+
+with model.generate(max_new_tokens=12, do_sample=False, remote="local") as run:
+    with run.invoke(task.direct):
+        steer.apply(model)
+    with run.invoke():
+        ids = run.result.save()
+end = len(task.direct[0].split())
+assert model.tokenizer.batch_decode(ids[:, end:], skip_special_tokens=True) == ul.generate(model, task.direct, steer, 12)
 print("the same")
 """
 

@@ -98,9 +98,9 @@ class Kept:
         file = self._ticket(request.key)
         try:
             told = json.loads(file.read_text())
-        except (FileNotFoundError, ValueError):  # what an interrupted write left names no request
+            return told["id"], told["sent"]
+        except (FileNotFoundError, ValueError, KeyError):  # what an interrupted write left names no request
             return None
-        return told["id"], told["sent"]
 
     def remember(self, key: str, job_id: str) -> None:
         self._ticket(key).write_text(json.dumps({"id": job_id, "sent": time.time()}))
