@@ -80,7 +80,9 @@ def extract(
     unlocked_model: Annotated[
         str | None, typer.Option(help="Folder or hub id of the unlocked model; by default the same.")
     ] = None,
-    aggregate: Annotated[Aggregate, typer.Option(help="How the prompts' differences become one vector a layer.")] = "mean",
+    aggregate: Annotated[
+        Aggregate, typer.Option(help="How differences become one vector a layer; begin with mean (pca: how they vary).")
+    ] = "mean",
     layers: Annotated[str | None, typer.Option(help="Layers, such as 4,5,6 or 4-12; all by default.")] = None,
     position: Annotated[int, typer.Option(help="Token of the prompt, counted without padding; -1 is the last.")] = -1,
     batch_size: BatchSize = 8,
