@@ -98,7 +98,6 @@ def extract(
     --unlocked "{question} Answer: Let's think step by step." --out cot.safetensors`
     """
     from unlock_lens import CapabilityDirection, Variant
-    from unlock_lens.backends import open_model
     from unlock_lens.inputs import fill, read_texts
 
     if unlocked is None and unlocked_model is None:
@@ -108,9 +107,8 @@ def extract(
     chosen = parse_layers(layers)
     _check_writable(out)
     where = _where(remote, resume)
-    framework = "nnsight" if where else backend
-    opened = open_model(model, framework, remote=where)
-    other = open_model(unlocked_model, framework, remote=where) if unlocked_model else opened
+    opened = _opened(model, backend, where)
+    other = _opened(unlocked_model, backend, where) if unlocked_model else opened
     direction = CapabilityDirection.extract(
         Variant(opened, prompts[0], special_tokens, where),
         Variant(other, prompts[1], special_tokens, where),
@@ -164,7 +162,6 @@ def align(
     --direction cot.safetensors --out cot-small.safetensors`
     """
     from unlock_lens import CapabilityDirection, SubspaceAligner, Variant
-    from unlock_lens.backends import open_model
     from unlock_lens.inputs import fill, read_texts
 
     texts = fill(template, read_texts(text, field))
@@ -182,7 +179,7 @@ def align(
     for file in filter(None, (out, save_aligner)):
         _check_writable(file)
     where = _where(remote, resume)
-    models = [open_model(name, "nnsight" if where else backend, remote=where) for name in (source, target)]
+    models = [_opened(name, backend, where) for name in (source, target)]
     sides = [Variant(model, texts, special_tokens, where) for model in models]
     aligner.fit(sides[0], sides[1], batch_size, resume=resume)
     if aligner.cross_validation:
@@ -223,7 +220,6 @@ def steer(
     --template "{question} Answer:"`
     """
     from unlock_lens import CapabilityDirection, SteeringHook, generate
-    from unlock_lens.backends import open_model
     from unlock_lens.inputs import fill, read_texts
 
     asked = fill(template, read_texts(prompts, field))
@@ -231,7 +227,7 @@ def steer(
     if out:
         _check_writable(out)
     where = _where(remote, resume)
-    opened = open_model(model, "nnsight" if where else backend, remote=where)
+    opened = _opened(model, backend, where)
     steered, unsteered = (
         generate(opened, asked, applied, max_new_tokens, batch_size, special_tokens, remote=where, resume=resume)
         for applied in (hook, None)
@@ -277,6 +273,13 @@ def _where(remote: str | None, resume: Path | None) -> bool | str:
     if resume and remote is None:
         raise InvalidInput("--resume keeps requests to a server; give --remote (ndif, its URL, or local) too")
     return parse_remote(remote)
+
+
+def _opened(name: str, backend: BackendName, where: bool | str) -> Any:
+    """Models on a server take nnsight."""
+    from unlock_lens.backends import open_model
+
+    return open_model(name, "nnsight" if where else backend, remote=where)
 
 
 def _check_writable(file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+import torch
 from torch import Tensor
 
 import unlock_lens as ul
@@ -65,3 +67,12 @@ def finished(folder: Path) -> list[str]:
         assert artifact.load(file, "finished request")[0]
     tickets(folder)
     return [file.name for file in results]
+
+
+def make_llama(folder: Path, **shape: Any) -> None:
+    """A random Llama of this shape, with the zoo's tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shutil.copytree(zoo.path() / "small-base", folder, dirs_exist_ok=True)
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=22, max_position_embeddings=256, **shape)).save_pretrained(folder)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import unlock_lens as ul
+from tests.remote.asking import make_llama
 from unlock_lens import zoo
 from unlock_lens.planning import Step, plan
 
@@ -30,19 +29,8 @@ def planned(models: Path) -> None:
 
 def make_planned(folder: Path) -> None:
     """A random Llama with the zoo's tokenizer, whose completions do not end."""
-    shutil.copytree(zoo.path() / "small-base", folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=22,
-        hidden_size=WIDTH,
-        intermediate_size=1024,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        eos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    shape = {"intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 2}
+    make_llama(folder, hidden_size=WIDTH, num_hidden_layers=LAYERS, eos_token_id=None, **shape)
     (folder / "generation_config.json").unlink(missing_ok=True)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import unlock_lens as ul
 from tests.hosts.models import PARTNERS, PROMPTS
+from tests.remote.asking import make_llama
 from unlock_lens import controls, recipes, sweep, zoo
 from unlock_lens.contrast import Contrast
 from unlock_lens.diagnostics import Probe
@@ -37,21 +38,8 @@ LAYERS, WIDTH = 24, 512
 @pytest.fixture(scope="module")
 def wide(models: Path) -> str:
     """Many wide layers of little else: what comes back is as long as a real model's, what runs is not."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    shutil.copytree(models / "small-base", models / "wide", dirs_exist_ok=True)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=22,
-        hidden_size=WIDTH,
-        intermediate_size=64,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=256,
-    )
-    LlamaForCausalLM(config).save_pretrained(models / "wide")
+    shape = {"intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16}
+    make_llama(models / "wide", hidden_size=WIDTH, num_hidden_layers=LAYERS, **shape)
     return "wide"
 
 
