@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from aligner_cases import Transfer
 from torch import Tensor
 
 import unlock_lens as ul
@@ -35,25 +36,14 @@ BATCH = 200
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Transfer):
     """One configuration."""
 
-    source: str
-    target: str
-    capability: str
     calibration: str
     n_texts: int
     rank: int
     n_pairs: int
     layer_map: str
-
-    @property
-    def behaviour(self) -> str:
-        return "think" if self.capability == "post" else self.capability
-
-    @property
-    def mix(self) -> str:
-        return "duo" if "duo" in self.source else "base"
 
     @property
     def development(self) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import unlock_lens as ul
 from tests.checks import unchecked
-from unlock_lens import capture, differences, reducing, zoo
+from unlock_lens import capture, differences, jobs, reducing, zoo
 from unlock_lens.backends.ndif import NdifServer
 from unlock_lens.contrast import Contrast
 from unlock_lens.factors import LayerFactors, merged, of_result
@@ -216,7 +216,7 @@ def test_parts_of_few_sampled_tokens_are_no_poorer(
     monkeypatch.setattr(reducing, "_settings", lambda variant: ul.Remote(positions=60))
     sides = local(large_nnsight, TEXT), local(small_nnsight, TEXT)
     whole = ul.SubspaceAligner(rank=8, centered=True, positions="all").fit(*sides).maps
-    monkeypatch.setattr(reducing, "batches_in_request", lambda where, resumes: 1 if resumes else None)
+    monkeypatch.setattr(jobs, "_KEPT_BATCHES", 1)
     parts = ul.SubspaceAligner(rank=8, centered=True, positions="all").fit(*sides, batch_size=1, resume=tmp_path).maps
     assert len(list(tmp_path.glob("*.safetensors"))) == 2 * len(TEXT)
     for b in whole.layer_map:

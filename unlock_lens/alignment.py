@@ -16,7 +16,6 @@ from torch import Tensor
 from unlock_lens import artifact
 from unlock_lens.calibration import Calibration, held_states
 from unlock_lens.cross_validation import FOLDS, CrossValidation, cross_validate
-from unlock_lens.decomposition import RELATIVE_TOLERANCE
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.identity import ModelIdentity
@@ -25,6 +24,7 @@ from unlock_lens.methods import METHODS, check_method
 from unlock_lens.pairing import Positions, check_positions, paired_tokens
 from unlock_lens.reading import Reader
 from unlock_lens.reducing import How
+from unlock_lens.reductions import RELATIVE_TOLERANCE
 from unlock_lens.sinks import SINKS, Sinks
 from unlock_lens.variant import Variant
 

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-RELATIVE_TOLERANCE = 1e-6
-"""Singular values below this share of the largest are noise of float32 activations, and are cut."""
+from unlock_lens.reductions import RELATIVE_TOLERANCE
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from torch import Tensor
 from unlock_lens.backends import Batch, Edits, Generation, Server, backend_of
 from unlock_lens.errors import InvalidInput
 from unlock_lens.identity import ModelIdentity
-from unlock_lens.jobs import Request, batches_in_request, check_resumable, collect, key_of
+from unlock_lens.jobs import Request, check_resumable, collect, in_requests, key_of
 from unlock_lens.progress import shown
 from unlock_lens.remote import Where, remote_of
 from unlock_lens.steering import SteeringHook, as_hooks, edits_for
@@ -104,8 +104,7 @@ def _on_server(
     progress: bool,
 ) -> list[Tensor]:
     """Ids of the completions of each batch."""
-    size = batches_in_request(server.remote, resume is not None) or len(batches)
-    chunks = [batches[i : i + size] for i in range(0, len(batches), size)]
+    chunks = in_requests(batches, server.remote, resume is not None)
     acts = [(layer, edit) for layer, of_layer in sorted(edits.items()) for edit in of_layer]
     told = {
         "server": server.told,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from unlock_lens.progress import shown
 from unlock_lens.remote import Remote
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 _KIND = "finished request"
 _KEPT_BATCHES = 8
 """Batches in one request where finished requests are kept."""
@@ -45,6 +46,12 @@ class Request:
 def batches_in_request(where: Remote | Literal["local"] | None, resumes: bool) -> int | None:
     """None: all of them."""
     return (where.batches if isinstance(where, Remote) else None) or (_KEPT_BATCHES if resumes else None)
+
+
+def in_requests(batches: Sequence[T], where: Remote | Literal["local"] | None, resumes: bool) -> list[Sequence[T]]:
+    """The batches, as many together as go into one request."""
+    size = batches_in_request(where, resumes) or len(batches)
+    return [batches[i : i + size] for i in range(0, len(batches), size)]
 
 
 def check_resumable(on_server: bool, resume: str | Path | None, wait: bool) -> None:
@@ -93,9 +100,9 @@ class Kept:
         artifact.save(self.folder / f"{key}.safetensors", _KIND, found, {"key": key})
         self.forget(key)
 
-    def ticket(self, request: Request) -> tuple[str, float] | None:
+    def ticket(self, key: str) -> tuple[str, float] | None:
         """Name of a request that was sent and not collected yet, and when it was sent."""
-        file = self._ticket(request.key)
+        file = self._ticket(key)
         try:
             told = json.loads(file.read_text())
             return told["id"], told["sent"]
@@ -138,7 +145,7 @@ def collect(
     for request in shown(requests, doing, progress, "request"):
         result = kept.result(request.key) or _collected(request, kept, wait)
         if result is None:
-            ticket = kept.ticket(request)
+            ticket = kept.ticket(request.key)
             running.append(ticket[0] if ticket else request.key)
         else:
             found.append(result)
@@ -153,7 +160,7 @@ def collect(
 
 def _collected(request: Request, kept: Kept, wait: bool) -> Found | None:
     """Of a request that is on its way, or is sent now."""
-    ticket = kept.ticket(request)
+    ticket = kept.ticket(request.key)
     try:
         try:
             pending = request.server.reattach(*ticket) if ticket else _sent(request, kept)

@@ -18,7 +18,7 @@ from unlock_lens.backends import Pass, Server
 from unlock_lens.capture import Chosen
 from unlock_lens.errors import InvalidInput
 from unlock_lens.factors import LayerFactors, merged, of_result
-from unlock_lens.jobs import Found, Request, batches_in_request, check_resumable, collect, key_of
+from unlock_lens.jobs import Found, Request, batches_in_request, check_resumable, collect, in_requests, key_of
 from unlock_lens.progress import shown
 from unlock_lens.reductions import Factors, Reduction
 from unlock_lens.remote import Remote, remote_of
@@ -103,8 +103,7 @@ class Reading:
         lengths = torch.stack([tokens.variant.tokens.lengths for tokens in self.tokens]).sum(dim=0)
         order = lengths.argsort(descending=True, stable=True)
         batches = order[[len(self.places[p]) > 0 for p in order.tolist()]].split(self.how.batch_size)
-        size = batches_in_request(remote_of(self.variant.remote), self.how.resume is not None) or len(batches)
-        return [batches[i : i + size] for i in range(0, len(batches), size)]
+        return in_requests(batches, remote_of(self.variant.remote), self.how.resume is not None)
 
     def requests(self) -> list[Request]:
         """One for each chunk; none where the model runs here."""

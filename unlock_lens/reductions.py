@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unlock_lens.operations import at_least_float32
 
-NOISE = 1e-6
+RELATIVE_TOLERANCE = 1e-6
 """Singular values below this share of the largest are noise of float32 activations, and are cut."""
 
 
@@ -124,7 +124,7 @@ def _spectrum(gram: Tensor, axes: int) -> tuple[Tensor, Tensor]:
         return gram.new_zeros(axes), gram.new_zeros(len(gram), axes)
     squared, basis = torch.linalg.eigh(gram)
     values, basis = squared.flip(0)[:axes].clamp_min(0).sqrt(), basis.flip(1)[:, :axes]
-    kept = values > NOISE * values[0]
+    kept = values > RELATIVE_TOLERANCE * values[0]
     return values * kept, basis * kept
 
 

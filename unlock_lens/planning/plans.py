@@ -12,7 +12,7 @@ from unlock_lens.capture import Chosen
 from unlock_lens.differences import difference_readings, mean_readings
 from unlock_lens.direction import check_pair
 from unlock_lens.errors import InvalidInput
-from unlock_lens.jobs import batches_in_request
+from unlock_lens.jobs import in_requests
 from unlock_lens.linear_map import layer_map_of
 from unlock_lens.methods import METHODS, check_method
 from unlock_lens.pairing import Positions, check_positions, paired_tokens
@@ -206,10 +206,8 @@ def _generated(variant: PlannedVariant, vectors: int, new: int, how: How) -> Ste
     """Requests of one `generate`, steered in so many layers."""
     model: PlannedModel = variant.model
     lengths, batches = variant.tokens.lengths, variant.tokens.batches(how.batch_size)
-    size = batches_in_request(remote_of(variant.remote), how.resume is not None) or len(batches)
     asks: list[Ask] = []
-    for start in range(0, len(batches), size):
-        chunk = batches[start : start + size]
+    for chunk in in_requests(batches, remote_of(variant.remote), how.resume is not None):
         shapes = [Shape(len(batch), int(lengths[batch].max())) for batch in chunk]
         asks.append(
             Ask(
