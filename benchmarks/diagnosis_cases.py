@@ -15,7 +15,7 @@ from torch import Tensor
 import unlock_lens as ul
 from unlock_lens import capture, zoo
 from unlock_lens.contrast import Contrast
-from unlock_lens.linear_map import proportional_layer
+from unlock_lens.method.align import proportional_layer
 from unlock_lens.zoo.family import MIXES, OPENINGS, TAGS, answer
 
 RANKS = (1, 4, 8, 16, 24, 32, 48, 64)

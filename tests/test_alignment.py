@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 import unlock_lens as ul
 from tests import oracle
 from tests.checks import unchecked
-from unlock_lens import calibration, zoo
+from unlock_lens import zoo
+from unlock_lens.method import calibrate as calibration
 from unlock_lens.alignment import SubspaceAligner
 from unlock_lens.identity import ModelIdentity
-from unlock_lens.linear_map import proportional_layer
+from unlock_lens.method.align import proportional_layer
 
 TASK = zoo.running_sum(n=12, seed=3)
 

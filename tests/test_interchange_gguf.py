@@ -20,7 +20,7 @@ from unlock_lens.artifact import content_hash
 from unlock_lens.direction import Provenance
 from unlock_lens.interchange import from_gguf, to_gguf
 from unlock_lens.interchange.control_vectors import AS_LLAMA_CPP_SAYS
-from unlock_lens.operations import norm_preserving
+from unlock_lens.method.apply import norm_preserving
 
 MODEL = ul.ModelIdentity("org/model", 5, 8, fingerprint="abc", revision="main", architecture="llama")
 TOLD = Provenance("pca", -1, 12, "l", "u", MODEL, ul.ModelIdentity("org/source", 7, 16), 4, ("times 2",))

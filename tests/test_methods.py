@@ -12,8 +12,8 @@ from torch import Tensor
 
 import unlock_lens as ul
 from unlock_lens.alignment import SubspaceAligner
-from unlock_lens.calibration import pair_of
-from unlock_lens.methods import METHODS
+from unlock_lens.method.calibrate import pair_of
+from unlock_lens.method.methods import METHODS
 
 # Tokens fewer than, as many as, and more than the widths.
 SHAPES = st.sampled_from([(6, 9, 7), (9, 9, 9), (40, 9, 7), (40, 7, 9)])

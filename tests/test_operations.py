@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import oracle
-from unlock_lens.operations import OPERATIONS, POSITIONS, Chunk, Edit, ablate, norm_preserving
+from unlock_lens.method.apply import OPERATIONS, POSITIONS, Chunk, Edit, ablate, norm_preserving
 
 SEEDS = st.integers(0, 2**16)
 

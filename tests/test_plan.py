@@ -36,7 +36,7 @@ from unlock_lens.backends.nnsight import NNsightBackend
 from unlock_lens.planning import Step, plan
 from unlock_lens.planning.flops import PassCost
 from unlock_lens.planning.sizes import Shape, reading_memory
-from unlock_lens.reductions import Factors, Reduction
+from unlock_lens.method.reduce import Factors, Reduction
 
 ROOT = Path(__file__).parent.parent
 LARGE, SMALL = zoo.path() / "large-base", zoo.path() / "small-base"

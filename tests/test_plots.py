@@ -12,7 +12,7 @@ import torch
 
 from tests.evidence import ALPHAS, BASELINES, CHOSEN_RANK, PAIRS, RANKS, SEEDS, SHARE_RIGHT, sweep
 from unlock_lens import plots as figures
-from unlock_lens.cross_validation import CrossValidation
+from unlock_lens.method.crossval import CrossValidation
 from unlock_lens.errors import InvalidInput
 from unlock_lens.plots import FIGURES, Entry, style
 from unlock_lens.plots.vocabulary import ARMS, arm

@@ -15,10 +15,10 @@ from tests.checks import unchecked
 from unlock_lens import capture, differences, jobs, reducing, zoo
 from unlock_lens.backends.ndif import NdifServer
 from unlock_lens.contrast import Contrast
-from unlock_lens.factors import LayerFactors, merged, of_result
-from unlock_lens.methods import METHODS
+from unlock_lens.method.factors import LayerFactors, merged, of_result
+from unlock_lens.method.methods import METHODS
 from unlock_lens.reducing import How
-from unlock_lens.reductions import Factors, Mean
+from unlock_lens.method.reduce import Factors, Mean
 from unlock_lens.remote import remote_of
 
 TASK = zoo.running_sum(n=12, seed=3)

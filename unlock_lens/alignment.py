@@ -14,19 +14,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens import artifact
-from unlock_lens.calibration import Calibration, held_states
-from unlock_lens.cross_validation import FOLDS, CrossValidation, cross_validate
+from unlock_lens.method.calibrate import Calibration, held_states
+from unlock_lens.method.crossval import FOLDS, CrossValidation, cross_validate
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.hub import Shareable
 from unlock_lens.identity import ModelIdentity
-from unlock_lens.linear_map import FactoredMaps, layer_map_of, projected_out
-from unlock_lens.methods import METHODS, check_method
+from unlock_lens.method.align import FactoredMaps, layer_map_of, projected_out
+from unlock_lens.method.methods import METHODS, check_method
 from unlock_lens.pairing import Positions, check_positions, paired_tokens
 from unlock_lens.reading import Reader
 from unlock_lens.reducing import How
-from unlock_lens.reductions import RELATIVE_TOLERANCE
-from unlock_lens.sinks import SINKS, Sinks
+from unlock_lens.method.reduce import RELATIVE_TOLERANCE
+from unlock_lens.method.sinks import SINKS, Sinks
 from unlock_lens.variant import Variant
 
 logger = logging.getLogger(__name__)

@@ -139,7 +139,7 @@ moved = aligner.transport(direction)  # a direction of the source; steer the tar
 
 
 def _chosen(cross_validation: Told | None) -> str | None:
-    from unlock_lens.cross_validation import CrossValidation
+    from unlock_lens.method.crossval import CrossValidation
 
     if not cross_validation:
         return None

@@ -253,7 +253,7 @@ def inspect(
     Example: `unlock-lens inspect cot.safetensors`
     """
     from unlock_lens import artifact
-    from unlock_lens.cross_validation import CrossValidation
+    from unlock_lens.method.crossval import CrossValidation
 
     tensors, metadata = artifact.load(file)
     if metadata["kind"] == "direction":

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens import capture, differences
-from unlock_lens.aggregation import Aggregator, aggregate_name, aggregated
+from unlock_lens.method.extract import Aggregator, aggregate_name, aggregated
 from unlock_lens.direction import CapabilityDirection, Provenance, check_pair, provenance_of
 from unlock_lens.errors import InvalidInput
 from unlock_lens.identity import ModelIdentity

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens import linear_map
+from unlock_lens.method import align as linear_map
 from unlock_lens.differences import mean_state
 from unlock_lens.direction import CapabilityDirection, Provenance
 from unlock_lens.errors import IncompatibleModel, InvalidInput

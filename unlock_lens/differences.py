@@ -24,7 +24,7 @@ from unlock_lens.reducing import (
     tell_share,
     together,
 )
-from unlock_lens.reductions import Mean
+from unlock_lens.method.reduce import Mean
 from unlock_lens.variant import Variant
 
 

@@ -12,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens import artifact, capture
-from unlock_lens.aggregation import Aggregator, aggregate_name, aggregated, check_aggregate
+from unlock_lens.method.extract import Aggregator, aggregate_name, aggregated, check_aggregate
 from unlock_lens.differences import differences, mean_difference
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.hub import Shareable
 from unlock_lens.identity import Basis, ModelIdentity
-from unlock_lens.linear_map import projected_out
+from unlock_lens.method.align import projected_out
 from unlock_lens.reducing import How
 from unlock_lens.variant import Variant
 

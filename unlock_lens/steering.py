@@ -17,7 +17,7 @@ from unlock_lens.backends import Backend, Edits, backend_of
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.identity import ModelIdentity
-from unlock_lens.operations import OPERATIONS, POSITIONS, Edit, edits_of
+from unlock_lens.method.apply import OPERATIONS, POSITIONS, Edit, edits_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,8 +24,8 @@ from unlock_lens.contrast import Contrast
 from unlock_lens.diagnostics import Probe
 from unlock_lens.distributions import completion_log_probs, next_token_log_probs, price
 from unlock_lens.evaluation import evaluate
-from unlock_lens.methods import METHODS
-from unlock_lens.operations import OPERATIONS, POSITIONS
+from unlock_lens.method.methods import METHODS
+from unlock_lens.method.apply import OPERATIONS, POSITIONS
 from unlock_lens.sweep.config import SweepConfig
 
 Open = Callable[[str], Any]

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unlock_lens.identity import ModelIdentity
-from unlock_lens.operations import Edit
-from unlock_lens.reductions import Reduction
+from unlock_lens.method.apply import Edit
+from unlock_lens.method.reduce import Reduction
 from unlock_lens.remote import Remote
 
 Edits = Mapping[int, Sequence[Edit]]

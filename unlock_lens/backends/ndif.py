@@ -23,8 +23,8 @@ from unlock_lens.backends.nnsight import (
     traced_log_probs,
     unembedding_paths,
 )
-from unlock_lens.operations import at_least_float32
-from unlock_lens.reductions import Reduction
+from unlock_lens.method.apply import at_least_float32
+from unlock_lens.method.reduce import Reduction
 from unlock_lens.remote import Remote
 
 

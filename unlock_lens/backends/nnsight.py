@@ -18,7 +18,7 @@ from torch import Tensor
 from unlock_lens.backends.base import Backend, Batch, Edits, Generation, Keep, Server, edits_in_order, end_tokens
 from unlock_lens.errors import InvalidInput, UnsupportedModel
 from unlock_lens.identity import ModelIdentity, fingerprint, model_name
-from unlock_lens.operations import Chunk, at_least_float32
+from unlock_lens.method.apply import Chunk, at_least_float32
 from unlock_lens.remote import Remote
 
 logger = logging.getLogger(__name__)

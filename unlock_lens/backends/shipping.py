@@ -7,7 +7,7 @@ from typing import Any
 
 from unlock_lens.backends.nnsight import apply_edits, identity_and_blocks
 from unlock_lens.errors import IncompatibleModel
-from unlock_lens.operations import edits_of
+from unlock_lens.method.apply import edits_of
 
 
 class ShippedHook:

@@ -20,7 +20,7 @@ from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.identity import ModelIdentity
 from unlock_lens.pairing import paired_tokens
-from unlock_lens.sinks import SinkRule
+from unlock_lens.method.sinks import SinkRule
 from unlock_lens.variant import Variant
 
 

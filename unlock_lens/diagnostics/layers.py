@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from unlock_lens.aggregation import AGGREGATORS, aggregated
+from unlock_lens.method.extract import AGGREGATORS, aggregated
 from unlock_lens.alignment import SubspaceAligner
 from unlock_lens.contrast import Contrast
 from unlock_lens.diagnostics.map_quality import carried_over, coverage, cross_validate, principal_cosines, spectral_entropy

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from unlock_lens.calibration import pair_of
-from unlock_lens.decomposition import right_factors
+from unlock_lens.method.calibrate import pair_of
+from unlock_lens.method.linalg import right_factors
 from unlock_lens.errors import InvalidInput
-from unlock_lens.methods import METHODS, Factors
+from unlock_lens.method.methods import METHODS, Factors
 
 SHRINKAGE = 1e-3
 """Share of the mean variance that is added to every variance, so that a reading does not live on noise."""

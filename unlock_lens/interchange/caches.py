@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from unlock_lens.aggregation import Aggregator, aggregate_name, aggregated, check_aggregate
+from unlock_lens.method.extract import Aggregator, aggregate_name, aggregated, check_aggregate
 from unlock_lens.direction import CapabilityDirection, Provenance
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.identity import ModelIdentity

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from unlock_lens import capture
-from unlock_lens.aggregation import Aggregator, check_aggregate
+from unlock_lens.method.extract import Aggregator, check_aggregate
 from unlock_lens.capture import Chosen
 from unlock_lens.differences import difference_readings, mean_readings
 from unlock_lens.direction import check_pair
 from unlock_lens.errors import InvalidInput
 from unlock_lens.jobs import in_requests
-from unlock_lens.linear_map import layer_map_of
-from unlock_lens.methods import METHODS, check_method
+from unlock_lens.method.align import layer_map_of
+from unlock_lens.method.methods import METHODS, check_method
 from unlock_lens.pairing import Positions, check_positions, paired_tokens
 from unlock_lens.planning import sizes
 from unlock_lens.planning.models import PlannedModel, PlannedVariant, model_of

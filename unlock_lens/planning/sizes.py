@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unlock_lens.reductions import Factors, Mean, Reduction
+from unlock_lens.method.reduce import Factors, Mean, Reduction
 
 # Measured: requests of this library to an NDIF 0.1.2 server (nnsight 0.8.1, torch 2.13, Python 3.11), 1 to 40 passes of 80 to
 # 8,000 tokens in models of 3 to 6 layers: `Remote.traffic`, less what the tensors hold. What is left is the shipped code, as

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from unlock_lens.cross_validation import CrossValidation
+from unlock_lens.method.crossval import CrossValidation
 from unlock_lens.plots import style
 from unlock_lens.plots.vocabulary import CONTRARY
 

@@ -15,7 +15,7 @@ from unlock_lens.alignment import SubspaceAligner
 from unlock_lens.diagnostics.map_quality import coverage, entropy_of, singular_values
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.distributions import kl_divergence, next_token_log_probs
-from unlock_lens.linear_map import FactoredMaps
+from unlock_lens.method.align import FactoredMaps
 from unlock_lens.sweep.material import PROBED, Material
 from unlock_lens.sweep.setting import Setting
 

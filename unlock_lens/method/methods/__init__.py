@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from numbers import Integral
 
 from unlock_lens.errors import InvalidInput
-from unlock_lens.methods import cca, procrustes, ridge, rrr, unlock
-from unlock_lens.methods.base import Axes, Factors, Method, Pair
+from unlock_lens.method.methods import cca, procrustes, ridge, rrr, unlock
+from unlock_lens.method.methods.base import Axes, Factors, Method, Pair
 
 METHODS: Mapping[str, Method] = {module.METHOD.name: module.METHOD for module in (unlock, ridge, procrustes, rrr, cca)}
 

@@ -9,7 +9,7 @@ Technometrics 12 (1970).
 
 from __future__ import annotations
 
-from unlock_lens.methods.base import Factors, Method, Pair, diagonal
+from unlock_lens.method.methods.base import Factors, Method, Pair, diagonal
 
 
 def fit(pair: Pair, rank: int, ridge: float) -> Factors:

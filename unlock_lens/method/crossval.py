@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.errors import InvalidInput
-from unlock_lens.methods import Factors, Method
-from unlock_lens.moments import Moments
+from unlock_lens.method.methods import Factors, Method
+from unlock_lens.method.moments import Moments
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -38,7 +38,7 @@ class CrossValidation:
 
     Example:
         >>> import torch
-        >>> from unlock_lens.cross_validation import CrossValidation
+        >>> from unlock_lens.method.crossval import CrossValidation
         >>> CrossValidation((0,), ranks=(1, 2), ridges=(0.1,), r2=torch.tensor([[[0.5, 0.7]]])).best
         (2, 0.1)
     """

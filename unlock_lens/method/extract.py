@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.decomposition import right_factors
+from unlock_lens.method.linalg import right_factors
 from unlock_lens.errors import InvalidInput
 
 __all__ = ["AGGREGATORS", "Aggregator", "mean", "pca"]
@@ -26,7 +26,7 @@ def pca(differences: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:
 
     Example:
         >>> import torch
-        >>> from unlock_lens.aggregation import pca
+        >>> from unlock_lens.method.extract import pca
         >>> pca(torch.tensor([[1.0, 0.0], [3.0, 0.0]]))
         tensor([1., 0.])
     """
@@ -45,7 +45,7 @@ def mean(differences: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:
 
     Example:
         >>> import torch
-        >>> from unlock_lens.aggregation import mean
+        >>> from unlock_lens.method.extract import mean
         >>> mean(torch.tensor([[1.0, 0.0], [3.0, 0.0]]))
         tensor([2., 0.])
     """

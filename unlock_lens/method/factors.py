@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unlock_lens.decomposition import right_factors
-from unlock_lens.methods import Axes
+from unlock_lens.method.linalg import right_factors
+from unlock_lens.method.methods import Axes
 
 
 @dataclass(frozen=True, eq=False)

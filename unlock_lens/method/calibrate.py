@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unlock_lens.decomposition import right_factors
+from unlock_lens.method.linalg import right_factors
 from unlock_lens.errors import InvalidInput
-from unlock_lens.factors import LayerFactors
-from unlock_lens.methods import Axes, Pair
-from unlock_lens.moments import Moments, RunningMoments
-from unlock_lens.sinks import SinkRule, Sinks
+from unlock_lens.method.factors import LayerFactors
+from unlock_lens.method.methods import Axes, Pair
+from unlock_lens.method.moments import Moments, RunningMoments
+from unlock_lens.method.sinks import SinkRule, Sinks
 
 NOISE = 1e-7
 """States that vary by less than this share of their mean do not vary: float32 tells no more."""

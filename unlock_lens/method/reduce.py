@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from unlock_lens.operations import at_least_float32
+from unlock_lens.method.apply import at_least_float32
 
 RELATIVE_TOLERANCE = 1e-6
 """Singular values below this share of the largest are noise of float32 activations, and are cut."""

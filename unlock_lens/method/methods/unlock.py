@@ -7,7 +7,7 @@ Source: arXiv:2604.06377; docs/method.md, section 2.
 
 from __future__ import annotations
 
-from unlock_lens.methods.base import Factors, Method, Pair
+from unlock_lens.method.methods.base import Factors, Method, Pair
 
 
 def fit(pair: Pair, rank: int, ridge: float) -> Factors:

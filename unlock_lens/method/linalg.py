@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.reductions import RELATIVE_TOLERANCE
+from unlock_lens.method.reduce import RELATIVE_TOLERANCE
 
 
 @dataclass(frozen=True, eq=False)

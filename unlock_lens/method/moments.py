@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unlock_lens.decomposition import spectrum
+from unlock_lens.method.linalg import spectrum
 from unlock_lens.errors import InvalidInput
-from unlock_lens.methods import Axes, Pair
+from unlock_lens.method.methods import Axes, Pair
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from unlock_lens.methods.base import Factors, Method, Pair, diagonal, lifted
+from unlock_lens.method.methods.base import Factors, Method, Pair, diagonal, lifted
 
 
 def fit(pair: Pair, rank: int, ridge: float) -> Factors:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.errors import InvalidInput
-from unlock_lens.methods import Factors, Pair
+from unlock_lens.method.methods import Factors, Pair
 
 
 def layer_map_of(wanted: Mapping[int, int] | None, source_layers: int, target_layers: int) -> dict[int, int]:
