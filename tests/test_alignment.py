@@ -16,7 +16,7 @@ from tests.checks import unchecked
 from unlock_lens import zoo
 from unlock_lens.method import calibrate as calibration
 from unlock_lens.alignment import SubspaceAligner
-from unlock_lens.identity import ModelIdentity
+from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.method.align import proportional_layer
 
 TASK = zoo.running_sum(n=12, seed=3)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 import unlock_lens as ul
 from unlock_lens import artifact, zoo
 from unlock_lens.direction import Provenance
-from unlock_lens.identity import ModelIdentity
+from unlock_lens.hosts.identity import ModelIdentity
 
 FLOATS = st.floats(-(2.0**60), 2.0**60, width=32).filter(lambda x: x != 0)
 

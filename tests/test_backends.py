@@ -12,7 +12,7 @@ import torch
 
 import unlock_lens as ul
 from unlock_lens import zoo
-from unlock_lens.backends import BACKENDS, backend_of, open_model
+from unlock_lens.hosts import BACKENDS, backend_of, open_model
 
 FOLDER = str(zoo.path() / "small-base")
 

@@ -19,7 +19,7 @@ from unlock_lens.contrast import Contrast
 from unlock_lens.diagnostics import Diagnosis, diagnose, table
 from unlock_lens.diagnostics.probe import Probe
 from unlock_lens.direction import Provenance
-from unlock_lens.identity import ModelIdentity
+from unlock_lens.hosts.identity import ModelIdentity
 
 TASK = zoo.running_sum(n=32, seed=5)
 TEXT = zoo.text(n=300, seed=5)

@@ -14,7 +14,7 @@ import unlock_lens as ul
 from tests.checks import unchecked
 from unlock_lens import zoo
 from unlock_lens.method.extract import pca
-from unlock_lens.identity import ModelIdentity
+from unlock_lens.hosts.identity import ModelIdentity
 
 TASK = zoo.running_sum(n=12, seed=3)
 

@@ -25,7 +25,7 @@ from tests.hub_server import TOKEN, Hub, serving
 from unlock_lens import artifact, zoo
 from unlock_lens.card import BEGIN, END
 from unlock_lens.direction import Provenance
-from unlock_lens.identity import ModelIdentity
+from unlock_lens.hosts.identity import ModelIdentity
 
 SOURCE, TARGET = ModelIdentity("lab/large", 5, 16, revision="a1b2"), ModelIdentity("lab/small", 3, 8, fingerprint="f00d")
 STRANGER = "hf_of_somebody"

@@ -29,10 +29,10 @@ from typer.testing import CliRunner
 import unlock_lens as ul
 from tests.checks import unchecked
 from unlock_lens import cli_plan, zoo
-from unlock_lens.backends import ndif
-from unlock_lens.backends.base import Batch, Edits, Generation, Pass, Pending
-from unlock_lens.backends.job import Job
-from unlock_lens.backends.nnsight import NNsightBackend
+from unlock_lens.hosts import ndif
+from unlock_lens.hosts.base import Batch, Edits, Generation, Pass, Pending
+from unlock_lens.hosts.job import Job
+from unlock_lens.hosts.nnsight import NNsightBackend
 from unlock_lens.planning import Step, plan
 from unlock_lens.planning.flops import PassCost
 from unlock_lens.planning.sizes import Shape, reading_memory

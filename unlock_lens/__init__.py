@@ -19,9 +19,9 @@ from unlock_lens.errors import (
     UnsupportedModel,
 )
 from unlock_lens.generation import generate
-from unlock_lens.identity import ModelIdentity
+from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.jobs import submit
-from unlock_lens.remote import Remote, Traffic
+from unlock_lens.hosts.remote import Remote, Traffic
 from unlock_lens.steering import SteeringHook, apply, attached
 from unlock_lens.variant import Variant
 

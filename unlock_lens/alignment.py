@@ -19,7 +19,7 @@ from unlock_lens.method.crossval import FOLDS, CrossValidation, cross_validate
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.hub import Shareable
-from unlock_lens.identity import ModelIdentity
+from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.method.align import FactoredMaps, layer_map_of, projected_out
 from unlock_lens.method.methods import METHODS, check_method
 from unlock_lens.pairing import Positions, check_positions, paired_tokens

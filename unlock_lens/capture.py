@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unlock_lens.backends import Batch, Keep, Pass
+from unlock_lens.hosts import Batch, Keep, Pass
 from unlock_lens.errors import InvalidInput
 from unlock_lens.progress import shown
-from unlock_lens.remote import remote_of
+from unlock_lens.hosts.remote import remote_of
 from unlock_lens.variant import Variant
 
 Chosen = Sequence[Int[Tensor, "_"]]

@@ -282,7 +282,7 @@ def _where(remote: str | None, resume: Path | None) -> bool | str:
 
 def _opened(name: str, backend: BackendName, where: bool | str) -> Any:
     """Models on a server take nnsight."""
-    from unlock_lens.backends import open_model
+    from unlock_lens.hosts import open_model
 
     return open_model(name, "nnsight" if where else backend, remote=where)
 

@@ -77,7 +77,7 @@ def import_(
     Example: `unlock-lens import happy.gguf happy.safetensors --model org/small`
     """
     from unlock_lens import interchange as files
-    from unlock_lens.backends import open_model
+    from unlock_lens.hosts import open_model
 
     readers: dict[str, Any] = {
         "gguf": files.from_gguf,

@@ -56,7 +56,7 @@ def plan(
     from unlock_lens.inputs import fill, parse_layer_map, parse_layers, parse_positions, parse_rank, read_texts
     from unlock_lens.planning import plan as planned
     from unlock_lens.planning import table
-    from unlock_lens.remote import Remote
+    from unlock_lens.hosts.remote import Remote
 
     if questions and n:
         raise InvalidInput("--questions and --n were given; real questions are counted, so leave one out")

@@ -15,7 +15,7 @@ from unlock_lens import capture, differences
 from unlock_lens.method.extract import Aggregator, aggregate_name, aggregated
 from unlock_lens.direction import CapabilityDirection, Provenance, check_pair, provenance_of
 from unlock_lens.errors import InvalidInput
-from unlock_lens.identity import ModelIdentity
+from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.reducing import How
 from unlock_lens.variant import Variant
 

@@ -13,7 +13,7 @@ from unlock_lens.method import align as linear_map
 from unlock_lens.differences import mean_state
 from unlock_lens.direction import CapabilityDirection, Provenance
 from unlock_lens.errors import IncompatibleModel, InvalidInput
-from unlock_lens.identity import ModelIdentity
+from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.reducing import How
 from unlock_lens.variant import Variant
 

@@ -16,7 +16,7 @@ from unlock_lens.method.extract import Aggregator, aggregate_name, aggregated, c
 from unlock_lens.differences import differences, mean_difference
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.hub import Shareable
-from unlock_lens.identity import Basis, ModelIdentity
+from unlock_lens.hosts.identity import Basis, ModelIdentity
 from unlock_lens.method.align import projected_out
 from unlock_lens.reducing import How
 from unlock_lens.variant import Variant

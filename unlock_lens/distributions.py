@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unlock_lens.backends import Backend, Batch, Edits, Server, backend_of, placed
+from unlock_lens.hosts import Backend, Batch, Edits, Server, backend_of, placed
 from unlock_lens.errors import InvalidInput
-from unlock_lens.remote import Where
+from unlock_lens.hosts.remote import Where
 from unlock_lens.steering import SteeringHook, as_hooks, edits_for
 from unlock_lens.variant import Tokens, check_prompts, tokenize
 

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.backends import Backend, backend_of, placed
+from unlock_lens.hosts import Backend, backend_of, placed
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.distributions import completion_log_probs
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.progress import shown
-from unlock_lens.remote import Where
+from unlock_lens.hosts.remote import Where
 from unlock_lens.steering import SteeringHook
 
 

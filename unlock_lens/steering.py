@@ -13,10 +13,10 @@ from typing import Any, Literal
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from unlock_lens.backends import Backend, Edits, backend_of
+from unlock_lens.hosts import Backend, Edits, backend_of
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import IncompatibleModel, InvalidInput
-from unlock_lens.identity import ModelIdentity
+from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.method.apply import OPERATIONS, POSITIONS, Edit, edits_of
 
 
@@ -150,7 +150,7 @@ class SteeringHook:
         """Nnsight pickles what a remote body names; a class would draw in all that its methods name, the whole library."""
         if "nnsight" not in sys.modules:
             return super().__reduce_ex__(protocol)
-        from unlock_lens.backends.shipping import arrived  # it imports nnsight
+        from unlock_lens.hosts.shipping import arrived  # it imports nnsight
 
         parts = tuple(getattr(self.direction, field.name) for field in fields(self.direction))
         return arrived, (parts, {field.name: getattr(self, field.name) for field in fields(self)[1:]})

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from unlock_lens.backends import Backend, backend_of
+from unlock_lens.hosts import Backend, backend_of
 from unlock_lens.errors import InvalidInput
-from unlock_lens.remote import Where, remote_of
+from unlock_lens.hosts.remote import Where, remote_of
 
 logger = logging.getLogger(__name__)
 _told_about_padding: set[str] = set()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from unlock_lens.backends import open_model
+from unlock_lens.hosts import open_model
 from unlock_lens.zoo.family import MIXES
 from unlock_lens.zoo.train import make_tokenizer
 

@@ -15,9 +15,9 @@ from torch import Tensor
 import unlock_lens as ul
 from tests.hosts.models import HOSTS, PROMPTS
 from tests.hosts.test_native import ALPHA, KIND, direction_for, leftovers, logits_of
-from unlock_lens import backends
+import unlock_lens.hosts as backends
 from unlock_lens.method import apply as operations
-from unlock_lens.backends import Batch, Generation
+from unlock_lens.hosts import Batch, Generation
 from unlock_lens.steering import edits_for
 
 OURS = str(Path(ul.__file__).parent)

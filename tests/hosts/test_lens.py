@@ -11,7 +11,7 @@ from torch import Tensor
 import unlock_lens as ul
 from tests.hosts.models import HAS_HOOKED_TRANSFORMER, PROMPTS, SHAPES, open_hooked, open_host
 from unlock_lens import capture, distributions, lens
-from unlock_lens.backends import backend_of
+from unlock_lens.hosts import backend_of
 
 
 def direction_of(shape: str = "a") -> ul.CapabilityDirection:

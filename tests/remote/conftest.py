@@ -88,7 +88,7 @@ def remote_model(rig: Rig) -> Callable[[str], Any]:
 @pytest.fixture(scope="session")
 def local_model(models: Path) -> Callable[[str], Any]:
     """Opens the same weights here."""
-    from unlock_lens.backends import open_model
+    from unlock_lens.hosts import open_model
 
     opened: dict[str, Any] = {}
 

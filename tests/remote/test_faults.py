@@ -30,7 +30,7 @@ from tests.remote.asking import (
 )
 from tests.remote.server.rig import Rig
 from unlock_lens import capture, reducing
-from unlock_lens.backends import job
+from unlock_lens.hosts import job
 from unlock_lens.jobs import Kept
 
 nnsight.register(broken)

@@ -18,7 +18,7 @@ from unlock_lens.diagnostics.probe import Probe
 from unlock_lens.diagnostics.reasons import ENOUGH_ABILITY, reasons_of, verdict_of
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import IncompatibleModel, InvalidInput
-from unlock_lens.identity import ModelIdentity
+from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.pairing import paired_tokens
 from unlock_lens.method.sinks import SinkRule
 from unlock_lens.variant import Variant

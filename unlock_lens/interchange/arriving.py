@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlock_lens.backends import backend_of
+from unlock_lens.hosts import backend_of
 from unlock_lens.direction import CapabilityDirection, Provenance
 from unlock_lens.errors import IncompatibleModel, InvalidInput
-from unlock_lens.identity import Basis, ModelIdentity
+from unlock_lens.hosts.identity import Basis, ModelIdentity
 
 Vectors = Mapping[int, Tensor]
 """By layer; not yet known to be [d_model]."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unlock_lens.direction import CapabilityDirection
 from unlock_lens.errors import InvalidInput
-from unlock_lens.identity import Basis
+from unlock_lens.hosts.identity import Basis
 from unlock_lens.interchange.arriving import check_real, direction_of, given_to, identity_of
 
 BLOCK = re.compile(r"\D*([0-9]{1,6})(?:\.(?:hook_resid_post|hook_out|output))?")

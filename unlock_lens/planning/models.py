@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from unlock_lens.backends import backend_of
+from unlock_lens.hosts import backend_of
 from unlock_lens.errors import InvalidInput, UnsupportedModel
-from unlock_lens.identity import ModelIdentity, model_name
+from unlock_lens.hosts.identity import ModelIdentity, model_name
 from unlock_lens.planning.flops import PassCost
-from unlock_lens.remote import Remote
+from unlock_lens.hosts.remote import Remote
 from unlock_lens.variant import Tokens, Variant
 
 

@@ -22,7 +22,7 @@ from unlock_lens.planning.sizes import Shape
 from unlock_lens.planning.steps import Ask, Plan, Step
 from unlock_lens.reading import Reader
 from unlock_lens.reducing import How, Reading
-from unlock_lens.remote import Remote, remote_of
+from unlock_lens.hosts.remote import Remote, remote_of
 from unlock_lens.variant import Variant
 
 Prompts = int | tuple[Sequence[str], Sequence[str]]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, ValidationError
 from unlock_lens.alignment import MethodName
 from unlock_lens.errors import InvalidInput
 from unlock_lens.inputs import SLOT, parse_layer_map, parse_layers
-from unlock_lens.remote import remote_of
+from unlock_lens.hosts.remote import remote_of
 from unlock_lens.spec import Spec
 from unlock_lens.tasks.problems import Sizes
 from unlock_lens.tasks.specs import TaskSpec

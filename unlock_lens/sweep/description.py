@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
 
-from unlock_lens.backends import backend_of
+from unlock_lens.hosts import backend_of
 from unlock_lens.diagnostics import Diagnosis, diagnose
 from unlock_lens.evaluation import evaluate, sample
 from unlock_lens.sweep.geometry import geometry

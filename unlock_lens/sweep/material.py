@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unlock_lens import capture, controls
 from unlock_lens.alignment import SubspaceAligner
-from unlock_lens.backends import backend_of, open_model
+from unlock_lens.hosts import backend_of, open_model
 from unlock_lens.contrast import Contrast
 from unlock_lens.diagnostics.probe import Probe
 from unlock_lens.differences import mean_state

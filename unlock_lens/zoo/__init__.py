@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from unlock_lens.backends import open_model
+from unlock_lens.hosts import open_model
 from unlock_lens.errors import InvalidInput
 from unlock_lens.zoo.task import BEHAVIOURS, Task, running_sum, text
 

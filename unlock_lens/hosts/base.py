@@ -11,10 +11,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unlock_lens.identity import ModelIdentity
+from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.method.apply import Edit
 from unlock_lens.method.reduce import Reduction
-from unlock_lens.remote import Remote
+from unlock_lens.hosts.remote import Remote
 
 Edits = Mapping[int, Sequence[Edit]]
 """For each edited layer its edits, in the order in which they are made."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from unlock_lens.backends.base import Backend, Batch, Edits, Generation, Keep, Pass, Pending, Server
+from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Pass, Pending, Server
 from unlock_lens.errors import InvalidInput, UnsupportedModel
-from unlock_lens.remote import Remote, Where, remote_of
+from unlock_lens.hosts.remote import Remote, Where, remote_of
 
 BACKENDS = ("transformer_lens", "nnsight")
 
@@ -34,11 +34,11 @@ def backend_of(model: Any) -> Backend:
     """
     packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}
     if "transformer_lens" in packages:
-        from unlock_lens.backends.transformer_lens import TransformerLensBackend
+        from unlock_lens.hosts.transformer_lens import TransformerLensBackend
 
         return TransformerLensBackend(model)
     if "nnsight" in packages:
-        from unlock_lens.backends.nnsight import NNsightBackend
+        from unlock_lens.hosts.nnsight import NNsightBackend
 
         return NNsightBackend(model)
     given = f"{type(model).__module__}.{type(model).__name__}"
@@ -72,11 +72,11 @@ def open_model(name: str, backend: str = "transformer_lens", dtype: str = "float
     if remote and backend != "nnsight":
         raise InvalidInput(f"remote={remote!r} was given with the backend {backend!r}; models on a server take nnsight")
     if isinstance(remote_of(remote), Remote):
-        from unlock_lens.backends.nnsight import open_meta_model as opener
+        from unlock_lens.hosts.nnsight import open_meta_model as opener
     elif backend == "transformer_lens":
-        from unlock_lens.backends.transformer_lens import open_bridge as opener
+        from unlock_lens.hosts.transformer_lens import open_bridge as opener
     else:
-        from unlock_lens.backends.nnsight import open_transformers_model as opener
+        from unlock_lens.hosts.nnsight import open_transformers_model as opener
     try:
         return opener(name, dtype)
     except (OSError, ValueError) as error:  # what transformers raises where a folder or hub id holds no model

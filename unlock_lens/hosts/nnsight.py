@@ -15,11 +15,11 @@ from jaxtyping import Float, Int
 from nnsight.modeling.mixins.remotable import Remotable
 from torch import Tensor
 
-from unlock_lens.backends.base import Backend, Batch, Edits, Generation, Keep, Server, edits_in_order, end_tokens
+from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, edits_in_order, end_tokens
 from unlock_lens.errors import InvalidInput, UnsupportedModel
-from unlock_lens.identity import ModelIdentity, fingerprint, model_name
+from unlock_lens.hosts.identity import ModelIdentity, fingerprint, model_name
 from unlock_lens.method.apply import Chunk, at_least_float32
-from unlock_lens.remote import Remote
+from unlock_lens.hosts.remote import Remote
 
 logger = logging.getLogger(__name__)
 _told_about_weights: set[str] = set()
@@ -119,7 +119,7 @@ class NNsightBackend(Backend):
         if server != "local" and self.identity.fingerprint and name not in _told_about_weights:
             _told_about_weights.add(name)
             logger.warning("%s is open here with weights; the server runs its own checkpoint of that name, not these", name)
-        from unlock_lens.backends.ndif import NdifServer  # it builds on this module
+        from unlock_lens.hosts.ndif import NdifServer  # it builds on this module
 
         return NdifServer(self.model, self.blocks, server)
 

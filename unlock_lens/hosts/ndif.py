@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.backends.base import Batch, Edits, Generation, Pass, Pending, Server
-from unlock_lens.backends.job import Job, host_of, model_key
-from unlock_lens.backends.nnsight import (
+from unlock_lens.hosts.base import Batch, Edits, Generation, Pass, Pending, Server
+from unlock_lens.hosts.job import Job, host_of, model_key
+from unlock_lens.hosts.nnsight import (
     acts_on_steps,
     apply_edits,
     generation_options,
@@ -25,7 +25,7 @@ from unlock_lens.backends.nnsight import (
 )
 from unlock_lens.method.apply import at_least_float32
 from unlock_lens.method.reduce import Reduction
-from unlock_lens.remote import Remote
+from unlock_lens.hosts.remote import Remote
 
 
 def unembedded(model: Any, norm: str, head: str, residual: Tensor, where: Any) -> Any:

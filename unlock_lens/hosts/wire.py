@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from unlock_lens.errors import DeadlineExceeded, ServerUnreachable
-from unlock_lens.remote import Remote
+from unlock_lens.hosts.remote import Remote
 
 
 @dataclass(frozen=True)
