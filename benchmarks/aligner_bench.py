@@ -13,10 +13,11 @@ from aligner_cases import CAPABILITIES, N_HELD_OUT, N_TEXTS, USUAL, Line, Texts,
 from torch import Tensor
 
 import unlock_lens as ul
-from unlock_lens import capture, controls, zoo
-from unlock_lens.contrast import Contrast
+from unlock_lens import controls, zoo
+from unlock_lens.core import capture
+from unlock_lens.core.contrast import Contrast
 from unlock_lens.evaluation import Outcome
-from unlock_lens.pairing import paired_tokens
+from unlock_lens.core.tokens import paired_tokens
 
 ALPHAS = (0.5, 0.6, 0.4, 0.7, 0.3)
 """Of strengths that bring as much the first is taken."""

@@ -8,8 +8,8 @@ from itertools import product
 from typing import Literal
 
 from unlock_lens import zoo
-from unlock_lens.alignment import MethodName
-from unlock_lens.pairing import Positions
+from unlock_lens.core.alignment import MethodName
+from unlock_lens.core.tokens import Positions
 from unlock_lens.method.sinks import Sinks
 from unlock_lens.zoo.family import MIXES, OPENINGS, TAGS
 

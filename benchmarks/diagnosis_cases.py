@@ -13,8 +13,9 @@ from aligner_cases import Transfer
 from torch import Tensor
 
 import unlock_lens as ul
-from unlock_lens import capture, zoo
-from unlock_lens.contrast import Contrast
+from unlock_lens import zoo
+from unlock_lens.core import capture
+from unlock_lens.core.contrast import Contrast
 from unlock_lens.method.align import proportional_layer
 from unlock_lens.zoo.family import MIXES, OPENINGS, TAGS, answer
 

@@ -17,7 +17,7 @@ from speed_fit import fit, states
 from speed_models import BATCH, HOSTS, Models, bare_pass, batches, make_folder, prompts
 
 import unlock_lens as ul
-from unlock_lens import capture
+from unlock_lens.core import capture
 
 REPEATS = 3
 PROMPTS = (16, 64, 256, 1024, 4096)

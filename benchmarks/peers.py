@@ -31,7 +31,7 @@ from speed_generate import TOKENS, steered, unsteered
 from speed_models import BATCH, HOSTS, SHAPE, Models, bare_pass, batches, make_folder, prompts
 
 import unlock_lens as ul
-from unlock_lens.variant import tokenize
+from unlock_lens.core.variant import tokenize
 
 OVER_HOST = "generation, over the host's own"
 Found = Mapping[str, Mapping[str, Mapping[str, float]]]

@@ -13,8 +13,8 @@ from speed_rows import Row, Setup
 from torch import Tensor
 
 import unlock_lens as ul
-from unlock_lens import capture
-from unlock_lens.variant import Tokens
+from unlock_lens.core import capture
+from unlock_lens.core.variant import Tokens
 
 PAIRS = 32
 LENGTHS = (16, 32)

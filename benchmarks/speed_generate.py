@@ -12,7 +12,7 @@ from speed_models import HOSTS, prompts, random_direction
 from speed_rows import Row, Setup
 
 import unlock_lens as ul
-from unlock_lens.variant import tokenize
+from unlock_lens.core.variant import tokenize
 
 TOKENS = 128
 ALPHA = 0.1

@@ -16,8 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import unlock_lens as ul
-from unlock_lens import artifact, zoo
-from unlock_lens.direction import Provenance
+from unlock_lens import zoo
+from unlock_lens.core import artifact
+from unlock_lens.core.direction import Provenance
 from unlock_lens.hosts.identity import ModelIdentity
 
 FLOATS = st.floats(-(2.0**60), 2.0**60, width=32).filter(lambda x: x != 0)

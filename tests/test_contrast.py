@@ -9,7 +9,7 @@ import torch
 
 import unlock_lens as ul
 from unlock_lens import zoo
-from unlock_lens.contrast import Contrast
+from unlock_lens.core.contrast import Contrast
 
 N = 40
 

@@ -14,11 +14,12 @@ from rich.console import Console
 
 import unlock_lens as ul
 from tests.checks import unchecked
-from unlock_lens import capture, zoo
-from unlock_lens.contrast import Contrast
+from unlock_lens import zoo
+from unlock_lens.core import capture
+from unlock_lens.core.contrast import Contrast
 from unlock_lens.diagnostics import Diagnosis, diagnose, table
 from unlock_lens.diagnostics.probe import Probe
-from unlock_lens.direction import Provenance
+from unlock_lens.core.direction import Provenance
 from unlock_lens.hosts.identity import ModelIdentity
 
 TASK = zoo.running_sum(n=32, seed=5)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import unlock_lens as ul
-from unlock_lens import capture, controls, zoo
+from unlock_lens import controls, zoo
+from unlock_lens.core import capture
 from unlock_lens.evaluation import Outcome, compare, evaluate, sample
 from unlock_lens.statistics import wilson_interval
 from unlock_lens.tasks import CHECKS, Problem, Task

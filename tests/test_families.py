@@ -8,7 +8,7 @@ import pytest
 
 import unlock_lens as ul
 from unlock_lens import controls, zoo
-from unlock_lens.pairing import paired_tokens
+from unlock_lens.core.tokens import paired_tokens
 
 TEXT, TASK = zoo.text(600, seed=5), zoo.running_sum(n=100, seed=1)
 TRAIN, TEST = zoo.running_sum(n=20, seed=4), zoo.running_sum(n=40, seed=9)

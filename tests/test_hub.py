@@ -22,9 +22,10 @@ from safetensors.torch import save as to_bytes
 
 import unlock_lens as ul
 from tests.hub_server import TOKEN, Hub, serving
-from unlock_lens import artifact, zoo
-from unlock_lens.card import BEGIN, END
-from unlock_lens.direction import Provenance
+from unlock_lens import zoo
+from unlock_lens.core import artifact
+from unlock_lens.core.card import BEGIN, END
+from unlock_lens.core.direction import Provenance
 from unlock_lens.hosts.identity import ModelIdentity
 
 SOURCE, TARGET = ModelIdentity("lab/large", 5, 16, revision="a1b2"), ModelIdentity("lab/small", 3, 8, fingerprint="f00d")

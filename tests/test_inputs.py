@@ -8,7 +8,7 @@ import pytest
 
 import unlock_lens as ul
 from unlock_lens.cli import parse_layers
-from unlock_lens.inputs import fill, read_texts
+from unlock_lens.core.inputs import fill, read_texts
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:

@@ -11,7 +11,8 @@ import torch
 
 import unlock_lens as ul
 from tests.checks import unchecked
-from unlock_lens import capture, zoo
+from unlock_lens import zoo
+from unlock_lens.core import capture
 from unlock_lens.interchange import from_caches, from_tensors, states
 
 MODEL = ul.ModelIdentity("org/model", 5, 4)

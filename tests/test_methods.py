@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import unlock_lens as ul
-from unlock_lens.alignment import SubspaceAligner
+from unlock_lens.core.alignment import SubspaceAligner
 from unlock_lens.method.calibrate import pair_of
 from unlock_lens.method.methods import METHODS
 

@@ -33,9 +33,9 @@ from unlock_lens.hosts import ndif
 from unlock_lens.hosts.base import Batch, Edits, Generation, Pass, Pending
 from unlock_lens.hosts.job import Job
 from unlock_lens.hosts.nnsight import NNsightBackend
-from unlock_lens.planning import Step, plan
-from unlock_lens.planning.flops import PassCost
-from unlock_lens.planning.sizes import Shape, reading_memory
+from unlock_lens.core.planning import Step, plan
+from unlock_lens.core.planning.flops import PassCost
+from unlock_lens.core.planning.sizes import Shape, reading_memory
 from unlock_lens.method.reduce import Factors, Reduction
 
 ROOT = Path(__file__).parent.parent

@@ -22,7 +22,7 @@ REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
 ERRORS = {name for name, one in vars(errors).items() if inspect.isclass(one)}
 ENTRY = re.compile(r"^::: (?P<name>[\w.]+)\n(?P<options>(?: {4}.*\n)*)", re.MULTILINE)
 MEMBERS = re.compile(r"members: \[(.*?)\]")
-PLAIN = {"unlock_lens.ModelIdentity", "unlock_lens.direction.Provenance"}
+PLAIN = {"unlock_lens.ModelIdentity", "unlock_lens.core.direction.Provenance"}
 """What records, and computes nothing of the method: no document is its source."""
 
 

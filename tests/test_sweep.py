@@ -21,7 +21,8 @@ import yaml
 from filelock import FileLock
 
 import unlock_lens as ul
-from unlock_lens import capture, recipes, results, sweep, zoo
+from unlock_lens import recipes, results, sweep, zoo
+from unlock_lens.core import capture
 from unlock_lens.method import calibrate as calibration
 from unlock_lens.results import Line, Results
 from unlock_lens.sweep import runner

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import unlock_lens as ul
 from tests.checks import unchecked
 from unlock_lens import zoo
-from unlock_lens.variant import Tokens, tokenize
+from unlock_lens.core.variant import Tokens, tokenize
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=20), st.integers(1, 6))

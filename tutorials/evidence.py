@@ -29,7 +29,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers.utils import logging
 
 import unlock_lens as ul
-from unlock_lens import capture, controls, report, sweep, zoo
+from unlock_lens import controls, report, sweep, zoo
+from unlock_lens.core import capture
 from unlock_lens.diagnostics import Probe
 from unlock_lens.distributions import price
 from unlock_lens.evaluation import compare, evaluate

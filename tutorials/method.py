@@ -26,7 +26,8 @@ from torch.testing import assert_close
 from transformer_lens.model_bridge import TransformerBridge
 
 import unlock_lens as ul
-from unlock_lens import capture, controls, zoo
+from unlock_lens import controls, zoo
+from unlock_lens.core import capture
 
 COLOURS = "#1b74c8", "#c8560e", "#96700a", "#757575"
 

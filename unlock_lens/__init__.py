@@ -3,8 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from unlock_lens.alignment import SubspaceAligner
-from unlock_lens.direction import CapabilityDirection
+from unlock_lens.core.alignment import SubspaceAligner
+from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.errors import (
     ArtifactError,
     DeadlineExceeded,
@@ -18,16 +18,16 @@ from unlock_lens.errors import (
     UnlockLensError,
     UnsupportedModel,
 )
-from unlock_lens.generation import generate
+from unlock_lens.core.generation import generate
 from unlock_lens.hosts.identity import ModelIdentity
-from unlock_lens.jobs import submit
+from unlock_lens.core.jobs import submit
 from unlock_lens.hosts.remote import Remote, Traffic
-from unlock_lens.steering import SteeringHook, apply, attached
-from unlock_lens.variant import Variant
+from unlock_lens.core.steering import SteeringHook, apply, attached
+from unlock_lens.core.variant import Variant
 
 if TYPE_CHECKING:
     from unlock_lens.diagnostics import Diagnosis, diagnose
-    from unlock_lens.planning import Plan, plan
+    from unlock_lens.core.planning import Plan, plan
 
 __all__ = [
     "ArtifactError",

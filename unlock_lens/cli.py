@@ -14,7 +14,7 @@ from rich.table import Table
 
 from unlock_lens import cli_evidence, cli_interchange, cli_plan
 from unlock_lens.errors import InvalidInput, UnlockLensError
-from unlock_lens.inputs import parse_layers, parse_positions, parse_rank, parse_remote, parse_ridge, read_direction
+from unlock_lens.core.inputs import parse_layers, parse_positions, parse_rank, parse_remote, parse_ridge, read_direction
 
 app = typer.Typer(
     help="Move a capability from one language model into another.",
@@ -98,7 +98,7 @@ def extract(
     --unlocked "{question} Answer: Let's think step by step." --out cot.safetensors`
     """
     from unlock_lens import CapabilityDirection, Variant
-    from unlock_lens.inputs import fill, read_texts
+    from unlock_lens.core.inputs import fill, read_texts
 
     if unlocked is None and unlocked_model is None:
         raise InvalidInput("locked and unlocked are the same; give --unlocked (another template) or --unlocked-model")
@@ -162,7 +162,7 @@ def align(
     --direction cot.safetensors --out cot-small.safetensors`
     """
     from unlock_lens import SubspaceAligner, Variant
-    from unlock_lens.inputs import fill, read_texts
+    from unlock_lens.core.inputs import fill, read_texts
 
     texts = fill(template, read_texts(text, field))
     found = read_direction(direction) if direction else None
@@ -220,7 +220,7 @@ def steer(
     --template "{question} Answer:"`
     """
     from unlock_lens import SteeringHook, generate
-    from unlock_lens.inputs import fill, read_texts
+    from unlock_lens.core.inputs import fill, read_texts
 
     asked = fill(template, read_texts(prompts, field))
     hook = SteeringHook(read_direction(direction), alpha, operation, positions, parse_layers(layers), check_model)
@@ -252,7 +252,7 @@ def inspect(
 
     Example: `unlock-lens inspect cot.safetensors`
     """
-    from unlock_lens import artifact
+    from unlock_lens.core import artifact
     from unlock_lens.method.crossval import CrossValidation
 
     tensors, metadata = artifact.load(file)

@@ -44,7 +44,7 @@ def export(
     """
     from unlock_lens import SteeringHook
     from unlock_lens import interchange as files
-    from unlock_lens.inputs import parse_layers, read_direction
+    from unlock_lens.core.inputs import parse_layers, read_direction
 
     chosen = _format(to, to_file, "--to")
     if alpha is None and (operation, positions) != ("add", "all"):

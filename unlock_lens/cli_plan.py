@@ -53,9 +53,9 @@ def plan(
 
     Example: `unlock-lens plan --source org/70B --target org/8B --n 512 --prompt-tokens 120 --texts 512 --text-tokens 200`
     """
-    from unlock_lens.inputs import fill, parse_layer_map, parse_layers, parse_positions, parse_rank, read_texts
-    from unlock_lens.planning import plan as planned
-    from unlock_lens.planning import table
+    from unlock_lens.core.inputs import fill, parse_layer_map, parse_layers, parse_positions, parse_rank, read_texts
+    from unlock_lens.core.planning import plan as planned
+    from unlock_lens.core.planning import table
     from unlock_lens.hosts.remote import Remote
 
     if questions and n:

@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.method import align as linear_map
-from unlock_lens.differences import mean_state
-from unlock_lens.direction import CapabilityDirection, Provenance
+from unlock_lens.core.differences import mean_state
+from unlock_lens.core.direction import CapabilityDirection, Provenance
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.hosts.identity import ModelIdentity
-from unlock_lens.reducing import How
-from unlock_lens.variant import Variant
+from unlock_lens.core.reducing import How
+from unlock_lens.core.variant import Variant
 
 
 def random_like(direction: CapabilityDirection, seed: int = 0) -> CapabilityDirection:

@@ -13,12 +13,12 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from unlock_lens import controls, zoo
-from unlock_lens.alignment import SubspaceAligner
-from unlock_lens.direction import CapabilityDirection
+from unlock_lens.core.alignment import SubspaceAligner
+from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.evaluation import Outcome
-from unlock_lens.generation import generate
-from unlock_lens.steering import SteeringHook
-from unlock_lens.variant import Variant
+from unlock_lens.core.generation import generate
+from unlock_lens.core.steering import SteeringHook
+from unlock_lens.core.variant import Variant
 
 PAIRS = (("large", "small"), ("small", "large"))
 BEHAVIOURS_TO_TRANSFER = ("think", "reverse", "double")

@@ -14,11 +14,11 @@ import torch
 
 from unlock_lens.hosts import backend_of
 from unlock_lens.errors import InvalidInput
-from unlock_lens.generation import generate
-from unlock_lens.progress import shown
+from unlock_lens.core.generation import generate
+from unlock_lens.core.progress import shown
 from unlock_lens.hosts.remote import Where
 from unlock_lens.statistics import bootstrap_difference, mcnemar, pass_at_k, wilson_interval
-from unlock_lens.steering import SteeringHook
+from unlock_lens.core.steering import SteeringHook
 
 
 @runtime_checkable

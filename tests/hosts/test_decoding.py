@@ -18,7 +18,7 @@ from tests.hosts.test_native import ALPHA, KIND, direction_for, leftovers, logit
 import unlock_lens.hosts as backends
 from unlock_lens.method import apply as operations
 from unlock_lens.hosts import Batch, Generation
-from unlock_lens.steering import edits_for
+from unlock_lens.core.steering import edits_for
 
 OURS = str(Path(ul.__file__).parent)
 PROMPT = PROMPTS[2]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import unlock_lens as ul
 from tests.hosts.models import HAS_HOOKED_TRANSFORMER, PROMPTS, SHAPES, open_hooked, open_host
-from unlock_lens import capture, distributions, lens
+from unlock_lens import distributions, lens
+from unlock_lens.core import capture
 from unlock_lens.hosts import backend_of
 
 

@@ -18,7 +18,7 @@ from tests.hosts.models import HOSTS, PARTNERS, PROMPTS, make_folder, open_hooke
 from tests.hosts.test_oracle import ALPHA, STEPS, oracle_completions, up_to_end
 from tests.oracle import Oracle, norm_preserving
 from unlock_lens.method import apply as operations
-from unlock_lens.variant import Tokens, tokenize
+from unlock_lens.core.variant import Tokens, tokenize
 
 KIND = "qwen2"
 

@@ -10,7 +10,8 @@ import torch
 import unlock_lens as ul
 from tests import oracle
 from tests.hosts.models import PARTNERS, PROMPTS, SHAPES
-from unlock_lens import capture, distributions
+from unlock_lens import distributions
+from unlock_lens.core import capture
 
 STEPS = 6
 ALPHA = 0.6

@@ -14,7 +14,7 @@ import torch
 
 import unlock_lens as ul
 from unlock_lens import interchange, zoo
-from unlock_lens.direction import Provenance
+from unlock_lens.core.direction import Provenance
 
 Ask = Callable[..., list[Any]]
 MODELS = ("small-base", "small-gpt2")

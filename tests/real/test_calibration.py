@@ -17,7 +17,7 @@ from rich.table import Table
 import unlock_lens as ul
 from tests.hosts.models import open_host
 from tests.real.test_smollm2 import direction_of, problems
-from unlock_lens import capture
+from unlock_lens.core import capture
 
 pytestmark = pytest.mark.real
 

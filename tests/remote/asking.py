@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 import unlock_lens as ul
-from unlock_lens import artifact, zoo
+from unlock_lens import zoo
+from unlock_lens.core import artifact
 
 Open = Callable[[str], Any]
 """Opens a model by name."""

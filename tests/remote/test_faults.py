@@ -29,9 +29,10 @@ from tests.remote.asking import (
     wait_until,
 )
 from tests.remote.server.rig import Rig
-from unlock_lens import capture, reducing
+from unlock_lens.core import capture
+from unlock_lens.core import reducing
 from unlock_lens.hosts import job
-from unlock_lens.jobs import Kept
+from unlock_lens.core.jobs import Kept
 
 nnsight.register(broken)
 

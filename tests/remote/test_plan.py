@@ -12,7 +12,7 @@ import torch
 import unlock_lens as ul
 from tests.remote.asking import make_llama
 from unlock_lens import zoo
-from unlock_lens.planning import Step, plan
+from unlock_lens.core.planning import Step, plan
 
 Open = Callable[[str], Any]
 TASK, TEXTS = zoo.running_sum(n=60), zoo.text(n=80)

@@ -20,7 +20,7 @@ import unlock_lens as ul
 from tests.hosts.models import PARTNERS, PROMPTS
 from tests.remote.asking import make_llama
 from unlock_lens import controls, lens, recipes, sweep, zoo
-from unlock_lens.contrast import Contrast
+from unlock_lens.core.contrast import Contrast
 from unlock_lens.diagnostics import Probe
 from unlock_lens.distributions import completion_log_probs, next_token_log_probs, price
 from unlock_lens.evaluation import evaluate

@@ -10,18 +10,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unlock_lens import capture
-from unlock_lens.alignment import SubspaceAligner
-from unlock_lens.contrast import Contrast
+from unlock_lens.core import capture
+from unlock_lens.core.alignment import SubspaceAligner
+from unlock_lens.core.contrast import Contrast
 from unlock_lens.diagnostics.layers import LayerDiagnosis, layer_diagnosis
 from unlock_lens.diagnostics.probe import Probe
 from unlock_lens.diagnostics.reasons import ENOUGH_ABILITY, reasons_of, verdict_of
-from unlock_lens.direction import CapabilityDirection
+from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.hosts.identity import ModelIdentity
-from unlock_lens.pairing import paired_tokens
+from unlock_lens.core.tokens import paired_tokens
 from unlock_lens.method.sinks import SinkRule
-from unlock_lens.variant import Variant
+from unlock_lens.core.variant import Variant
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from unlock_lens.method.extract import AGGREGATORS, aggregated
-from unlock_lens.alignment import SubspaceAligner
-from unlock_lens.contrast import Contrast
+from unlock_lens.core.alignment import SubspaceAligner
+from unlock_lens.core.contrast import Contrast
 from unlock_lens.diagnostics.map_quality import carried_over, coverage, cross_validate, principal_cosines, spectral_entropy
-from unlock_lens.direction import CapabilityDirection
+from unlock_lens.core.direction import CapabilityDirection
 
 
 @dataclass(frozen=True)

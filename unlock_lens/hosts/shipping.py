@@ -40,8 +40,8 @@ class ShippedHook:
 def arrived(direction: tuple[Any, ...], settings: Mapping[str, Any]) -> Any:
     """A hook that was pickled: itself where this library is installed, a `ShippedHook` elsewhere."""
     try:
-        from unlock_lens.direction import CapabilityDirection
-        from unlock_lens.steering import SteeringHook
+        from unlock_lens.core.direction import CapabilityDirection
+        from unlock_lens.core.steering import SteeringHook
     except ImportError:
         return ShippedHook(direction, settings)
     return SteeringHook(CapabilityDirection(*direction), **settings)

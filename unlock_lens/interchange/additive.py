@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.direction import CapabilityDirection
+from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.errors import InvalidInput
-from unlock_lens.steering import SteeringHook
+from unlock_lens.core.steering import SteeringHook
 
 ELSEWHERE = {
     "last_prompt": "it acts on the last token of the prompt alone",

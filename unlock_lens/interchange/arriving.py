@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unlock_lens.hosts import backend_of
-from unlock_lens.direction import CapabilityDirection, Provenance
+from unlock_lens.core.direction import CapabilityDirection, Provenance
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.hosts.identity import Basis, ModelIdentity
 

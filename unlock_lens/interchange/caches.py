@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from unlock_lens.method.extract import Aggregator, aggregate_name, aggregated, check_aggregate
-from unlock_lens.direction import CapabilityDirection, Provenance
+from unlock_lens.core.direction import CapabilityDirection, Provenance
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.interchange.arriving import check_real, direction_of, given_to, identity_of

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlock_lens.direction import CapabilityDirection
+from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.errors import InvalidInput
 from unlock_lens.hosts.identity import Basis
 from unlock_lens.interchange.arriving import check_real, direction_of, given_to, identity_of

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, ValidationError, field_validator, model_validator
 
-from unlock_lens.alignment import MethodName
+from unlock_lens.core.alignment import MethodName
 from unlock_lens.errors import InvalidInput
-from unlock_lens.inputs import SLOT, parse_layer_map, parse_layers
+from unlock_lens.core.inputs import SLOT, parse_layer_map, parse_layers
 from unlock_lens.hosts.remote import remote_of
 from unlock_lens.spec import Spec
 from unlock_lens.tasks.problems import Sizes

@@ -11,9 +11,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.alignment import SubspaceAligner
+from unlock_lens.core.alignment import SubspaceAligner
 from unlock_lens.diagnostics.map_quality import coverage, entropy_of, singular_values
-from unlock_lens.direction import CapabilityDirection
+from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.distributions import kl_divergence, next_token_log_probs
 from unlock_lens.method.align import FactoredMaps
 from unlock_lens.sweep.material import PROBED, Material

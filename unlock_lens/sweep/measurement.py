@@ -11,7 +11,7 @@ import torch
 from unlock_lens.distributions import completion_log_probs, first_token_entropies, price
 from unlock_lens.evaluation import Evaluation, Sampled, compare, evaluate, sample
 from unlock_lens.results import PROMPTED, Line
-from unlock_lens.steering import SteeringHook
+from unlock_lens.core.steering import SteeringHook
 from unlock_lens.sweep.material import Material
 from unlock_lens.sweep.setting import NAIVE, NAIVE_UNSTEERED, Setting
 

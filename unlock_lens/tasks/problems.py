@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import PositiveInt
 
 from unlock_lens.errors import InvalidInput
-from unlock_lens.inputs import fill
+from unlock_lens.core.inputs import fill
 from unlock_lens.spec import Spec
 
 

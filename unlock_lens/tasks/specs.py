@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from unlock_lens.errors import InvalidInput
-from unlock_lens.inputs import read_records
+from unlock_lens.core.inputs import read_records
 from unlock_lens.spec import Spec
 from unlock_lens.tasks.hub import INSTALL, AgiEvalMathSpec, Gsm8kSpec, MathSpec
 from unlock_lens.tasks.problems import Check, Problem, Sizes, Splits, Task, split

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
-from unlock_lens import artifact
+from unlock_lens.core import artifact
 from unlock_lens.errors import ArtifactError
 
 Told = Mapping[str, Any]
@@ -114,7 +114,7 @@ completions = ul.generate(model, prompts, steer=steer)
 
 
 def _aligner_section(name: str, told: Told) -> Sequence[str]:
-    from unlock_lens.alignment import SubspaceAligner
+    from unlock_lens.core.alignment import SubspaceAligner
 
     settings = [setting for setting in signature(SubspaceAligner).parameters if setting != "layer_map"]  # a row of its own
     rows = {

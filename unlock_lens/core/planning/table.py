@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unlock_lens.planning.steps import Plan, Step
+from unlock_lens.core.planning.steps import Plan, Step
 
 _WIDTH = 110
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")

@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens import capture, differences
+from unlock_lens.core import capture
+from unlock_lens.core import differences
 from unlock_lens.method.extract import Aggregator, aggregate_name, aggregated
-from unlock_lens.direction import CapabilityDirection, Provenance, check_pair, provenance_of
+from unlock_lens.core.direction import CapabilityDirection, Provenance, check_pair, provenance_of
 from unlock_lens.errors import InvalidInput
 from unlock_lens.hosts.identity import ModelIdentity
-from unlock_lens.reducing import How
-from unlock_lens.variant import Variant
+from unlock_lens.core.reducing import How
+from unlock_lens.core.variant import Variant
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,7 @@ class Contrast:
     Example:
         >>> import unlock_lens as ul
         >>> from unlock_lens import zoo
-        >>> from unlock_lens.contrast import Contrast
+        >>> from unlock_lens.core.contrast import Contrast
         >>> model, task = zoo.load("small-base"), zoo.running_sum(n=32)
         >>> contrast = Contrast.capture(ul.Variant(model, task.direct), ul.Variant(model, task.think))
         >>> contrast.first(8).direction().vectors.shape

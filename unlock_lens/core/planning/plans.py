@@ -6,24 +6,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from unlock_lens import capture
+from unlock_lens.core import capture
 from unlock_lens.method.extract import Aggregator, check_aggregate
-from unlock_lens.capture import Chosen
-from unlock_lens.differences import difference_readings, mean_readings
-from unlock_lens.direction import check_pair
+from unlock_lens.core.capture import Chosen
+from unlock_lens.core.differences import difference_readings, mean_readings
+from unlock_lens.core.direction import check_pair
 from unlock_lens.errors import InvalidInput
-from unlock_lens.jobs import in_requests
+from unlock_lens.core.jobs import in_requests
 from unlock_lens.method.align import layer_map_of
 from unlock_lens.method.methods import METHODS, check_method
-from unlock_lens.pairing import Positions, check_positions, paired_tokens
-from unlock_lens.planning import sizes
-from unlock_lens.planning.models import PlannedModel, PlannedVariant, model_of
-from unlock_lens.planning.sizes import Shape
-from unlock_lens.planning.steps import Ask, Plan, Step
-from unlock_lens.reading import Reader
-from unlock_lens.reducing import How, Reading
+from unlock_lens.core.tokens import Positions, check_positions, paired_tokens
+from unlock_lens.core.planning import sizes
+from unlock_lens.core.planning.models import PlannedModel, PlannedVariant, model_of
+from unlock_lens.core.planning.sizes import Shape
+from unlock_lens.core.planning.steps import Ask, Plan, Step
+from unlock_lens.core.paired import Reader
+from unlock_lens.core.reducing import How, Reading
 from unlock_lens.hosts.remote import Remote, remote_of
-from unlock_lens.variant import Variant
+from unlock_lens.core.variant import Variant
 
 Prompts = int | tuple[Sequence[str], Sequence[str]]
 """How many of each variant, or the locked and the unlocked ones."""
@@ -102,7 +102,7 @@ def plan(
 
     Example:
         >>> from unlock_lens import zoo
-        >>> from unlock_lens.planning import plan
+        >>> from unlock_lens.core.planning import plan
         >>> folders = zoo.path() / "large-base", zoo.path() / "small-base"
         >>> found = plan(*folders, prompts=64, prompt_tokens=9, texts=600, text_tokens=16)
         >>> [(step.name, step.requests, step.tokens) for step in found.steps]

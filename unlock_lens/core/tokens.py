@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from unlock_lens import capture
-from unlock_lens.capture import Chosen
+from unlock_lens.core import capture
+from unlock_lens.core.capture import Chosen
 from unlock_lens.errors import InvalidInput
-from unlock_lens.variant import Variant
+from unlock_lens.core.variant import Variant
 
 logger = logging.getLogger(__name__)
 Positions = Literal["last", "all"] | int
@@ -40,7 +40,7 @@ def paired_tokens(source: Variant, target: Variant, positions: Positions, skip_f
 
     Example:
         >>> from unlock_lens import Variant, zoo
-        >>> from unlock_lens.pairing import paired_tokens
+        >>> from unlock_lens.core.tokens import paired_tokens
         >>> texts = zoo.running_sum(n=2).direct
         >>> source, target = Variant(zoo.load("large-base"), texts), Variant(zoo.load("small-base"), texts)
         >>> paired_tokens(source, target, 4)[0][0]  # a stride of 4, back from the last of 9 tokens
@@ -99,7 +99,7 @@ def pairs_by_end(source: list[Span], target: list[Span]) -> list[tuple[int, int]
     """Tokens that end at the same character of one text; of several that do, the last. Special tokens stand nowhere in it.
 
     Example:
-        >>> from unlock_lens.pairing import pairs_by_end
+        >>> from unlock_lens.core.tokens import pairs_by_end
         >>> pairs_by_end([(0, 3), (3, 8)], [(0, 0), (0, 1), (1, 3), (3, 8)])  # "the cat": the+ cat, BOS+t+he+ cat
         [(0, 2), (1, 3)]
     """

@@ -77,7 +77,8 @@ def load(path: str | Path, kind: str | None = None) -> tuple[dict[str, Tensor], 
         >>> import tempfile
         >>> from pathlib import Path
         >>> import torch
-        >>> from unlock_lens import CapabilityDirection, artifact
+        >>> from unlock_lens import CapabilityDirection
+        >>> from unlock_lens.core import artifact
         >>> file = Path(tempfile.mkdtemp(), "direction.safetensors")
         >>> CapabilityDirection(torch.eye(2, 8), layers=(0, 1)).save(file)
         >>> tensors, metadata = artifact.load(file)

@@ -40,7 +40,7 @@ class Step(Ask):
     Source: docs/plan.md.
 
     Example:
-        >>> from unlock_lens.planning import Step
+        >>> from unlock_lens.core.planning import Step
         >>> one = Step(9, 9, bytes_up=100, bytes_down=50, server_bytes=1000, flops=10, name="extract", model="a", requests=1)
         >>> both = Step.of("total", "", [one, one])
         >>> both.requests, both.tokens, both.server_bytes
@@ -93,6 +93,6 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        from unlock_lens.planning import table
+        from unlock_lens.core.planning import table
 
         return table.text(self)

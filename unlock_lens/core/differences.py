@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens import capture
-from unlock_lens.reducing import (
+from unlock_lens.core import capture
+from unlock_lens.core.reducing import (
     How,
     Part,
     Reading,
@@ -25,7 +25,7 @@ from unlock_lens.reducing import (
     together,
 )
 from unlock_lens.method.reduce import Mean
-from unlock_lens.variant import Variant
+from unlock_lens.core.variant import Variant
 
 
 def mean_state(variant: Variant, layers: Sequence[int] | None, position: int, how: How) -> Float[Tensor, "layer d_model"]:

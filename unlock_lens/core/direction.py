@@ -11,15 +11,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens import artifact, capture
+from unlock_lens.core import artifact
+from unlock_lens.core import capture
 from unlock_lens.method.extract import Aggregator, aggregate_name, aggregated, check_aggregate
-from unlock_lens.differences import differences, mean_difference
+from unlock_lens.core.differences import differences, mean_difference
 from unlock_lens.errors import IncompatibleModel, InvalidInput
-from unlock_lens.hub import Shareable
+from unlock_lens.core.hub import Shareable
 from unlock_lens.hosts.identity import Basis, ModelIdentity
 from unlock_lens.method.align import projected_out
-from unlock_lens.reducing import How
-from unlock_lens.variant import Variant
+from unlock_lens.core.reducing import How
+from unlock_lens.core.variant import Variant
 
 _KIND = "direction"
 
@@ -40,7 +41,7 @@ class Provenance:
         steps: what else was done to it, in words.
 
     Example:
-        >>> from unlock_lens.direction import Provenance
+        >>> from unlock_lens.core.direction import Provenance
         >>> Provenance(aggregate="mean", n_prompts=32).then("scaled to norm 1").steps
         ('scaled to norm 1',)
     """

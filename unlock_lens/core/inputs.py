@@ -178,7 +178,7 @@ def read_direction(name: str) -> Any:
     Raises:
         ArtifactError: there is none, or it cannot be read.
     """
-    from unlock_lens.direction import CapabilityDirection
+    from unlock_lens.core.direction import CapabilityDirection
 
     is_file = name.endswith(".safetensors") or Path(name).is_file()
     return CapabilityDirection.load(name) if is_file else CapabilityDirection.from_pretrained(name)

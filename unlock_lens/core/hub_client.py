@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unlock_lens.card import Told
+from unlock_lens.core.card import Told
 from unlock_lens.errors import (
     ArtifactError,
     InvalidInput,
