@@ -16,7 +16,7 @@ import unlock_lens as ul
 from unlock_lens import controls, zoo
 from unlock_lens.core import capture
 from unlock_lens.core.contrast import Contrast
-from unlock_lens.evaluation import Outcome
+from unlock_lens.evidence.evaluation import Outcome
 from unlock_lens.core.tokens import paired_tokens
 
 ALPHAS = (0.5, 0.6, 0.4, 0.7, 0.3)

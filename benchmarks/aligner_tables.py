@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from scipy.stats import rankdata
 
-from unlock_lens.statistics import wilson_interval
+from unlock_lens.evidence.statistics import wilson_interval
 
 Row = Mapping[str, Any]
 DETAILS = ("arrived", "window", *FAMILIES, "another", "broken", "right (95%)", "cosine", "R2", "R2 on text")

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from unlock_lens.results import DESCRIPTIONS, Results
+from unlock_lens.evidence.results import DESCRIPTIONS, Results
 
 BEHAVIOURS = ("direct", "think", "reverse", "double", "other")
 RANKS, ALPHAS, PAIRS, ALIGNERS = (4, 16, 48, 64), (0.1, 0.3, 0.5, 0.7), (32, 100, 200), ("text", "paper", "prompts")

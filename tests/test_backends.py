@@ -102,9 +102,9 @@ for positions in ("last_prompt", "generated"):
     steer = ul.SteeringHook(here, 0.5, positions=positions)
     assert ul.generate(model, task.direct, steer, remote="local") == ul.generate(model, task.direct, steer)
 
-from unlock_lens.diagnostics import Probe
-from unlock_lens.distributions import completion_log_probs, first_token_entropies, next_token_log_probs, price
-from unlock_lens.evaluation import evaluate, sample
+from unlock_lens.evidence.diagnosis import Probe
+from unlock_lens.evidence.distributions import completion_log_probs, first_token_entropies, next_token_log_probs, price
+from unlock_lens.evidence.evaluation import evaluate, sample
 
 steer, text = ul.SteeringHook(here, 0.5), zoo.text(n=4)
 written = ul.generate(model, task.direct, steer)

@@ -10,7 +10,7 @@ import yaml
 
 import unlock_lens as ul
 from unlock_lens import recipes
-from unlock_lens.sweep.config import SweepConfig, difference
+from unlock_lens.evidence.sweep.config import SweepConfig, difference
 
 
 def told(**changes: Any) -> str:

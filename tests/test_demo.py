@@ -12,8 +12,8 @@ from rich.console import Console
 
 from unlock_lens import demo, demo_report
 from unlock_lens.demo import Arm, Demo, Transfer
-from unlock_lens.evaluation import Outcome
-from unlock_lens.statistics import wilson_interval
+from unlock_lens.evidence.evaluation import Outcome
+from unlock_lens.evidence.statistics import wilson_interval
 
 ARMS = ("locked", "transferred", "paper", "own", "random", "anti_mean", "prompted")
 

@@ -18,7 +18,7 @@ import yaml
 
 import unlock_lens
 from unlock_lens import zoo
-from unlock_lens.sweep import SweepConfig
+from unlock_lens.evidence.sweep import SweepConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -10,9 +10,9 @@ import torch
 import unlock_lens as ul
 from unlock_lens import controls, zoo
 from unlock_lens.core import capture
-from unlock_lens.evaluation import Outcome, compare, evaluate, sample
-from unlock_lens.statistics import wilson_interval
-from unlock_lens.tasks import CHECKS, Problem, Task
+from unlock_lens.evidence.evaluation import Outcome, compare, evaluate, sample
+from unlock_lens.evidence.statistics import wilson_interval
+from unlock_lens.evidence.tasks import CHECKS, Problem, Task
 
 
 def test_outcomes_count_what_is_there() -> None:

@@ -10,11 +10,11 @@ import torch
 
 import unlock_lens as ul
 from unlock_lens import recipes
-from unlock_lens.diagnostics.map_quality import singular_values
-from unlock_lens.sweep import runner
-from unlock_lens.sweep.config import SweepConfig
-from unlock_lens.sweep.geometry import geometry, held_out_errors
-from unlock_lens.sweep.material import Material
+from unlock_lens.evidence.diagnosis.map_quality import singular_values
+from unlock_lens.evidence.sweep import runner
+from unlock_lens.evidence.sweep.config import SweepConfig
+from unlock_lens.evidence.sweep.geometry import geometry, held_out_errors
+from unlock_lens.evidence.sweep.material import Material
 
 
 def states(d_model: int, seed: int, n: int = 80) -> torch.Tensor:

@@ -11,7 +11,7 @@ import pytest
 
 import unlock_lens as ul
 
-LATER = ("unlock_lens.diagnostics", "pandas", "scipy", "plotly", "rich", "pydantic", "huggingface_hub", "gguf")
+LATER = ("unlock_lens.evidence.diagnosis", "pandas", "scipy", "plotly", "rich", "pydantic", "huggingface_hub", "gguf")
 
 
 def test_import_brings_little_besides_torch() -> None:
@@ -24,7 +24,7 @@ def test_every_public_name_is_there() -> None:
     assert set(ul.__all__) <= set(dir(ul))
     for name in ul.__all__:
         assert getattr(ul, name) is not None
-    assert ul.lens.cosines is import_module("unlock_lens.lens").cosines
+    assert ul.lens.cosines is import_module("unlock_lens.evidence.lens").cosines
     assert ul.__version__ == version("unlock-lens")
     with pytest.raises(AttributeError, match="module 'unlock_lens' has no attribute 'nothing'"):
         ul.nothing  # noqa: B018  # pyright: ignore[reportUnusedExpression]

@@ -10,7 +10,7 @@ import torch
 import unlock_lens as ul
 from tests.checks import unchecked
 from unlock_lens import lens, zoo
-from unlock_lens.distributions import completion_log_probs
+from unlock_lens.evidence.distributions import completion_log_probs
 
 TASK = zoo.running_sum(n=32)
 OPENS = {"think": "S", "reverse": "R", "double": "W"}

@@ -8,7 +8,7 @@ import scipy.linalg
 import scipy.stats
 import torch
 
-from unlock_lens.diagnostics.map_quality import (
+from unlock_lens.evidence.diagnosis.map_quality import (
     carried_over,
     correlation,
     coverage,

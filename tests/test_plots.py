@@ -14,9 +14,9 @@ from tests.evidence import ALPHAS, BASELINES, CHOSEN_RANK, PAIRS, RANKS, SEEDS, 
 from unlock_lens import plots as figures
 from unlock_lens.method.crossval import CrossValidation
 from unlock_lens.errors import InvalidInput
-from unlock_lens.plots import FIGURES, Entry, style
-from unlock_lens.plots.vocabulary import ARMS, arm
-from unlock_lens.results import TRANSFERRED, Results
+from unlock_lens.evidence.plots import FIGURES, Entry, style
+from unlock_lens.evidence.plots.vocabulary import ARMS, arm
+from unlock_lens.evidence.results import TRANSFERRED, Results
 
 plots: Any = figures  # plotly is not annotated
 RESULTS = sweep()
@@ -243,7 +243,7 @@ def test_the_choice_of_cross_validation_is_ringed() -> None:
 
 
 def test_plotly_is_imported_only_to_draw() -> None:
-    code = "import sys, unlock_lens.plots, unlock_lens.report; print([m for m in ('plotly', 'pandas') if m in sys.modules])"
+    code = "import sys, unlock_lens.evidence.plots, unlock_lens.evidence.report; print([m for m in ('plotly', 'pandas') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

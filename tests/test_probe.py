@@ -10,7 +10,7 @@ import torch
 import unlock_lens as ul
 from tests.checks import unchecked
 from unlock_lens import zoo
-from unlock_lens.diagnostics.probe import Probe
+from unlock_lens.evidence.diagnosis.probe import Probe
 
 TASK = zoo.running_sum(n=32, seed=5)
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import unlock_lens as ul
-from unlock_lens.tasks.problems import Problem, Sizes, Splits, Task, split
-from unlock_lens.tasks.scoring import CHECKS
+from unlock_lens.evidence.tasks.problems import Problem, Sizes, Splits, Task, split
+from unlock_lens.evidence.tasks.scoring import CHECKS
 
 SUMS = tuple(Problem(f"{i} + 1?", str(i + 1)) for i in range(9))
 SMALL = Sizes(extract=2, train=1, test=2)

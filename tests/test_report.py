@@ -11,7 +11,7 @@ import pytest
 from tests.evidence import SCRIPT, save, sweep
 from unlock_lens import report
 from unlock_lens.errors import InvalidInput
-from unlock_lens.results import Results
+from unlock_lens.evidence.results import Results
 
 
 def test_a_model_contrast_is_called_post_trained(tmp_path: Path) -> None:

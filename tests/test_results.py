@@ -10,7 +10,7 @@ import pytest
 
 import unlock_lens as ul
 from unlock_lens import results
-from unlock_lens.results import Results
+from unlock_lens.evidence.results import Results
 
 
 def line(alpha: float, split: str = "train", **more: object) -> dict[str, object]:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import unlock_lens as ul
-from unlock_lens.tasks.problems import Problem
-from unlock_lens.tasks.scoring import CHECKS, CheckName, final_answer, last_boxed
+from unlock_lens.evidence.tasks.problems import Problem
+from unlock_lens.evidence.tasks.scoring import CHECKS, CheckName, final_answer, last_boxed
 
 
 def right(name: CheckName, completion: str, answer: str) -> bool:
@@ -176,7 +176,7 @@ def test_math_is_checked_in_threads_too() -> None:
 
 
 def test_endless_expressions_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unlock_lens.tasks.scoring.MATH_SECONDS", 1)
+    monkeypatch.setattr("unlock_lens.evidence.tasks.scoring.MATH_SECONDS", 1)
     started = time.monotonic()
     assert not right("math", "$9^{9^{9}}$", "5")
     assert time.monotonic() - started < 20

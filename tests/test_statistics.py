@@ -15,7 +15,7 @@ from statsmodels.stats import contingency_tables
 from statsmodels.stats.proportion import proportion_confint
 
 import unlock_lens as ul
-from unlock_lens.statistics import (
+from unlock_lens.evidence.statistics import (
     bootstrap_difference,
     detectable_difference,
     mcnemar,

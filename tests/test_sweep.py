@@ -24,11 +24,11 @@ import unlock_lens as ul
 from unlock_lens import recipes, results, sweep, zoo
 from unlock_lens.core import capture
 from unlock_lens.method import calibrate as calibration
-from unlock_lens.results import Line, Results
-from unlock_lens.sweep import runner
-from unlock_lens.sweep.config import CONTROLS, SweepConfig
-from unlock_lens.sweep.material import Material
-from unlock_lens.sweep.setting import Setting
+from unlock_lens.evidence.results import Line, Results
+from unlock_lens.evidence.sweep import runner
+from unlock_lens.evidence.sweep.config import CONTROLS, SweepConfig
+from unlock_lens.evidence.sweep.material import Material
+from unlock_lens.evidence.sweep.setting import Setting
 
 
 def changed(**changes: Any) -> SweepConfig:
@@ -47,7 +47,7 @@ SEVERAL = changed(
 AS_ON_A_SERVER = """
 import sys
 from unlock_lens import recipes, sweep
-from unlock_lens.sweep.config import SweepConfig
+from unlock_lens.evidence.sweep.config import SweepConfig
 
 few = {
     **recipes.smallest().model_dump(mode="json"),
@@ -206,7 +206,7 @@ def test_an_interrupted_sweep_goes_on_and_ends_as_a_whole_one(
 def test_a_killed_sweep_loses_at_most_the_run_in_flight(tmp_path: Path) -> None:
     """SIGKILL, for real."""
     (tmp_path / "c.yaml").write_text(recipes.smallest().to_yaml())
-    code = "import sys; from unlock_lens import sweep; from unlock_lens.sweep.config import SweepConfig as C; "
+    code = "import sys; from unlock_lens import sweep; from unlock_lens.evidence.sweep.config import SweepConfig as C; "
     code += "sweep.run(C.load(sys.argv[1]), sys.argv[2], progress=False)"
     file = tmp_path / "out" / results.LINES
     running = subprocess.Popen([sys.executable, "-c", code, tmp_path / "c.yaml", tmp_path / "out"])

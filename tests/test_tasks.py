@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import unlock_lens as ul
 from unlock_lens import zoo
-from unlock_lens.tasks import (
+from unlock_lens.evidence.tasks import (
     AgiEvalMathSpec,
     Gsm8kSpec,
     JsonlSpec,
@@ -23,7 +23,7 @@ from unlock_lens.tasks import (
     RunningSumSpec,
     TaskSpec,
 )
-from unlock_lens.tasks.problems import Sizes, Splits
+from unlock_lens.evidence.tasks.problems import Sizes, Splits
 
 SMALL = Sizes(extract=2, train=1, test=2)
 Rows = Mapping[tuple[str, str | None, str], list[dict[str, Any]]]
@@ -111,7 +111,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
 
 
 OWN_TASK = """
-from unlock_lens.tasks import Problem, Task
+from unlock_lens.evidence.tasks import Problem, Task
 
 problems = tuple(Problem(f"{i} + 1?", str(i + 1)) for i in range(9))
 mine = Task(

@@ -10,8 +10,8 @@ from pydantic import TypeAdapter
 
 import unlock_lens as ul
 from unlock_lens import zoo
-from unlock_lens.tasks import texts
-from unlock_lens.tasks.texts import FileText, HubText, TextSpec, ZooText
+from unlock_lens.evidence.tasks import texts
+from unlock_lens.evidence.tasks.texts import FileText, HubText, TextSpec, ZooText
 
 
 def test_the_familys_text_is_the_familys() -> None:

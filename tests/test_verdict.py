@@ -8,9 +8,9 @@ import pytest
 
 from tests.evidence import sweep
 from unlock_lens import report
-from unlock_lens.report.wording import p_value
-from unlock_lens.results import Results
-from unlock_lens.statistics import wilson_interval
+from unlock_lens.evidence.report.wording import p_value
+from unlock_lens.evidence.results import Results
+from unlock_lens.evidence.statistics import wilson_interval
 
 
 def judged(

@@ -11,7 +11,7 @@ import torch
 
 import unlock_lens as ul
 from unlock_lens import zoo
-from unlock_lens.evaluation import Outcome
+from unlock_lens.evidence.evaluation import Outcome
 from unlock_lens.zoo.family import MIXES, TAGS, VOCABULARY, answer, draw_pair, prompt
 from unlock_lens.zoo.train import MEASURED_ON, RECIPES
 

@@ -31,12 +31,12 @@ from transformers.utils import logging
 import unlock_lens as ul
 from unlock_lens import controls, report, sweep, zoo
 from unlock_lens.core import capture
-from unlock_lens.diagnostics import Probe
-from unlock_lens.distributions import price
-from unlock_lens.evaluation import compare, evaluate
-from unlock_lens.statistics import sample_size_in_words
-from unlock_lens.sweep.config import SweepConfig
-from unlock_lens.tasks.texts import ZooText
+from unlock_lens.evidence.diagnosis import Probe
+from unlock_lens.evidence.distributions import price
+from unlock_lens.evidence.evaluation import compare, evaluate
+from unlock_lens.evidence.statistics import sample_size_in_words
+from unlock_lens.evidence.sweep.config import SweepConfig
+from unlock_lens.evidence.tasks.texts import ZooText
 
 logging.disable_progress_bar()  # of weights that are loaded
 

@@ -33,10 +33,10 @@ from transformers.utils import logging
 
 import unlock_lens as ul
 from unlock_lens import controls, report, sweep, zoo
-from unlock_lens.diagnostics import Probe
-from unlock_lens.evaluation import compare, evaluate
-from unlock_lens.sweep.config import SweepConfig
-from unlock_lens.tasks import JsonlSpec, Sizes
+from unlock_lens.evidence.diagnosis import Probe
+from unlock_lens.evidence.evaluation import compare, evaluate
+from unlock_lens.evidence.sweep.config import SweepConfig
+from unlock_lens.evidence.tasks import JsonlSpec, Sizes
 
 logging.disable_progress_bar()  # of weights that are loaded
 logging.set_verbosity_error()  # steered too much, a model may write padding, of which transformers warns

@@ -25,7 +25,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import unlock_lens as ul
 from unlock_lens import controls, zoo
-from unlock_lens.evaluation import compare, evaluate
+from unlock_lens.evidence.evaluation import compare, evaluate
 
 # %% [markdown]
 # **The line to change is the next one.** As it stands it names two models of the embedded family (0.5 and 0.2 million

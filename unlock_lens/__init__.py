@@ -26,7 +26,7 @@ from unlock_lens.core.steering import SteeringHook, apply, attached
 from unlock_lens.core.variant import Variant
 
 if TYPE_CHECKING:
-    from unlock_lens.diagnostics import Diagnosis, diagnose
+    from unlock_lens.evidence.diagnosis import Diagnosis, diagnose
     from unlock_lens.core.planning import Plan, plan
 
 __all__ = [

@@ -13,9 +13,9 @@ from rich.console import Console
 from unlock_lens.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from unlock_lens.diagnostics import Diagnosis
-    from unlock_lens.results import Results
-    from unlock_lens.sweep.config import SweepConfig
+    from unlock_lens.evidence.diagnosis import Diagnosis
+    from unlock_lens.evidence.results import Results
+    from unlock_lens.evidence.sweep.config import SweepConfig
 
 console = Console()
 
@@ -37,7 +37,7 @@ def diagnose(
 
     Example: `unlock-lens diagnose --zoo`
     """
-    from unlock_lens.diagnostics import table
+    from unlock_lens.evidence.diagnosis import table
 
     found = _forecasts(_chosen(config, zoo), rank)
     if as_json:
@@ -69,8 +69,8 @@ def report(
 
     Example: `unlock-lens report zoo-sweep --html zoo-sweep.html`
     """
-    from unlock_lens import report as reports
-    from unlock_lens.results import Results
+    from unlock_lens.evidence import report as reports
+    from unlock_lens.evidence.results import Results
 
     found = Results.load(folder)
     if html is None:
@@ -92,7 +92,7 @@ def reproduce(
 
     Example: `unlock-lens reproduce cot --zoo --out cot-zoo`
     """
-    from unlock_lens import recipes
+    from unlock_lens.evidence import recipes
 
     name = f"{experiment}-zoo" if zoo else experiment
     if show:
@@ -105,8 +105,8 @@ def reproduce(
 
 
 def _chosen(config: Path | None, zoo: bool) -> SweepConfig:
-    from unlock_lens import recipes
-    from unlock_lens.sweep.config import SweepConfig
+    from unlock_lens.evidence import recipes
+    from unlock_lens.evidence.sweep.config import SweepConfig
 
     if zoo == (config is not None):
         raise InvalidInput("give a config file, or --zoo for the embedded family's sweep (one of the two)")
@@ -114,9 +114,9 @@ def _chosen(config: Path | None, zoo: bool) -> SweepConfig:
 
 
 def _forecasts(config: SweepConfig, rank: int | None) -> dict[str, Diagnosis]:
-    from unlock_lens.sweep import grid
-    from unlock_lens.sweep.description import forecast
-    from unlock_lens.sweep.material import Material
+    from unlock_lens.evidence.sweep import grid
+    from unlock_lens.evidence.sweep.description import forecast
+    from unlock_lens.evidence.sweep.material import Material
 
     ranks = (rank or max(config.grid.rank),)
     config = config.model_copy(update={"grid": config.grid.model_copy(update={"rank": ranks})})
@@ -126,7 +126,7 @@ def _forecasts(config: SweepConfig, rank: int | None) -> dict[str, Diagnosis]:
 
 
 def _run(config: SweepConfig, out: Path) -> None:
-    from unlock_lens import sweep
+    from unlock_lens.evidence import sweep
 
     try:
         found = sweep.run(config, out)
@@ -138,8 +138,8 @@ def _run(config: SweepConfig, out: Path) -> None:
 
 
 def _tell(found: Results) -> None:
-    from unlock_lens import report
-    from unlock_lens.report.table import show
+    from unlock_lens.evidence import report
+    from unlock_lens.evidence.report.table import show
 
     show(report.summary(found), console)
     console.print(str(report.verdict(found)))

@@ -12,7 +12,7 @@ import pytest
 
 from tests.evidence import sweep
 from unlock_lens import plots, report
-from unlock_lens.results import Results
+from unlock_lens.evidence.results import Results
 
 pytestmark = pytest.mark.browser
 

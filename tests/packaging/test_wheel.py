@@ -36,10 +36,10 @@ from unlock_lens.interchange import to_gguf
 direction = ul.CapabilityDirection(torch.eye(1, 4), (2,))
 to_gguf(ul.SteeringHook(direction, alpha=1.0, operation="add", positions="all"), "v.gguf", architecture="llama")
 """
-NEEDS_MATH = 'from unlock_lens.tasks import scoring; scoring.math("2", scoring.Problem("1+1?", "2"))'
+NEEDS_MATH = 'from unlock_lens.evidence.tasks import scoring; scoring.math("2", scoring.Problem("1+1?", "2"))'
 NEEDS_GYM = """
-from unlock_lens.tasks.problems import Sizes
-from unlock_lens.tasks.specs import ReasoningGymSpec
+from unlock_lens.evidence.tasks.problems import Sizes
+from unlock_lens.evidence.tasks.specs import ReasoningGymSpec
 
 ReasoningGymSpec(dataset="chain_sum").splits(Sizes(extract=1, train=1, test=1), seed=0)
 """
@@ -106,8 +106,8 @@ def test_the_wheel_holds_the_data_that_the_package_reads(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     parts = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
     assert {f"unlock_lens/zoo/models/{model}/{part}" for model in MODELS for part in parts} <= names
-    assert {f"unlock_lens/recipes/{path.name}" for path in (ROOT / "unlock_lens/recipes").glob("*.yaml")} <= names
-    assert {"unlock_lens/py.typed", "unlock_lens/report/page.html.j2", "unlock_lens/report/page.css"} <= names
+    assert {f"unlock_lens/evidence/recipes/{path.name}" for path in (ROOT / "unlock_lens/recipes").glob("*.yaml")} <= names
+    assert {"unlock_lens/py.typed", "unlock_lens/evidence/report/page.html.j2", "unlock_lens/evidence/report/page.css"} <= names
 
 
 def test_wheel_and_sdist_are_small(built: Path) -> None:

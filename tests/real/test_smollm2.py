@@ -20,7 +20,7 @@ import unlock_lens as ul
 from tests.hosts.models import HOSTS, open_host
 from unlock_lens import controls
 from unlock_lens.core import capture
-from unlock_lens.statistics import wilson_interval
+from unlock_lens.evidence.statistics import wilson_interval
 
 pytestmark = pytest.mark.real
 

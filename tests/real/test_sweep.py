@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from unlock_lens import report, sweep
-from unlock_lens.report.table import show
-from unlock_lens.sweep import SweepConfig
+from unlock_lens.evidence.report.table import show
+from unlock_lens.evidence.sweep import SweepConfig
 
 pytestmark = pytest.mark.real
 

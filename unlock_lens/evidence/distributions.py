@@ -1,0 +1,313 @@
+"""Next-token distributions, steered against unsteered: what steering sharpens, and what it costs (docs/evidence.md).
+
+Arguments that several functions share (`model`, `steer`, `batch_size`, `remote` and so on) are those of `generate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unlock_lens.hosts import Backend, Batch, Edits, Server, backend_of, placed
+from unlock_lens.errors import InvalidInput
+from unlock_lens.hosts.remote import Where
+from unlock_lens.core.steering import SteeringHook, as_hooks, edits_for
+from unlock_lens.core.variant import Tokens, check_prompts, tokenize
+
+AT_ONCE = 2**28
+"""Log-probabilities that are held at once: a gigabyte of float32, whatever the vocabulary and the length."""
+Steer = SteeringHook | Sequence[SteeringHook] | None
+
+
+@dataclass(frozen=True)
+class Price:
+    """What steering does to text that has nothing to do with the capability.
+
+    Attributes:
+        kl: mean of KL(unsteered || steered) over next-token distributions, in nats a token.
+        perplexity: of the text, steered.
+        perplexity_unsteered: of the text, as the model is.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens.evidence.distributions import Price
+        >>> price = Price(kl=0.1, perplexity=12.0, perplexity_unsteered=10.0)
+        >>> price.perplexity / price.perplexity_unsteered
+        1.2
+    """
+
+    kl: float
+    perplexity: float
+    perplexity_unsteered: float
+
+
+def next_token_log_probs(
+    model: Any,
+    prompts: Sequence[str],
+    steer: Steer = None,
+    batch_size: int = 8,
+    add_special_tokens: bool = True,
+    remote: Where = False,
+) -> Float[Tensor, "prompt vocabulary"]:
+    """Log-probabilities (nats) of the first token of each completion; one forward pass, nothing is generated.
+
+    Raises:
+        InvalidInput: no prompts, or an empty one.
+        IncompatibleModel: a hook whose direction was made for another model.
+        UnsupportedModel: a model that no backend serves.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens import zoo
+        >>> from unlock_lens.evidence.distributions import next_token_log_probs
+        >>> model = zoo.load("small-base")
+        >>> likeliest = next_token_log_probs(model, ["Q 1 2 3 4 5 6 think A :"]).argmax()
+        >>> model.tokenizer.decode([int(likeliest)])
+        'S'
+    """
+    check_prompts(prompts)
+    backend = backend_of(model)
+    host = placed(backend, remote)
+    edits = edits_for(backend, as_hooks(steer))
+    tokens = tokenize(backend.tokenizer, prompts, add_special_tokens)
+    found: list[Tensor] = [torch.empty(0)] * len(prompts)
+    for rows in tokens.batches(batch_size):
+        batch = tokens.rows(rows)
+        predicted = host.log_probs(Batch(batch.ids, batch.mask), edits, batch.ids.shape[1])[:, 0]
+        for row, log_probs in zip(rows.tolist(), predicted, strict=True):
+            found[row] = log_probs
+    return torch.stack(found)
+
+
+def kl_divergence(p: Float[Tensor, "*batch vocabulary"], q: Float[Tensor, "*batch vocabulary"]) -> Float[Tensor, "*batch"]:
+    """KL(p || q) in nats, both given as log-probabilities.
+
+    Source: Kullback and Leibler, Annals of Mathematical Statistics 22 (1951).
+
+    Example:
+        >>> import torch
+        >>> from unlock_lens.evidence.distributions import kl_divergence
+        >>> round(float(kl_divergence(torch.tensor([1.0, 0.0]).log().clamp_min(-99), torch.tensor([0.5, 0.5]).log())), 3)
+        0.693
+    """
+    return (p.exp() * (p - q)).sum(-1).clamp_min(0)  # rounding may go below
+
+
+def entropy(log_probs: Float[Tensor, "*batch vocabulary"]) -> Float[Tensor, "*batch"]:
+    """The entropy of each distribution, in nats; log-probabilities are given.
+
+    Source: Shannon, Bell System Technical Journal 27 (1948).
+
+    Example:
+        >>> import torch
+        >>> from unlock_lens.evidence.distributions import entropy
+        >>> round(float(entropy(torch.full((8,), 1 / 8).log())), 3)  # log 8
+        2.079
+    """
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def first_token_entropies(
+    model: Any,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    steer: Steer = None,
+    n_tokens: int = 8,
+    batch_size: int = 8,
+    add_special_tokens: bool = True,
+    remote: Where = False,
+) -> list[float]:
+    """Mean entropy (nats) of the next-token distribution at each of the first tokens of the completions, which are read back.
+
+    Positions that no completion reaches are left out.
+
+    Raises:
+        InvalidInput: different numbers of prompts and completions, or an empty prompt.
+        IncompatibleModel: a hook whose direction was made for another model.
+        UnsupportedModel: a model that no backend serves.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens import zoo
+        >>> from unlock_lens.evidence.distributions import first_token_entropies
+        >>> found = first_token_entropies(zoo.load("small-base"), ["Q 1 2 3 4 5 6 think A :"], ["S 1 3"])
+        >>> len(found), max(found) < 0.1  # one for each token; it is sure
+        (3, True)
+    """
+    pairs = _Pairs.of(model, prompts, completions, add_special_tokens, remote)
+    pairs = replace(pairs, following=[ids[:n_tokens] for ids in pairs.following])
+    sums, counts = torch.zeros(n_tokens), torch.zeros(n_tokens)
+    for scored in pairs.scored(steer, batch_size):
+        values, reached = entropy(scored.log_probs), scored.mask.float()
+        width = values.shape[1]
+        sums[:width] += (values * reached).sum(0)
+        counts[:width] += reached.sum(0)
+    return (sums / counts)[counts > 0].tolist()
+
+
+def completion_log_probs(
+    model: Any,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    steer: Steer = None,
+    batch_size: int = 8,
+    add_special_tokens: bool = True,
+    remote: Where = False,
+) -> Float[Tensor, " prompt"]:
+    """Log-probability (nats) of each completion, given its prompt: how much the model concentrates on it.
+
+    Its end is not counted: a completion may have been cut where it is.
+
+    Raises:
+        InvalidInput: different numbers of prompts and completions.
+        IncompatibleModel: a hook whose direction was made for another model.
+        UnsupportedModel: a model that no backend serves.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens import zoo
+        >>> from unlock_lens.evidence.distributions import completion_log_probs
+        >>> sure = completion_log_probs(zoo.load("small-base"), ["Q 1 2 3 4 5 6 think A :"], ["S 1 3 6 3 1 0 = 0"])
+        >>> round(sure.exp().item(), 2)
+        1.0
+    """
+    found = torch.zeros(len(prompts))
+    pairs = _Pairs.of(model, prompts, completions, add_special_tokens, remote)
+    for scored in pairs.scored(steer, batch_size):
+        found[scored.rows] = (scored.of_tokens() * scored.mask).sum(1)
+    return found
+
+
+def price(
+    model: Any,
+    texts: Sequence[str],
+    steer: SteeringHook | Sequence[SteeringHook],
+    batch_size: int = 8,
+    add_special_tokens: bool = True,
+    prompt_end: str | None = None,
+    remote: Where = False,
+) -> Price:
+    """What steering costs on unrelated text: of each text the prompt is steered, and what follows it is read.
+
+    The prompt is all up to the first `prompt_end`; without one, the first half of the tokens.
+
+    Raises:
+        InvalidInput: no text, one of a single token, or one in which nothing follows the prompt.
+        IncompatibleModel: a hook whose direction was made for another model.
+        UnsupportedModel: a model that no backend serves.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> import unlock_lens as ul
+        >>> from unlock_lens import zoo
+        >>> from unlock_lens.evidence.distributions import price
+        >>> model, task = zoo.load("small-base"), zoo.running_sum(n=32)
+        >>> direction = ul.CapabilityDirection.extract(ul.Variant(model, task.direct), ul.Variant(model, task.think))
+        >>> round(price(model, zoo.text(n=20), ul.SteeringHook(direction, alpha=0.0)).kl, 6)
+        0.0
+    """
+    pairs = _Pairs.of_texts(model, texts, add_special_tokens, prompt_end, remote)
+    divergence, steered_nats, plain_nats, n = 0.0, 0.0, 0.0, 0
+    for plain, steered in zip(pairs.scored(None, batch_size), pairs.scored(steer, batch_size), strict=True):
+        divergence += float((kl_divergence(plain.log_probs, steered.log_probs) * plain.mask).sum())
+        steered_nats -= float((steered.of_tokens() * plain.mask).sum())
+        plain_nats -= float((plain.of_tokens() * plain.mask).sum())
+        n += int(plain.mask.sum())
+    perplexities = (float(torch.tensor(nats / n).exp()) for nats in (steered_nats, plain_nats))
+    return Price(divergence / n, *perplexities)
+
+
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """Predictions of a batch's completions: `log_probs[:, i]` predicts `tokens[:, i]`, which counts where `mask` is 1."""
+
+    rows: Int[Tensor, " row"]
+    log_probs: Float[Tensor, "row token vocabulary"]
+    tokens: Int[Tensor, "row token"]
+    mask: Int[Tensor, "row token"]
+
+    def of_tokens(self) -> Float[Tensor, "row token"]:
+        return self.log_probs.gather(-1, self.tokens.unsqueeze(-1)).squeeze(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pairs:
+    """Prompts, padded on the left, and what follows them, padded on the right."""
+
+    backend: Backend
+    host: Backend | Server
+    prompts: Tokens
+    following: list[list[int]]
+
+    @classmethod
+    def of(cls, model: Any, prompts: Sequence[str], completions: Sequence[str], special: bool, remote: Where) -> _Pairs:
+        if len(prompts) != len(completions):
+            raise InvalidInput(f"{len(prompts)} prompts and {len(completions)} completions were given; one for each is needed")
+        check_prompts(prompts)
+        backend = backend_of(model)
+        written = backend.tokenizer(list(completions), add_special_tokens=False)["input_ids"]
+        return cls(backend, placed(backend, remote), tokenize(backend.tokenizer, prompts, special), written)
+
+    @classmethod
+    def of_texts(cls, model: Any, texts: Sequence[str], special: bool, prompt_end: str | None, remote: Where) -> _Pairs:
+        check_prompts(texts)
+        backend = backend_of(model)
+        if prompt_end is not None:
+            prompts, following = zip(*(_split(line, prompt_end) for line in texts), strict=True)
+            read = backend.tokenizer(list(following), add_special_tokens=False)["input_ids"]
+            return cls(backend, placed(backend, remote), tokenize(backend.tokenizer, prompts, special), read)
+        tokens = tokenize(backend.tokenizer, texts, special)
+        if int(tokens.lengths.min()) < 2:
+            raise InvalidInput(
+                "a text of a single token was given; the price needs a prompt and what follows it: give longer ones"
+            )
+        rows = [ids[mask.bool()].tolist() for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
+        return cls(
+            backend,
+            placed(backend, remote),
+            _left_padded([row[: len(row) // 2] for row in rows]),
+            [row[len(row) // 2 :] for row in rows],
+        )
+
+    def scored(self, steer: Steer, batch_size: int) -> Iterator[_Scored]:
+        edits: Edits = edits_for(self.backend, as_hooks(steer))
+        longest = max(len(ids) for ids in self.following)
+        affordable = max(1, AT_ONCE // max(1, longest * len(self.backend.tokenizer)))
+        for rows in self.prompts.batches(min(batch_size, affordable)):
+            prompts = self.prompts.rows(rows)
+            tokens, mask = _right_padded([self.following[row] for row in rows.tolist()])
+            # What follows a completion is not masked: no earlier token sees it, and hosts count positions by the mask.
+            batch = Batch(torch.cat([prompts.ids, tokens], 1), torch.cat([prompts.mask, torch.ones_like(mask)], 1))
+            log_probs = self.host.log_probs(batch, edits, prompts.ids.shape[1])
+            yield _Scored(rows, log_probs[:, :-1], tokens, mask)
+
+
+def _split(line: str, prompt_end: str) -> tuple[str, str]:
+    prompt, end, following = line.partition(prompt_end)
+    if not end or not following.strip():
+        raise InvalidInput(f"nothing follows a prompt that ends with {prompt_end!r} in the text {line[:60]!r}; leave it out")
+    return prompt + end, following
+
+
+def _right_padded(rows: list[list[int]]) -> tuple[Int[Tensor, "row token"], Int[Tensor, "row token"]]:
+    width = max(len(row) for row in rows)
+    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    return ids, mask
+
+
+def _left_padded(rows: list[list[int]]) -> Tokens:
+    ids, mask = _right_padded([row[::-1] for row in rows])
+    return Tokens(ids.flip(1), mask.flip(1))

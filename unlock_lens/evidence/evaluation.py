@@ -1,0 +1,299 @@
+"""What steering achieved, with its uncertainty: outcomes, paired comparisons, pass@k.
+
+Arguments that several functions share (`model`, `steer`, `batch_size`, `remote` and so on) are those of `generate`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from unlock_lens.hosts import backend_of
+from unlock_lens.errors import InvalidInput
+from unlock_lens.core.generation import generate
+from unlock_lens.core.progress import shown
+from unlock_lens.hosts.remote import Where
+from unlock_lens.evidence.statistics import bootstrap_difference, mcnemar, pass_at_k, wilson_interval
+from unlock_lens.core.steering import SteeringHook
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """Problems that judge completions: `unlock_lens.evidence.tasks.Task`, a zoo task, or one of your own.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens import zoo
+        >>> from unlock_lens.evidence.evaluation import Scored
+        >>> isinstance(zoo.running_sum(n=1), Scored)
+        True
+    """
+
+    @property
+    def behaviour_names(self) -> Sequence[str]:
+        """All that `behaviours` may return."""
+        ...
+
+    def correct(self, completions: Sequence[str]) -> list[bool]:
+        """Whether each completion is right."""
+        ...
+
+    def behaviours(self, completions: Sequence[str]) -> list[str] | None:
+        """Which behaviour each completion shows; None if the task does not tell behaviours apart."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Accuracy of completions with its 95% Wilson interval, and the share of each behaviour among them.
+
+    Attributes:
+        accuracy: share of right completions.
+        low: of its 95% Wilson interval.
+        high: of the same.
+        n: completions.
+        behaviours: behaviour -> its share of the completions; empty for tasks that do not tell behaviours apart.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens import zoo
+        >>> from unlock_lens.evidence.evaluation import Outcome
+        >>> found = Outcome.of(zoo.running_sum(n=2), ["S 3 5 5 4 4 6 = 6", "= 0"])
+        >>> found.accuracy, found.behaviours["think"]
+        (0.5, 0.5)
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    n: int
+    behaviours: Mapping[str, float]
+
+    @classmethod
+    def of(cls, task: Scored, completions: Sequence[str], right: Sequence[bool] | None = None) -> Outcome:
+        """Judge completions; `right` says what `task.correct` said of them, where that is known already.
+
+        Raises:
+            InvalidInput: another number of completions than the task has problems.
+        """
+        n_right, n = sum(task.correct(completions) if right is None else right), len(completions)
+        behaviours = task.behaviours(completions) or []
+        shares = {name: behaviours.count(name) / n for name in task.behaviour_names} if behaviours else {}
+        return cls(n_right / n, *wilson_interval(n_right, n), n, shares)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model made of a task's problems.
+
+    Attributes:
+        outcome: accuracy and behaviours.
+        right: of each problem, whether its completion is right.
+        completions: in the problems' order.
+        lengths: of the completions, in tokens.
+        seconds: that generation took.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens import zoo
+        >>> from unlock_lens.evidence.evaluation import evaluate
+        >>> task = zoo.running_sum(n=1)
+        >>> evaluate(zoo.load("small-base"), task, task.think, max_new_tokens=12).completions
+        ('S 3 5 5 4 4 6 = 6',)
+    """
+
+    outcome: Outcome
+    right: tuple[bool, ...]
+    completions: tuple[str, ...]
+    lengths: tuple[int, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Steered against unsteered on the same problems.
+
+    Attributes:
+        difference: of the accuracies.
+        low: of its 95% bootstrap interval (pairs are drawn together).
+        high: of the same.
+        gained: problems that were wrong and became right.
+        lost: problems that were right and became wrong.
+        p: exact McNemar test, two-sided.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens.evidence.evaluation import compare
+        >>> compare(after=[True, True], before=[False, False]).difference
+        1.0
+    """
+
+    difference: float
+    low: float
+    high: float
+    gained: int
+    lost: int
+    p: float
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Sampled completions of each problem.
+
+    Attributes:
+        pass_at: k -> mean unbiased estimate of pass@k.
+        successes: the different completions that are right, each with the index of its problem.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens.evidence.evaluation import Sampled
+        >>> Sampled({1: 0.5, 2: 1.0}, successes=((0, "= 6"),)).pass_at[2]
+        1.0
+    """
+
+    pass_at: Mapping[int, float]
+    successes: tuple[tuple[int, str], ...]
+
+
+def evaluate(
+    model: Any,
+    task: Scored,
+    prompts: Sequence[str],
+    steer: SteeringHook | Sequence[SteeringHook] | None = None,
+    max_new_tokens: int = 64,
+    batch_size: int = 8,
+    add_special_tokens: bool = True,
+    progress: bool = True,
+    remote: Where = False,
+) -> Evaluation:
+    """Complete the prompts greedily, steered or not, and judge the completions.
+
+    Raises:
+        InvalidInput: as `generate`, or another number of prompts than the task has problems.
+        IncompatibleModel: as `generate`.
+        UnsupportedModel: as `generate`.
+        RemoteError: as `generate`.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens import zoo
+        >>> from unlock_lens.evidence.evaluation import evaluate
+        >>> task = zoo.running_sum(n=20)
+        >>> evaluate(zoo.load("small-base"), task, task.think, max_new_tokens=12).outcome.accuracy
+        1.0
+    """
+    started = time.perf_counter()
+    completions = generate(
+        model,
+        prompts,
+        steer,
+        max_new_tokens,
+        batch_size,
+        add_special_tokens=add_special_tokens,
+        remote=remote,
+        progress=progress,
+    )
+    seconds = time.perf_counter() - started
+    written = backend_of(model).tokenizer(completions, add_special_tokens=False)["input_ids"]
+    right = tuple(bool(found) for found in task.correct(completions))
+    return Evaluation(
+        Outcome.of(task, completions, right),
+        right,
+        tuple(completions),
+        tuple(len(ids) for ids in written),
+        seconds,
+    )
+
+
+def compare(after: Sequence[bool], before: Sequence[bool], seed: int = 0) -> Comparison:
+    """Right or wrong on the same problems, after and before.
+
+    Raises:
+        InvalidInput: different numbers of problems.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens.evidence.evaluation import compare
+        >>> found = compare(after=[True] * 9 + [False], before=[False] * 9 + [True])
+        >>> found.gained, found.lost, round(found.p, 3)
+        (9, 1, 0.021)
+    """
+    if len(after) != len(before):
+        raise InvalidInput(f"{len(after)} and {len(before)} problems were given; a paired comparison needs the same ones")
+    gained = sum(bool(a) and not b for a, b in zip(after, before, strict=True))
+    lost = sum(bool(b) and not a for a, b in zip(after, before, strict=True))
+    low, high = bootstrap_difference(after, before, seed=seed)
+    return Comparison((gained - lost) / len(after), low, high, gained, lost, mcnemar(gained, lost))
+
+
+def sample(
+    model: Any,
+    task: Scored,
+    prompts: Sequence[str],
+    samples: int = 8,
+    temperature: float = 1.0,
+    seed: int = 0,
+    max_new_tokens: int = 64,
+    batch_size: int = 8,
+    add_special_tokens: bool = True,
+    progress: bool = True,
+    remote: Where = False,
+) -> Sampled:
+    """Sample completions of an unsteered model, for pass@k at k = 1, 2, 4, ... up to `samples`.
+
+    The caller's random state stays as it was.
+
+    Raises:
+        InvalidInput: fewer than one sample, or as `generate`.
+        UnsupportedModel: as `generate`.
+        RemoteError: as `generate`.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens import zoo
+        >>> from unlock_lens.evidence.evaluation import sample
+        >>> task = zoo.running_sum(n=20)
+        >>> sorted(sample(zoo.load("small-base"), task, task.think, samples=2, max_new_tokens=12).pass_at)
+        [1, 2]
+    """
+    if samples < 1:
+        raise InvalidInput(f"{samples} samples were asked for; at least 1 is needed")
+    rounds: list[list[str]] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for _ in shown(range(samples), "sampling", progress):
+            rounds.append(
+                generate(
+                    model,
+                    prompts,
+                    max_new_tokens=max_new_tokens,
+                    batch_size=batch_size,
+                    add_special_tokens=add_special_tokens,
+                    temperature=temperature,
+                    remote=remote,
+                    progress=False,
+                )
+            )
+    right = [task.correct(completions) for completions in rounds]
+    counts = [sum(of_problem) for of_problem in zip(*right, strict=True)]
+    ks = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
+    pass_at = {k: sum(pass_at_k(samples, c, k) for c in counts) / len(counts) for k in ks}
+    successes = {
+        (i, completions[i]): None
+        for completions, of_round in zip(rounds, right, strict=True)
+        for i, is_right in enumerate(of_round)
+        if is_right
+    }
+    return Sampled(pass_at, tuple(successes))

@@ -1,0 +1,64 @@
+"""Figures of a sweep: each takes `Results` and returns a plotly figure; one whose data was not measured raises InvalidInput.
+
+`FIGURES` lists them in the order in which a report shows them, each with a sentence that says how to read it. Beside them,
+`cross_validation` draws how an aligner's rank and ridge were chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from unlock_lens.evidence.plots.accuracy import arms, flips, frontier, strength_curve
+from unlock_lens.evidence.plots.behaviour import lengths, sharpening, specificity
+from unlock_lens.evidence.plots.choice import cross_validation
+from unlock_lens.evidence.plots.geometry import heat_maps, spectra, transform_error
+
+__all__ = [
+    "FIGURES", "Entry", "arms", "cross_validation", "flips", "frontier", "heat_maps", "lengths", "sharpening", "specificity",
+    "spectra", "strength_curve", "transform_error",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A figure of the report: how it is drawn and how it is read.
+
+    Attributes:
+        draw: takes `Results`, returns a plotly figure; raises InvalidInput where its data was not measured.
+        caption: a sentence that says how to read it.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens.evidence import plots
+        >>> [entry.name for entry in plots.FIGURES[:3]]
+        ['arms', 'flips', 'strength_curve']
+    """
+
+    draw: Callable[..., Any]
+    caption: str
+
+    @property
+    def name(self) -> str:
+        return self.draw.__name__
+
+
+FIGURES = (
+    Entry(arms, "Bars are 95% Wilson intervals; open circles are other seeds, and the dotted line is the unsteered target."),
+    Entry(flips, "A transfer should turn wrong answers right and hardly any right answer wrong."),
+    Entry(strength_curve, "Strength was chosen here, on other questions than those reported; the band is the 95% interval."),
+    Entry(specificity, "A framed cell is the behaviour that was wanted: it should be dark, and the rest of its row pale."),
+    Entry(lengths, "A changed behaviour shows in the length of what is written, whether or not the answer is right."),
+    Entry(sharpening, "Where the dashed line lies on the curve says how many samples one steered answer is worth."),
+    Entry(frontier, "The framed cell was chosen; a wide dark area means that the result does not hang on that choice."),
+    Entry(
+        transform_error,
+        "Mean over layers, on tokens the map was not fitted to; their kind differs by panel, so compare within one.",
+    ),
+    Entry(
+        spectra, "The faster a line falls, the fewer dimensions hold the layer's activations, and the lower a rank suffices."
+    ),
+    Entry(heat_maps, "A direction that the calibration text does not span cannot be carried over by any map."),
+)

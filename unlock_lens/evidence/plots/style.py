@@ -1,0 +1,131 @@
+"""How every figure looks: one template, axes that say their units, and panels that stack so that phones can show them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from unlock_lens.errors import InvalidInput
+from unlock_lens.evidence.plots.vocabulary import ACCENT, CONTRARY, OCHRE
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+INK = "#757575"  # 4.5:1 on white and on black alike; the report page replaces it by its own ink
+GRID = "rgba(128,128,128,0.22)"
+CLEAR = "rgba(0,0,0,0)"
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+SHARES = {"light": [[0, "#eef3f9"], [1, "#6fa8dc"]], "dark": [[0, "#202a36"], [1, "#1f5f9f"]]}
+SIGNED = {
+    "light": [[0, "#e9a26f"], [0.5, "#f3f3f1"], [1, "#6fa8dc"]],
+    "dark": [[0, "#8f4413"], [0.5, "#25292e"], [1, "#1f5f9f"]],
+}
+CELL_INK = {"light": "#14202b", "dark": "#eef1f5"}
+DEPTHS = (OCHRE, "#7b7a86", ACCENT)
+MOST_TEXT = 8  # more columns of cells than this have no room for numbers on a phone
+
+
+def template() -> go.layout.Template:
+    """The look of every figure, on light and dark pages."""
+    import plotly.graph_objects as go
+
+    axis = {"showgrid": False, "zeroline": False, "automargin": True, "ticks": "", "gridcolor": GRID, "linecolor": GRID}
+    axis |= {"title": {"standoff": 8, "font": {"size": 13}}, "tickfont": {"size": 12}}
+    return go.layout.Template(
+        layout={
+            "font": {"family": FONT, "size": 13, "color": INK},
+            "paper_bgcolor": CLEAR,
+            "plot_bgcolor": CLEAR,
+            "colorway": [ACCENT, CONTRARY],
+            "title": {"font": {"size": 15}, "x": 0, "xref": "container", "y": 1, "yanchor": "top", "pad": {"l": 8, "t": 10}},
+            "margin": {"l": 8, "r": 16, "t": 48, "b": 8},
+            "hoverlabel": {"font": {"family": FONT, "size": 13}, "align": "left"},
+            "xaxis": axis,
+            "yaxis": {**axis, "showgrid": True},
+            "annotationdefaults": {"showarrow": False, "font": {"size": 12}},
+        }
+    )
+
+
+def figure(title: str, height: int = 380) -> go.Figure:
+    """An empty figure of one panel."""
+    import plotly.graph_objects as go
+
+    return go.Figure(layout={"template": template(), "title": {"text": title}, "height": height})
+
+
+def panels(title: str, headings: Sequence[str], heights: Sequence[int], shared_x: bool = False) -> go.Figure:
+    """An empty figure of panels, one above the other, each with a heading; `heights` in pixels."""
+    from plotly.subplots import make_subplots
+
+    gap, over, under = (44 if shared_x else 84), 72, 56
+    inner = sum(heights) + gap * (len(heights) - 1)
+    made = make_subplots(
+        rows=len(headings), cols=1, subplot_titles=list(headings), row_heights=list(heights), shared_xaxes=shared_x,
+        vertical_spacing=gap / inner if len(heights) > 1 else 0,
+    )  # fmt: skip
+    made.update_layout(template=template(), title={"text": title}, height=inner + over + under, margin={"t": over})
+    made.update_annotations(x=0, xanchor="left", font={"size": 13}, yshift=4)
+    return made
+
+
+def legend_below(drawn: go.Figure, pixels: int = 58) -> None:
+    """A legend under the x axis and its title; it makes room for itself however often it wraps."""
+    inner = int(drawn.layout["height"]) - 48 - pixels - 24
+    drawn.update_layout(
+        legend={"orientation": "h", "x": 0, "y": -pixels / inner, "yanchor": "top", "font": {"size": 12}, "itemwidth": 30}
+    )
+
+
+def percent(top: float = 1.04) -> dict[str, Any]:
+    """An axis from 0 to 100%."""
+    return {"tickformat": ".0%", "range": [-0.03, top], "tickvals": [0, 0.25, 0.5, 0.75, 1]}
+
+
+def log_ticks(values: Iterable[float]) -> dict[str, Any]:
+    """A log axis with ticks where values are, leaving out those that would touch."""
+    ticks: list[float] = []
+    for value in sorted({value for value in values if value > 0}):
+        if not ticks or value / ticks[-1] >= 1.6:
+            ticks.append(value)
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+
+
+def cells(
+    x: Sequence[Any], y: Sequence[Any], z: Sequence[Sequence[float | None]], form: str, scale: Mapping[str, Any], **given: Any
+) -> go.Heatmap:
+    """A heat map whose cells carry their numbers where there is room.
+
+    It is drawn in light colours, legible on any page; `meta` holds what a dark page may put in their place.
+    """
+    import plotly.graph_objects as go
+
+    shown = (
+        {"texttemplate": f"%{{z:{form}}}", "textfont": {"size": 12, "color": CELL_INK["light"]}} if len(x) <= MOST_TEXT else {}
+    )
+    names = {"x": [str(each) for each in x], "y": [str(each) for each in y], "z": [list(row) for row in z]}
+    look = {"showscale": False, "xgap": 2, "ygap": 2, "hoverongaps": False, "colorscale": scale["light"]}
+    return go.Heatmap(**{**look, "meta": {"dark": scale["dark"], "ink": CELL_INK["dark"]}, **names, **shown, **given})
+
+
+def frame_cell(drawn: go.Figure, column: int, row: int, panel: int = 1) -> None:
+    """A frame around one cell of a heat map in a figure of panels."""
+    box = {"x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5}
+    drawn.add_shape(type="rect", line={"color": CONTRARY, "width": 2.5}, row=panel, col=1, **box)
+
+
+def depth_colour(share: float) -> str:
+    """A colour between the first layer's (or least value's), at 0, and the last's, at 1."""
+    first = int(share > 0.5)
+    part = 2 * share - first
+    mixed = [round((1 - part) * a + part * b) for a, b in zip(_rgb(DEPTHS[first]), _rgb(DEPTHS[first + 1]), strict=True)]
+    return f"rgb({mixed[0]},{mixed[1]},{mixed[2]})"
+
+
+def missing(what: str, remedy: str) -> InvalidInput:
+    """The error of a figure that has nothing to draw."""
+    return InvalidInput(f"these results hold no {what}; {remedy}")
+
+
+def _rgb(colour: str) -> tuple[int, ...]:
+    return tuple(bytes.fromhex(colour.removeprefix("#")))

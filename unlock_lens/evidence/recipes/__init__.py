@@ -1,0 +1,62 @@
+"""Ready-made sweeps: the embedded family's, and the paper's two experiments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unlock_lens.errors import InvalidInput
+from unlock_lens.evidence.sweep.config import SweepConfig
+
+EXPERIMENTS = ("cot", "post-training")
+
+
+def load(name: str) -> SweepConfig:
+    """A recipe: "zoo", "cot", "post-training"; the two experiments on the embedded family are "cot-zoo", "post-training-zoo".
+
+    Raises:
+        InvalidInput: there is no such recipe.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens.evidence import recipes
+        >>> recipes.load("cot").grid.alpha
+        (0.05, 0.1, 0.2, 0.5)
+    """
+    file = path(name)
+    if not file.is_file():
+        raise InvalidInput(
+            f"there is no recipe {name!r}; take one of {', '.join(sorted(f.stem for f in file.parent.glob('*.yaml')))}"
+        )
+    return SweepConfig.load(file)
+
+
+def path(name: str) -> Path:
+    """The recipe's file, to copy and change.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens.evidence import recipes
+        >>> recipes.path("cot").name
+        'cot.yaml'
+    """
+    return Path(__file__).parent / f"{name}.yaml"
+
+
+def smallest() -> SweepConfig:
+    """The embedded family's sweep at one rank and strength, on few problems: seconds, for examples and tests.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens.evidence import recipes
+        >>> recipes.smallest().grid.alpha
+        (0.5,)
+    """
+    whole = load("zoo").model_dump(mode="json")
+    few = {"extract": 100, "train": 20, "test": 40}
+    grid = {"aligner": ["text"], "n": [100], "rank": [48], "alpha": [0.5]}
+    return SweepConfig.parse(
+        {**whole, "sizes": few, "grid": grid, "controls": ["random", "anti_mean", "shuffled"], "control_seeds": 1, "others": []}
+    )

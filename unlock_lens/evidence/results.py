@@ -1,0 +1,176 @@
+"""What a sweep leaves in its folder: one line a finished configuration, and what describes them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unlock_lens.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Results"]
+
+logger = logging.getLogger(__name__)
+Line = Mapping[str, Any]
+SEEDED = ("random", "shuffled")
+"""Controls that are drawn at random, several times."""
+
+CONFIG, LINES, DAMAGED = "config.yaml", "results.jsonl", "results.damaged.jsonl"
+TRANSFERRED, PROMPTED, POST_TRAINED = "transferred", "prompted", "post_trained"
+DESCRIPTIONS = ("problems", "geometry", "diagnosis", "provenance")
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """A sweep's folder, read.
+
+    Attributes:
+        config: what was asked for (`config.yaml`).
+        lines: finished configurations (`results.jsonl`), in the order in which they were finished.
+        problems: "train" and "test": lists of {"prompt", "answer"}.
+        geometry: "maps", "spectra", "effect" per layer.
+        diagnosis: the forecast for the chosen configuration.
+        provenance: versions, models, task.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens.evidence.results import Results
+        >>> Results({}, ({"config": {"alpha": 0.5}, "split": "train", "accuracy": 1.0},)).frame()["alpha"].tolist()
+        [0.5]
+    """
+
+    config: Mapping[str, Any]
+    lines: tuple[Line, ...]
+    problems: Mapping[str, Any] | None = None
+    geometry: Mapping[str, Any] | None = None
+    diagnosis: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] | None = None
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Results:
+        """Read a sweep's folder, finished or not; of a configuration that is there twice the first line counts.
+
+        Raises:
+            InvalidInput: it is none, or holds no finished configuration.
+        """
+        import yaml
+
+        folder = Path(folder)
+        if not (folder / CONFIG).is_file():
+            raise InvalidInput(f"{folder} is not the folder of a sweep (it has no {CONFIG}); run `unlock-lens sweep` first")
+        lines, _ = read_lines(folder / LINES)
+        if not lines:
+            raise InvalidInput(f"{folder} holds no finished configuration yet; run `unlock-lens sweep` again, it goes on")
+        described = {name: _read_json(folder / f"{name}.json") for name in DESCRIPTIONS}
+        return cls(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")), _once_each(lines), **described)
+
+    def frame(self) -> pd.DataFrame:
+        """One row a finished configuration, its `config` spread over columns (`n` of the config becomes `n_pairs`)."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [{**_spread(line["config"]), **{k: v for k, v in line.items() if k != "config"}} for line in self.lines]
+        )
+
+    @property
+    def capability(self) -> str | None:
+        """The name of the swept capability; None where the config does not say."""
+        return self.config.get("capability", {}).get("name")
+
+    def trained(self, control: str | None = None) -> list[Line]:
+        """The lines of the train split for the swept capability: of the grid, or of one control."""
+        return [line for line in self._mine("train") if line["config"]["control"] == control]
+
+    def tested(self) -> dict[str, list[Line]]:
+        """The lines of the test split for the swept capability, one a seed: "transferred", then its controls.
+
+        In a model contrast nothing is prompted: there "post_trained" is the target's own unlocked model.
+        """
+        post_trained = self.config.get("capability", {}).get("target_unlocked")
+        found: dict[str, list[Line]] = {}
+        for line in self._mine("test"):
+            name = line["config"]["control"] or TRANSFERRED
+            found.setdefault(POST_TRAINED if post_trained and name == PROMPTED else name, []).append(line)
+        return found
+
+    def arms(self) -> dict[str, Line]:
+        """One line of `tested` an arm. Of several seeds the one that flatters least: the best control, the worst transfer."""
+        return {
+            name: (min if name == TRANSFERRED else max)(lines, key=lambda line: line["accuracy"])
+            for name, lines in self.tested().items()
+        }
+
+    def chosen(self) -> Line | None:
+        """The transferred line of the test split; before there is one, the best of the grid on train; None without either."""
+        return self.arms().get(TRANSFERRED) or max(self.trained(), key=lambda line: line["accuracy"], default=None)
+
+    def _mine(self, split: str) -> list[Line]:
+        """Lines of one split for the swept capability."""
+        return [line for line in self.lines if line["split"] == split and line["config"].get("capability") == self.capability]
+
+
+def read_lines(file: Path) -> tuple[list[Line], bytes]:
+    """The whole lines of a results file, and what a cut-off one at its end left."""
+    if not file.is_file():
+        return [], b""
+    whole, newline, rest = file.read_bytes().rpartition(b"\n")
+    try:
+        lines = [json.loads(line) for line in (whole + newline).splitlines() if line.strip()]
+    except ValueError as error:
+        raise InvalidInput(f"{file} is damaged before its last line ({error}); move it away and run the sweep again") from error
+    return lines, rest
+
+
+def mend(file: Path) -> list[Line]:
+    """The whole lines of a results file; a cut-off one at its end is set aside, and told."""
+    lines, rest = read_lines(file)
+    if rest.strip():
+        damaged = file.with_name(DAMAGED)
+        with damaged.open("ab") as kept:
+            kept.write(rest + b"\n")
+        os.truncate(file, file.stat().st_size - len(rest))
+        logger.warning(
+            "%s ended in the middle of a line; its %d finished configurations are kept, the rest is in %s and is run again",
+            file.name,
+            len(lines),
+            damaged.name,
+        )
+    return lines
+
+
+def append(file: Path, line: Line) -> None:
+    """Add one line, on disk when this returns."""
+    with file.open("a", encoding="utf-8") as out:
+        out.write(json.dumps(line) + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def write_whole(file: Path, content: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = file.with_name(f".{file.name}.part")
+    temporary.write_text(content, encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def _once_each(lines: list[Line]) -> tuple[Line, ...]:
+    found: dict[str, Line] = {}
+    for line in lines:
+        found.setdefault(json.dumps([line["split"], line["config"]], sort_keys=True), line)
+    return tuple(found.values())
+
+
+def _spread(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"n_pairs" if key == "n" else key: value for key, value in config.items()}
+
+
+def _read_json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

@@ -1,0 +1,233 @@
+"""What a sweep is asked to do: `CONFIG.yaml`, checked whole before any model is loaded."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, ValidationError, field_validator, model_validator
+
+from unlock_lens.core.alignment import MethodName
+from unlock_lens.errors import InvalidInput
+from unlock_lens.core.inputs import SLOT, parse_layer_map, parse_layers
+from unlock_lens.hosts.remote import remote_of
+from unlock_lens.evidence.spec import Spec
+from unlock_lens.evidence.tasks.problems import Sizes
+from unlock_lens.evidence.tasks.specs import TaskSpec
+from unlock_lens.evidence.tasks.texts import TextSpec
+
+Aligner = Literal["text", "prompts", "paper"]
+Control = Literal["paper", "own", "random", "anti_mean", "without_mean", "shuffled", "unaligned", "naive"]
+CONTROLS: tuple[Control, ...] = get_args(Control)
+
+
+class Capability(Spec):
+    """What is to be transferred, as a contrast.
+
+    Attributes:
+        name: its name; a behaviour of the task, where the task tells behaviours apart.
+        locked: template of the prompts that lack it.
+        unlocked: template of the prompts that have it; for a model contrast the locked one.
+        source_unlocked: the model that has it (model contrast); by default the source.
+        target_unlocked: its counterpart of the target's size, for the control "own".
+    """
+
+    name: str
+    locked: str = SLOT
+    unlocked: str | None = None
+    source_unlocked: str | None = None
+    target_unlocked: str | None = None
+
+    @field_validator("locked", "unlocked")
+    @classmethod
+    def _has_slot(cls, template: str | None) -> str | None:
+        if template is not None and SLOT not in template:
+            raise ValueError(f"the template {template!r} has no {SLOT}; say where the question goes")
+        return template
+
+    @model_validator(mode="after")
+    def _is_contrast(self) -> Capability:
+        if self.unlocked is None and self.source_unlocked is None:
+            raise ValueError("locked and unlocked are the same; give unlocked (a template) or source_unlocked (a model)")
+        return self
+
+    @property
+    def unlocked_template(self) -> str:
+        return self.unlocked or self.locked
+
+
+class Grid(Spec):
+    """The values that are tried, in all combinations.
+
+    Attributes:
+        aligner: calibration. "text": all tokens of the calibration texts, centred; "prompts": the same of the locked prompts;
+            "paper": last token of the locked prompts, uncentred.
+        n: number of questions that the direction (and with "prompts" and "paper" the map) is made from.
+        layer_map: "proportional", or target:source pairs such as "0:0 1:1 2:3".
+        method: of the aligner; the control "paper" is always the paper's own.
+        layers: layers that are steered, such as "0-2,5"; None for all.
+        alpha, rank, position, aggregate, operation, positions: as in `SteeringHook`, `SubspaceAligner`, `CapabilityDirection`.
+    """
+
+    rank: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    alpha: Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Field(min_length=1)]
+    n: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    aligner: Annotated[tuple[Aligner, ...], Field(min_length=1)] = ("text", "paper")
+    layer_map: Annotated[tuple[str, ...], Field(min_length=1)] = ("proportional",)
+    layers: Annotated[tuple[str | None, ...], Field(min_length=1)] = (None,)
+    position: Annotated[tuple[int, ...], Field(min_length=1)] = (-1,)
+    aggregate: Annotated[tuple[Literal["mean", "pca"], ...], Field(min_length=1)] = ("mean",)
+    operation: Annotated[tuple[Literal["norm_preserving", "add", "ablate"], ...], Field(min_length=1)] = ("norm_preserving",)
+    positions: Annotated[tuple[Literal["last_prompt", "prompt", "generated", "all"], ...], Field(min_length=1)] = (
+        "last_prompt",
+    )
+    method: Annotated[tuple[MethodName, ...], Field(min_length=1)] = ("unlock",)
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> Grid:
+        for name in type(self).model_fields:
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} lists a value twice: {list(values)}")
+        for spec in self.layers:
+            parse_layers(spec)
+        for spec in self.layer_map:
+            parse_layer_map(spec)
+        return self
+
+
+class Sampling(Spec):
+    """Sampled completions of the unsteered target, for pass@k and the analysis of sharpening; 0 samples turn it off."""
+
+    samples: Annotated[int, Field(ge=0)] = 8
+    temperature: Annotated[FiniteFloat, Field(gt=0)] = 1.0
+    problems: PositiveInt = 100
+
+
+class SweepConfig(Spec):
+    """A whole sweep.
+
+    Attributes:
+        name: of the sweep, for its report.
+        source: folder or hub id of the model that has the capability, or `zoo:NAME`.
+        target: of the model that is to get it.
+        naive: of a model that never learned the capability, for the control "naive".
+        backend: framework that runs them.
+        dtype: that they are loaded in; a server's models are in its own.
+        remote: true, or the URL of a server, where they are not loaded but run on NDIF (backend nnsight); "local" runs here
+            as NDIF would.
+        task: problems and their check.
+        sizes: how many problems each split takes; the splits share none.
+        capability: what is transferred.
+        others: further behaviours of the task, moved with the chosen settings: is each transfer specific?
+        calibration: ordinary text, for the aligner "text".
+        unrelated: text that has nothing to do with the capability: what steering costs there.
+        controls: directions that the transfer is held against.
+        control_seeds: how many of each random control.
+        seed: of problems, texts and controls.
+
+    Raises:
+        pydantic.ValidationError: a misspelt key, a value out of range; `load` and `parse` make InvalidInput of it.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens.evidence import recipes
+        >>> from unlock_lens.evidence.sweep import SweepConfig
+        >>> told = recipes.load("cot").model_dump(mode="json")
+        >>> SweepConfig.parse({**told, "seed": 1}).seed
+        1
+    """
+
+    name: str
+    source: str
+    target: str
+    naive: str | None = None
+    backend: Literal["transformer_lens", "nnsight"] = "transformer_lens"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    remote: bool | str = False
+    task: TaskSpec
+    sizes: Sizes
+    capability: Capability
+    others: tuple[Capability, ...] = ()
+    calibration: TextSpec | None = None
+    unrelated: TextSpec | None = None
+    grid: Grid
+    controls: tuple[Control, ...] = CONTROLS
+    control_seeds: PositiveInt = 3
+    sampling: Sampling = Sampling()
+    max_new_tokens: PositiveInt = 64
+    batch_size: PositiveInt = 8
+    special_tokens: bool = True
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _agrees(self) -> SweepConfig:
+        if max(self.grid.n) > self.sizes.extract:
+            raise ValueError(f"grid.n asks for {max(self.grid.n)} questions, sizes.extract gives {self.sizes.extract}")
+        if "text" in self.grid.aligner and self.calibration is None:
+            raise ValueError('the aligner "text" needs calibration: (which text?); or leave it out of grid.aligner')
+        if self.remote and self.backend != "nnsight":
+            raise ValueError(f"remote is {self.remote!r}, and the backend {self.backend}; models on a server take nnsight")
+        remote_of(self.remote)
+        names = [self.capability.name, *(other.name for other in self.others)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two capabilities have one name: {names}")
+        return self
+
+    @classmethod
+    def load(cls, file: str | Path) -> SweepConfig:
+        """Read a YAML file.
+
+        Raises:
+            InvalidInput: no such file, not YAML, a misspelt key (the nearest is named), a value out of range.
+        """
+        import yaml
+
+        file = Path(file)
+        if not file.is_file():
+            raise InvalidInput(f"there is no file {file}")
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"{file} is not YAML: {error}") from error
+        if not isinstance(content, dict):
+            raise InvalidInput(f"{file} holds a {type(content).__name__}; expected keys such as source, target, task, grid")
+        return cls.parse(content, str(file))
+
+    @classmethod
+    def parse(cls, content: Mapping[str, Any], name: str = "the config") -> SweepConfig:
+        """Check a config that is at hand as a mapping.
+
+        Raises:
+            InvalidInput: as `load`.
+        """
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            told = "\n".join(f"  {_told(problem)}" for problem in error.errors())
+            raise InvalidInput(f"{name} cannot be used:\n{told}") from None
+
+    def to_yaml(self) -> str:
+        """The whole config, defaults filled in."""
+        import yaml
+
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def difference(old: str, new: str) -> str:
+    """What changed between two configs, line by line; empty where nothing did."""
+    return "\n".join(
+        line
+        for line in difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=0)
+        if not line.startswith(("---", "+++", "@@"))
+    )
+
+
+def _told(problem: Mapping[str, Any]) -> str:
+    place = ".".join(str(part) for part in problem["loc"]) or "config"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(problem["input"], dict | BaseModel) else f" (given: {problem['input']!r})"
+    return f"{place}: {message}{given}"

@@ -1,0 +1,115 @@
+"""What describes a sweep beside its results: problems, geometry, forecast, provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import Any
+
+from unlock_lens.hosts import backend_of
+from unlock_lens.evidence.diagnosis import Diagnosis, diagnose
+from unlock_lens.evidence.evaluation import evaluate, sample
+from unlock_lens.evidence.sweep.geometry import geometry
+from unlock_lens.evidence.sweep.material import PROBED, Material
+from unlock_lens.evidence.sweep.setting import Setting
+from unlock_lens.evidence.tasks.problems import Task
+
+MAX_TOKENS = 4_000
+"""Calibration tokens that a forecast within a sweep looks at: what it costs on wide models lies in their number."""
+VERSIONED = ("torch", "transformers", "transformer-lens", "nnsight")
+
+
+def inputs(material: Material) -> dict[str, Any]:
+    """What results depend on beyond the config: a sweep goes on only where this is the same."""
+    config = material.config
+    named = {"source": config.source, "target": config.target, "naive": config.naive}
+    for capability in (config.capability, *config.others):
+        named[f"{capability.name}, source unlocked"] = capability.source_unlocked
+        named[f"{capability.name}, target unlocked"] = capability.target_unlocked
+    return {
+        "models": {side: str(backend_of(material.model(name)).identity) for side, name in named.items() if name},
+        "problems": {name: getattr(material.splits, name).hash for name in ("extract", "train", "test")},
+        "calibration": material.texts_hash,
+        "unrelated": material.unrelated_hash,
+    }
+
+
+def described(material: Material, chosen: Setting) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What makes the contents of `geometry.json` and `diagnosis.json`."""
+    return {
+        "geometry": lambda: geometry(material, chosen),
+        "diagnosis": lambda: forecast(material, chosen).to_json(),
+    }
+
+
+def forecast(material: Material, setting: Setting) -> Diagnosis:
+    """`diagnose` for one setting, with all that a sweep has at hand; problems of the test split are not looked at."""
+    config = material.config
+    aligner = material.aligner(setting)
+    return diagnose(
+        material.source_direction(setting),
+        aligner,
+        contrast=material.contrast("source", setting),
+        own=material.own_direction(setting) if "own" in material.controls else None,
+        ability=material.once("ability", lambda: ability(material)),
+        source_acts=material.states("source", setting.aligner or "text", setting.n),
+        target_acts=material.states("target", setting.aligner or "text", setting.n),
+        probe=material.probe(setting),
+        max_tokens=MAX_TOKENS,
+        batch_size=config.batch_size,
+    )
+
+
+def ability(material: Material) -> float:
+    """The share of train problems that the target solves: asked to, or, where no prompt can ask, in any of its samples."""
+    config = material.config
+    task = material.splits.train.first(min(PROBED, config.sizes.train))
+    how: dict[str, Any] = {
+        "max_new_tokens": config.max_new_tokens,
+        "batch_size": config.batch_size,
+        "add_special_tokens": config.special_tokens,
+        "remote": config.remote,
+        "progress": False,
+    }
+    if config.capability.unlocked is not None:
+        prompted = task.prompts(config.capability.unlocked)
+        return evaluate(material.target, task, prompted, **how).outcome.accuracy
+    sampling = config.sampling
+    sampled = sample(
+        material.target, task, task.prompts(config.capability.locked), max(sampling.samples, 1), sampling.temperature,
+        config.seed, **how,
+    )  # fmt: skip
+    shown = {i for i, completion in sampled.successes if _shows(task, config.capability.name, completion)}
+    return len(shown) / len(task)
+
+
+def _shows(task: Task, capability: str, completion: str) -> bool:
+    """A right final answer may be guessed: where the task tells behaviours apart, it must have come by this one."""
+    if task.classify is None or capability not in task.behaviour_names:
+        return True
+    return task.classify(completion) == capability
+
+
+def problems(material: Material) -> dict[str, list[dict[str, str]]]:
+    """Prompts and answers, in the order of the results' `right` and `completions`."""
+    locked = material.config.capability.locked
+    return {
+        split: [{"prompt": prompt, "answer": answer} for prompt, answer in zip(task.prompts(locked), task.answers, strict=True)]
+        for split, task in (("train", material.splits.train), ("test", material.splits.test))
+    }
+
+
+def provenance(material: Material) -> dict[str, Any]:
+    """Versions, models, problems and texts."""
+    told = inputs(material)
+    return {
+        "library_version": version("unlock-lens"),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {package: version(package) for package in VERSIONED},
+        "models": told["models"],
+        "task": material.splits.test.name,
+        "hashes": {**told["problems"], "calibration": told["calibration"], "unrelated": told["unrelated"]},
+        "calibration_texts_left_out": f"{material.leaking} that hold a train or test question",
+        "controls_left_out": material.left_out,
+    }

@@ -1,0 +1,284 @@
+"""What a sweep works with, captured once: models, problems, contrasts, calibration states, maps, and what they give."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
+
+from torch import Tensor
+
+from unlock_lens.evidence import controls
+from unlock_lens.core import capture
+from unlock_lens.core.alignment import SubspaceAligner
+from unlock_lens.hosts import backend_of, open_model
+from unlock_lens.core.contrast import Contrast
+from unlock_lens.evidence.diagnosis.probe import Probe
+from unlock_lens.core.differences import mean_state
+from unlock_lens.core.direction import CapabilityDirection
+from unlock_lens.errors import InvalidInput
+from unlock_lens.core.inputs import parse_layer_map, parse_layers
+from unlock_lens.core.tokens import Positions, paired_tokens
+from unlock_lens.core.reducing import How
+from unlock_lens.core.steering import SteeringHook
+from unlock_lens.evidence.sweep.config import Capability, SweepConfig
+from unlock_lens.evidence.sweep.setting import NAIVE, NAIVE_UNSTEERED, UNSTEERED, Setting
+from unlock_lens.core.variant import Variant
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+Side = Literal["source", "target", "naive"]
+ZOO = "zoo:"
+PROBED = 32
+"""Train prompts whose first tokens a forecast looks at."""
+
+
+class Material:
+    """Opens what a config names, checks it against the models, and captures each thing when it is first needed."""
+
+    def __init__(self, config: SweepConfig, progress: bool = True) -> None:
+        self.config, self.progress = config, progress
+        self.splits = config.task.splits(config.sizes, config.seed)
+        self.leaking = 0
+        self._check_others()
+        self.texts = self._calibration()
+        self.unrelated = config.unrelated.read(config.seed + 1) if config.unrelated else None
+        self._made: dict[Hashable, Any] = {}
+        self.source, self.target = self.model(config.source), self.model(config.target)
+        self._check_ranges()
+        self.left_out = self._controls_left_out()
+
+    @property
+    def texts_hash(self) -> str | None:
+        return _hash(self.texts)
+
+    @property
+    def unrelated_hash(self) -> str | None:
+        return _hash(self.unrelated)
+
+    @property
+    def controls(self) -> list[str]:
+        """Those that were asked for and can be had."""
+        return [name for name in self.config.controls if name not in self.left_out]
+
+    def model(self, name: str) -> Any:
+        return self.once(("model", name), lambda: _opened(name, self.config))
+
+    def baseline(self, setting: Setting) -> Setting:
+        """The unsteered run that a steered one is paired with: of the naive model, or of prompts of its own, its own."""
+        swept = self.config.capability
+        same = self.capability(setting.capability).locked == swept.locked
+        return Setting(swept.name if same else setting.capability, NAIVE_UNSTEERED if setting.control == NAIVE else UNSTEERED)
+
+    def capability(self, name: str) -> Capability:
+        return next(c for c in (self.config.capability, *self.config.others) if c.name == name)
+
+    def steer(self, setting: Setting) -> SteeringHook:
+        """The hook of a steered setting."""
+        if setting.alpha is None or setting.operation is None or setting.positions is None:
+            raise InvalidInput(f"{setting} is a baseline; it steers nothing")
+        direction = self.direction(setting)
+        layers = parse_layers(setting.layers)
+        return SteeringHook(direction, setting.alpha, setting.operation, setting.positions, layers)
+
+    def direction(self, setting: Setting) -> CapabilityDirection:
+        """The direction of a setting, in the residual stream of the model that it steers."""
+        where = replace(setting, alpha=None, operation=None, positions=None, layers=None)
+        return self.once(("direction", where), lambda: self._direction(where))
+
+    def source_direction(self, setting: Setting) -> CapabilityDirection:
+        """Before transport."""
+        return self.contrast("source", setting).direction(setting.aggregate or "mean")
+
+    def own_direction(self, setting: Setting) -> CapabilityDirection:
+        """The target's own, at all of its layers."""
+        return self.contrast("target", setting).direction(setting.aggregate or "mean")
+
+    def aligner(self, setting: Setting, to: Side = "target", shuffled: int | None = None) -> SubspaceAligner:
+        """The map of a setting: fitted once at the largest rank, of which smaller ones are a part.
+
+        `shuffled` is the seed of the control of that name.
+        """
+        n = None if setting.aligner == "text" else setting.n
+        key = ("aligner", setting.aligner, n, setting.layer_map, setting.method, to, shuffled)
+        full = self.once(key, lambda: self._fitted(setting, to, shuffled))
+        return full.at_rank(min(setting.rank or full.maps.rank, full.maps.rank))
+
+    def contrast(self, side: Side, setting: Setting) -> Contrast:
+        """The differences of the first n questions, in the source or (for the control "own") in the target."""
+        position = -1 if setting.position is None else setting.position
+        key = ("contrast", side, setting.capability, position)
+        whole: Contrast = self.once(key, lambda: self._captured_contrast(side, setting.capability, position))
+        return whole.first(setting.n or len(whole))
+
+    def probe(self, setting: Setting, n: int = PROBED) -> Probe:
+        """How the target begins on train prompts when it is steered, beside the source's unlocked variant."""
+        task = self.splits.train.first(min(n, len(self.splits.train)))
+        capability = self.capability(setting.capability)
+        unlocked = self.model(capability.source_unlocked) if capability.source_unlocked else self.source
+        return Probe.run(
+            self.direction(replace(setting, control=None)),
+            self._variant("target", task.prompts(capability.locked)),
+            self._of(unlocked, task.prompts(capability.unlocked_template)),
+            alphas=self.config.grid.alpha,
+            batch_size=self.config.batch_size,
+            hook=lambda alpha: self.steer(replace(setting, alpha=alpha)),
+        )
+
+    def states(self, side: Side, calibration: str, n: int | None, to: Side = "target") -> Tensor:
+        """Calibration states of all layers, [layer, token, d_model], at the tokens that source and `to` have in common."""
+        texts = self.texts or [] if calibration == "text" else self.splits.extract.prompts(self.config.capability.locked)
+        positions: Positions = "last" if calibration == "paper" else "all"
+        source, target = self._variant("source", texts), self._variant(to, texts)
+        tokens = self.once(("tokens", calibration, to), lambda: paired_tokens(source, target, positions))
+        own = 0 if side == "source" else 1
+        whole = self.once(("states", side, calibration, to), lambda: self._captured((source, target)[own], tokens[own]))
+        return whole if calibration == "text" else whole[:, : sum(len(of_text) for of_text in tokens[own][:n])]
+
+    def _mean_locked(self, layers: Sequence[int]) -> Tensor:
+        """The target's mean state at the end of the locked prompts that directions are extracted from."""
+        locked = self._variant("target", self.splits.extract.prompts(self.config.capability.locked))
+        batch_size = self.config.batch_size
+        return self.once("mean locked", lambda: mean_state(locked, None, -1, How(batch_size)))[list(layers)]
+
+    def _direction(self, setting: Setting) -> CapabilityDirection:
+        if setting.control in (None, "paper"):
+            return self.aligner(setting).transport(self.source_direction(setting))
+        if setting.control == NAIVE:
+            return self.aligner(setting, "naive").transport(self.source_direction(setting))
+        if setting.control == "own":
+            own = self.own_direction(setting)
+            mapped = parse_layer_map(setting.layer_map or "proportional")
+            return own.at_layers(list(mapped)) if mapped else own  # where the transfer acts too
+        transferred = self.direction(replace(setting, control=None, seed=0))
+        if setting.control == "random":
+            return controls.random_like(transferred, setting.seed)
+        if setting.control == "anti_mean":
+            return controls.away_from(self._mean_locked(transferred.layers), transferred)
+        if setting.control == "without_mean":
+            return controls.projected_out(self._mean_locked(transferred.layers), transferred)
+        source = self.source_direction(setting)
+        if setting.control == "shuffled":
+            drawn = self.aligner(setting, shuffled=setting.seed).transport(source)
+        else:
+            drawn = controls.unaligned(source, self.aligner(setting).layer_map, backend_of(self.target).identity)
+        return controls.at_norms_of(drawn, transferred)
+
+    def _fitted(self, setting: Setting, to: Side, shuffled: int | None) -> SubspaceAligner:
+        calibration = setting.aligner or "text"
+        asked = (
+            (self.texts or [])
+            if calibration == "text"
+            else self.splits.extract.prompts(self.config.capability.locked)[: setting.n]
+        )
+        states = [self.states("source", calibration, setting.n, to), self.states(to, calibration, setting.n, to)]
+        if shuffled is not None:
+            states[1] = controls.shuffled(states[1], shuffled)
+        paper = calibration == "paper"
+        aligner = SubspaceAligner(
+            min(max(self.config.grid.rank), *(held.shape[-1] for held in states), states[0].shape[1]),
+            centered=not paper,
+            positions="last" if paper else "all",
+            layer_map=parse_layer_map(setting.layer_map or "proportional"),
+            method=setting.method or "unlock",
+        )
+        source, target = (backend_of(self._side(side)).identity for side in ("source", to))
+        return aligner.fit_activations(states[0], states[1], source, target, _hash(asked))
+
+    def _captured_contrast(self, side: Side, name: str, position: int) -> Contrast:
+        capability, extract = self.capability(name), self.splits.extract
+        unlocked_model = capability.source_unlocked if side == "source" else capability.target_unlocked
+        model = self._side(side)
+        return Contrast.capture(
+            self._of(model, extract.prompts(capability.locked)),
+            self._of(self.model(unlocked_model) if unlocked_model else model, extract.prompts(capability.unlocked_template)),
+            position=position,
+            batch_size=self.config.batch_size,
+            progress=self.progress,
+        )
+
+    def _captured(self, variant: Variant, tokens: capture.Chosen) -> Tensor:
+        return capture.at_tokens(variant, tokens, batch_size=self.config.batch_size, progress=self.progress)
+
+    def _variant(self, side: Side, texts: list[str]) -> Variant:
+        return self._of(self._side(side), texts)
+
+    def _of(self, model: Any, texts: list[str]) -> Variant:
+        return Variant(model, texts, self.config.special_tokens, self.config.remote)
+
+    def _side(self, side: Side) -> Any:
+        return self.model({"source": self.config.source, "target": self.config.target, "naive": self.config.naive or ""}[side])
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, made when it is first asked for."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _calibration(self) -> list[str] | None:
+        """The calibration texts, without those that hold a question of the train or test split."""
+        if self.config.calibration is None:
+            return None
+        texts = self.config.calibration.read(self.config.seed)
+        asked = [*self.splits.train.questions, *self.splits.test.questions]
+        kept = [line for line in texts if not any(question in line for question in asked)]
+        self.leaking = len(texts) - len(kept)
+        if not kept:
+            raise InvalidInput("every calibration text holds a question of the train or test split; give other texts")
+        return kept
+
+    def _check_others(self) -> None:
+        names = self.splits.test.behaviour_names
+        unknown = [other.name for other in self.config.others if other.name not in names]
+        if unknown:
+            raise InvalidInput(
+                f"others names {', '.join(unknown)}, which the task {self.splits.test.name} cannot tell: "
+                f"it tells {', '.join(names) or 'no behaviours apart'}"
+            )
+
+    def _controls_left_out(self) -> dict[str, str]:
+        """Controls that cannot be had here, and why."""
+        source, target = (backend_of(model).identity for model in (self.source, self.target))
+        left_out: dict[str, str] = {}
+        if self.config.naive is None:
+            left_out["naive"] = "no naive model is named"
+        if source.d_model != target.d_model:
+            left_out["unaligned"] = f"the widths differ, {source.d_model} and {target.d_model}"
+        if not self.can_ask:
+            left_out["own"] = "capability.target_unlocked is not named"
+        return {name: why for name, why in left_out.items() if name in self.config.controls}
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether there is an unlocked variant of the target: by its prompt, or a model."""
+        capability = self.config.capability
+        return capability.unlocked is not None or capability.target_unlocked is not None
+
+    def _check_ranges(self) -> None:
+        source, target = (backend_of(model).identity for model in (self.source, self.target))
+        grid = self.config.grid
+        widest = min(source.d_model, target.d_model)
+        if max(grid.rank) > widest:
+            raise InvalidInput(f"grid.rank has {max(grid.rank)}; the narrower of {source} and {target} allows at most {widest}")
+        for spec in grid.layers:
+            capture.check_layers(parse_layers(spec), target.n_layers)
+        for spec in grid.layer_map:
+            for b, a in (parse_layer_map(spec) or {}).items():
+                if b >= target.n_layers or a >= source.n_layers:
+                    raise InvalidInput(
+                        f"grid.layer_map has {b}:{a}; the target has {target.n_layers} layers, the source {source.n_layers}"
+                    )
+
+
+def _opened(name: str, config: SweepConfig) -> Any:
+    if name.startswith(ZOO):
+        from unlock_lens import zoo
+
+        return zoo.load(name.removeprefix(ZOO), config.backend, config.dtype)
+    return open_model(name, config.backend, config.dtype, config.remote)
+
+
+def _hash(texts: list[str] | None) -> str | None:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16] if texts else None

@@ -1,0 +1,248 @@
+"""Problems, the check that says which completions are right, and their splits."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+from pydantic import PositiveInt
+
+from unlock_lens.errors import InvalidInput
+from unlock_lens.core.inputs import fill
+from unlock_lens.evidence.spec import Spec
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question, its answer, and what else a check needs to know (`extra`).
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens.evidence.tasks import Problem
+        >>> Problem("How much is\\n1 + 1?", "2").key
+        'How much is 1 + 1?'
+    """
+
+    question: str
+    answer: str
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def key(self) -> str:
+        """The question, whatever its white space: what tells problems apart."""
+        return " ".join(self.question.split())
+
+
+Check = Callable[[str, Problem], bool]
+"""Whether a completion is right; pass your own to `Task`."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Problems, and the check that says which completions are right.
+
+    Attributes:
+        name: what the problems are called.
+        problems: at least one, each with a question and an answer.
+        check: of one completion, such as those of `unlock_lens.evidence.tasks.scoring.CHECKS`, or your own.
+        classify: tells which behaviour a completion shows; None if the task does not tell behaviours apart.
+        behaviour_names: all that `classify` may return.
+        code_hash: of the code that the check is in, where a sweep is to notice that it changed.
+
+    Raises:
+        InvalidInput: no problems, or one without a question or an answer.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens.evidence.tasks.scoring import CHECKS
+        >>> task = Task("sums", (Problem("1 + 1?", "2"), Problem("2 + 2?", "4")), CHECKS["number"])
+        >>> task.prompts("{question} Answer:")
+        ['1 + 1? Answer:', '2 + 2? Answer:']
+        >>> task.correct([" It is 2.", " It is 5."])
+        [True, False]
+    """
+
+    name: str
+    problems: tuple[Problem, ...]
+    check: Check
+    classify: Callable[[str], str] | None = None
+    behaviour_names: tuple[str, ...] = ()
+    code_hash: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.problems:
+            raise InvalidInput(f"the task {self.name} was given no problems; at least one is needed")
+        for place, problem in enumerate(self.problems, start=1):
+            if not problem.question.strip():
+                raise InvalidInput(f"problem {place} of {self.name} has an empty question; leave it out")
+            if not problem.answer.strip():
+                raise InvalidInput(
+                    f"problem {place} of {self.name} has no answer ({problem.question!r}); give one, or leave the problem out"
+                )
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    @property
+    def questions(self) -> list[str]:
+        return [problem.question for problem in self.problems]
+
+    @property
+    def answers(self) -> list[str]:
+        return [problem.answer for problem in self.problems]
+
+    @property
+    def hash(self) -> str:
+        """A short fingerprint of the questions and answers in their order, and of `code_hash` if there is one."""
+        told = [self.questions, self.answers, *([self.code_hash] if self.code_hash else [])]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+    def prompts(self, template: str) -> list[str]:
+        """The template with each question in the place of `{question}`.
+
+        Raises:
+            InvalidInput: the template has no `{question}`.
+        """
+        return fill(template, self.questions)
+
+    def correct(self, completions: Sequence[str]) -> list[bool]:
+        """Whether each completion is right.
+
+        Raises:
+            InvalidInput: another number of completions than of problems.
+        """
+        self._check_count(completions)
+        return [self.check(completion, problem) for completion, problem in zip(completions, self.problems, strict=True)]
+
+    def behaviours(self, completions: Sequence[str]) -> list[str] | None:
+        """Which behaviour each completion shows; None if the task does not tell behaviours apart.
+
+        Raises:
+            InvalidInput: another number of completions than of problems.
+        """
+        self._check_count(completions)
+        if not self.classify:
+            return None
+        found = [self.classify(completion) for completion in completions]
+        if strange := sorted({name for name in found if name not in self.behaviour_names}):
+            raise InvalidInput(
+                f"classify of {self.name} returns {', '.join(strange)}; behaviour_names has "
+                f"{', '.join(self.behaviour_names) or 'nothing'}: name all that it may return"
+            )
+        return found
+
+    def first(self, n: int) -> Task:
+        """The task of the first n problems.
+
+        Raises:
+            InvalidInput: n below 1, or more than there are.
+        """
+        if not 1 <= n <= len(self):
+            raise InvalidInput(f"the first {n} problems of {self.name} were asked for; there are {len(self)}")
+        return dataclasses.replace(self, problems=self.problems[:n])
+
+    def _check_count(self, completions: Sequence[str]) -> None:
+        if len(completions) != len(self):
+            raise InvalidInput(f"{len(completions)} completions were given for {len(self)} problems; give one for each")
+
+
+class Sizes(Spec):
+    """How many problems each split takes.
+
+    Attributes:
+        extract: problems that directions are made from.
+        train: problems that settings are chosen on.
+        test: problems that results are reported on.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens.evidence.tasks import Sizes
+        >>> Sizes(extract=100, train=20, test=40).total
+        160
+    """
+
+    extract: PositiveInt
+    train: PositiveInt
+    test: PositiveInt
+
+    @property
+    def total(self) -> int:
+        return self.extract + self.train + self.test
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What directions are made from, what settings are chosen on, what results are reported on: no question is in two.
+
+    Raises:
+        InvalidInput: two splits share a question.
+
+    Source: docs/evidence.md.
+
+    Example:
+        >>> from unlock_lens.evidence.tasks import Problem, Splits, Task
+        >>> parts = [Task(name, (Problem(f"{name}?", "1"),), lambda text, problem: True) for name in ("a", "b", "c")]
+        >>> Splits(*parts).test.questions
+        ['c?']
+    """
+
+    extract: Task
+    train: Task
+    test: Task
+
+    def __post_init__(self) -> None:
+        for (one, some), (other, others) in combinations(vars(self).items(), 2):
+            _refuse_shared(some, others, f"{one} and {other}")
+
+
+def split(pool: Task, sizes: Sizes, seed: int, test: Task | None = None) -> Splits:
+    """Draw disjoint splits, each question once; the test problems from `test`, if it is given.
+
+    Raises:
+        InvalidInput: too few problems, or a question of the pool that is also in `test`.
+
+    Example:
+        >>> pool = Task("sums", tuple(Problem(f"{i} + 1?", str(i + 1)) for i in range(9)), lambda text, problem: True)
+        >>> splits = split(pool, Sizes(extract=4, train=2, test=3), seed=0)
+        >>> len(splits.extract), len(splits.train), len(splits.test)
+        (4, 2, 3)
+    """
+    if test is None:
+        return Splits(*_drawn(pool, (sizes.extract, sizes.train, sizes.test), seed))
+    _refuse_shared(pool, test, f"{pool.name} and {test.name}")
+    return Splits(*_drawn(pool, (sizes.extract, sizes.train), seed), *_drawn(test, (sizes.test,), seed))
+
+
+def unique(problems: Sequence[Problem], besides: Sequence[Problem] = ()) -> tuple[Problem, ...]:
+    """The problems, each question once, without those whose question is also in `besides`."""
+    unwanted = {problem.key for problem in besides}
+    return tuple({problem.key: problem for problem in problems if problem.key not in unwanted}.values())
+
+
+def _drawn(pool: Task, counts: Sequence[int], seed: int) -> list[Task]:
+    problems = list(unique(pool.problems))
+    if sum(counts) > len(problems):
+        raise InvalidInput(
+            f"{pool.name} has {len(problems)} different questions, and sizes ask for {sum(counts)} of them; ask for fewer"
+        )
+    random.Random(f"split {seed}").shuffle(problems)
+    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+    return [
+        dataclasses.replace(pool, problems=tuple(problems[end - count : end])) for count, end in zip(counts, ends, strict=True)
+    ]
+
+
+def _refuse_shared(some: Task, others: Task, names: str) -> None:
+    keys = {problem.key for problem in others.problems}
+    shared = next((problem for problem in some.problems if problem.key in keys), None)
+    if shared:
+        raise InvalidInput(f"{names} share the question {shared.question!r}; take it out of one of them")

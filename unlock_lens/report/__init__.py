@@ -1,6 +1,0 @@
-"""The report of a sweep: a verdict in words, a table of its arms, and one HTML page that needs no network."""
-
-from unlock_lens.report.judgement import Verdict, verdict
-from unlock_lens.report.page import summary, write
-
-__all__ = ["Verdict", "summary", "verdict", "write"]
