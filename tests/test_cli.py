@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from unlock_lens import CapabilityDirection, cli, cli_evidence, cli_interchange, recipes, results, zoo
+from unlock_lens import CapabilityDirection, recipes, results, zoo
+from unlock_lens.cli import app as cli
+from unlock_lens.cli import evidence as cli_evidence
+from unlock_lens.cli import interchange as cli_interchange
 
 SMALL, LARGE = (str(zoo.path() / f"{size}-base") for size in ("small", "large"))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import unlock_lens as ul
-from unlock_lens.cli import parse_layers
+from unlock_lens.cli.app import parse_layers
 from unlock_lens.core.inputs import fill, read_texts
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 import unlock_lens as ul
 from unlock_lens import zoo
-from unlock_lens.cli import app
+from unlock_lens.cli.app import app
 from unlock_lens.errors import UnlockLensError
 from unlock_lens.interchange import from_gguf, from_lm_eval, from_steering_vectors, to_gguf
 

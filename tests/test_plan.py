@@ -28,7 +28,8 @@ from typer.testing import CliRunner
 
 import unlock_lens as ul
 from tests.checks import unchecked
-from unlock_lens import cli_plan, zoo
+from unlock_lens import zoo
+from unlock_lens.cli import plan as cli_plan
 from unlock_lens.hosts import ndif
 from unlock_lens.hosts.base import Batch, Edits, Generation, Pass, Pending
 from unlock_lens.hosts.job import Job

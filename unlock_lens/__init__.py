@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from unlock_lens.core.alignment import SubspaceAligner
 from unlock_lens.core.direction import CapabilityDirection
+from unlock_lens.core.generation import generate
+from unlock_lens.core.jobs import submit
+from unlock_lens.core.steering import SteeringHook, apply, attached
+from unlock_lens.core.variant import Variant
 from unlock_lens.errors import (
     ArtifactError,
     DeadlineExceeded,
@@ -18,16 +22,14 @@ from unlock_lens.errors import (
     UnlockLensError,
     UnsupportedModel,
 )
-from unlock_lens.core.generation import generate
 from unlock_lens.hosts.identity import ModelIdentity
-from unlock_lens.core.jobs import submit
 from unlock_lens.hosts.remote import Remote, Traffic
-from unlock_lens.core.steering import SteeringHook, apply, attached
-from unlock_lens.core.variant import Variant
 
 if TYPE_CHECKING:
-    from unlock_lens.evidence.diagnosis import Diagnosis, diagnose
+    from unlock_lens import interchange, zoo
     from unlock_lens.core.planning import Plan, plan
+    from unlock_lens.evidence import controls, distributions, evaluation, lens, plots, recipes, report, results, statistics, sweep, tasks
+    from unlock_lens.evidence.diagnosis import Diagnosis, diagnose
 
 __all__ = [
     "ArtifactError",
@@ -52,23 +54,46 @@ __all__ = [
     "Variant",
     "apply",
     "attached",
+    "controls",
     "diagnose",
+    "distributions",
+    "evaluation",
     "generate",
+    "interchange",
+    "lens",
     "plan",
+    "plots",
+    "recipes",
+    "report",
+    "results",
+    "statistics",
     "submit",
+    "sweep",
+    "tasks",
+    "zoo",
 ]
 
-
-_LATER = {"Diagnosis": "diagnostics", "diagnose": "diagnostics", "Plan": "planning", "plan": "planning"}
-_MODULES = ("controls", "evaluation", "interchange", "lens", "zoo")
+_EVIDENCE = (
+    "controls", "distributions", "evaluation", "lens", "plots", "recipes", "report", "results", "statistics", "sweep", "tasks",
+)  # fmt: skip
+_MODULES = {name: f"unlock_lens.evidence.{name}" for name in _EVIDENCE} | {
+    "interchange": "unlock_lens.interchange",
+    "zoo": "unlock_lens.zoo",
+}
+_NAMES = {
+    "Diagnosis": "unlock_lens.evidence.diagnosis",
+    "diagnose": "unlock_lens.evidence.diagnosis",
+    "Plan": "unlock_lens.core.planning",
+    "plan": "unlock_lens.core.planning",
+}
 
 
 def __getattr__(name: str) -> Any:
     """What is imported when it is first asked for: few programs do, and every one imports this package."""
-    if name in _LATER:
-        return getattr(import_module(f"unlock_lens.{_LATER[name]}"), name)
     if name in _MODULES:
-        return import_module(f"unlock_lens.{name}")
+        return import_module(_MODULES[name])
+    if name in _NAMES:
+        return getattr(import_module(_NAMES[name]), name)
     if name == "__version__":
         from importlib.metadata import version
 

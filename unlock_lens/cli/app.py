@@ -12,7 +12,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from unlock_lens import cli_evidence, cli_interchange, cli_plan
+from unlock_lens.cli import evidence as cli_evidence
+from unlock_lens.cli import interchange as cli_interchange
+from unlock_lens.cli import plan as cli_plan
 from unlock_lens.errors import InvalidInput, UnlockLensError
 from unlock_lens.core.inputs import parse_layers, parse_positions, parse_rank, parse_remote, parse_ridge, read_direction
 
@@ -60,8 +62,8 @@ def demo(
 
     Example: `unlock-lens demo --backend nnsight --json > demo.json`
     """
-    from unlock_lens import demo as demonstration
-    from unlock_lens import demo_report
+    from unlock_lens.cli import demo as demonstration
+    from unlock_lens.cli import demo_report
 
     found = demonstration.run(backend, n, seed, progress=not as_json)
     if as_json:

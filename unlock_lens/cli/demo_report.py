@@ -9,7 +9,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from unlock_lens.demo import Arm, Demo, Specificity, Transfer
+from unlock_lens.cli.demo import Arm, Demo, Specificity, Transfer
 from unlock_lens.zoo import BEHAVIOURS
 
 ARMS = {

@@ -134,7 +134,7 @@ def run(backend: str = "transformer_lens", n: int = 200, seed: int = 0, progress
         progress: whether to show a progress bar.
 
     Example:
-        >>> from unlock_lens import demo
+        >>> from unlock_lens.cli import demo
         >>> found = demo.run(n=20)
         >>> found.transfers[0].arms["transferred"].outcome.accuracy > 0.9
         True
