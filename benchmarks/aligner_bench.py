@@ -16,8 +16,8 @@ import unlock_lens as ul
 from unlock_lens import controls, zoo
 from unlock_lens.core import capture
 from unlock_lens.core.contrast import Contrast
-from unlock_lens.evidence.evaluation import Outcome
 from unlock_lens.core.tokens import paired_tokens
+from unlock_lens.evidence.evaluation import Outcome
 
 ALPHAS = (0.5, 0.6, 0.4, 0.7, 0.3)
 """Of strengths that bring as much the first is taken."""

@@ -28,7 +28,19 @@ from unlock_lens.hosts.remote import Remote, Traffic
 if TYPE_CHECKING:
     from unlock_lens import interchange, zoo
     from unlock_lens.core.planning import Plan, plan
-    from unlock_lens.evidence import controls, distributions, evaluation, lens, plots, recipes, report, results, statistics, sweep, tasks
+    from unlock_lens.evidence import (
+        controls,
+        distributions,
+        evaluation,
+        lens,
+        plots,
+        recipes,
+        report,
+        results,
+        statistics,
+        sweep,
+        tasks,
+    )
     from unlock_lens.evidence.diagnosis import Diagnosis, diagnose
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.evidence import sweep
+from tests.sweeps import sweep
 from unlock_lens import plots, report
 from unlock_lens.evidence.results import Results
 
@@ -188,7 +188,7 @@ def test_all_text_stands_out_from_its_background(opened: Open, scheme: str) -> N
         faint = [
             (text["text"], round(text["contrast"], 2))
             for text in page.evaluate(TEXTS)
-            if text["contrast"] < 4.5 and not text["cell"] and not text["swatch"]  # cells: tests/test_plots.py
+            if text["contrast"] < 4.5 and not text["cell"] and not text["swatch"]  # cells: tests/evidence/test_plots.py
         ]
         assert faint == []
 

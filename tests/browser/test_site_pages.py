@@ -13,7 +13,7 @@ from urllib.parse import urldefrag
 
 import pytest
 
-from tests.test_site import ROOT, build
+from tests.docs.test_site import ROOT, build
 
 pytestmark = pytest.mark.browser
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 import unlock_lens as ul
+import unlock_lens.hosts as backends
 from tests.hosts.models import HOSTS, PROMPTS
 from tests.hosts.test_native import ALPHA, KIND, direction_for, leftovers, logits_of
-import unlock_lens.hosts as backends
-from unlock_lens.method import apply as operations
-from unlock_lens.hosts import Batch, Generation
 from unlock_lens.core.steering import edits_for
+from unlock_lens.hosts import Batch, Generation
+from unlock_lens.method import apply as operations
 
 OURS = str(Path(ul.__file__).parent)
 PROMPT = PROMPTS[2]

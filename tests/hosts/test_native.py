@@ -17,8 +17,8 @@ import unlock_lens as ul
 from tests.hosts.models import HOSTS, PARTNERS, PROMPTS, make_folder, open_hooked, open_host
 from tests.hosts.test_oracle import ALPHA, STEPS, oracle_completions, up_to_end
 from tests.oracle import Oracle, norm_preserving
-from unlock_lens.method import apply as operations
 from unlock_lens.core.variant import Tokens, tokenize
+from unlock_lens.method import apply as operations
 
 KIND = "qwen2"
 

@@ -29,10 +29,9 @@ from tests.remote.asking import (
     wait_until,
 )
 from tests.remote.server.rig import Rig
-from unlock_lens.core import capture
-from unlock_lens.core import reducing
-from unlock_lens.hosts import job
+from unlock_lens.core import capture, reducing
 from unlock_lens.core.jobs import Kept
+from unlock_lens.hosts import job
 
 nnsight.register(broken)
 

@@ -15,8 +15,8 @@ from rich.table import Table
 from unlock_lens.cli import evidence as cli_evidence
 from unlock_lens.cli import interchange as cli_interchange
 from unlock_lens.cli import plan as cli_plan
-from unlock_lens.errors import InvalidInput, UnlockLensError
 from unlock_lens.core.inputs import parse_layers, parse_positions, parse_rank, parse_remote, parse_ridge, read_direction
+from unlock_lens.errors import InvalidInput, UnlockLensError
 
 app = typer.Typer(
     help="Move a capability from one language model into another.",

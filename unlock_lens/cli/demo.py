@@ -13,13 +13,13 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from unlock_lens import zoo
-from unlock_lens.evidence import controls
 from unlock_lens.core.alignment import SubspaceAligner
 from unlock_lens.core.direction import CapabilityDirection
-from unlock_lens.evidence.evaluation import Outcome
 from unlock_lens.core.generation import generate
 from unlock_lens.core.steering import SteeringHook
 from unlock_lens.core.variant import Variant
+from unlock_lens.evidence import controls
+from unlock_lens.evidence.evaluation import Outcome
 
 PAIRS = (("large", "small"), ("small", "large"))
 BEHAVIOURS_TO_TRANSFER = ("think", "reverse", "double")

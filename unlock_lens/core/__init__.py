@@ -1,0 +1,1 @@
+"""The objects of the README: variants, directions, aligners, hooks."""

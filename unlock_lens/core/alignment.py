@@ -14,20 +14,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.core import artifact
-from unlock_lens.method.calibrate import Calibration, held_states
-from unlock_lens.method.crossval import FOLDS, CrossValidation, cross_validate
 from unlock_lens.core.direction import CapabilityDirection
-from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.core.hub import Shareable
-from unlock_lens.hosts.identity import ModelIdentity
-from unlock_lens.method.align import FactoredMaps, layer_map_of, projected_out
-from unlock_lens.method.methods import METHODS, check_method
-from unlock_lens.core.tokens import Positions, check_positions, paired_tokens
 from unlock_lens.core.paired import Reader
 from unlock_lens.core.reducing import How
+from unlock_lens.core.tokens import Positions, check_positions, paired_tokens
+from unlock_lens.core.variant import Variant
+from unlock_lens.errors import IncompatibleModel, InvalidInput
+from unlock_lens.hosts.identity import ModelIdentity
+from unlock_lens.method.align import FactoredMaps, layer_map_of, projected_out
+from unlock_lens.method.calibrate import Calibration, held_states
+from unlock_lens.method.crossval import FOLDS, CrossValidation, cross_validate
+from unlock_lens.method.methods import METHODS, check_method
 from unlock_lens.method.reduce import RELATIVE_TOLERANCE
 from unlock_lens.method.sinks import SINKS, Sinks
-from unlock_lens.core.variant import Variant
 
 logger = logging.getLogger(__name__)
 _KIND = "aligner"

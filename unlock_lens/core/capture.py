@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unlock_lens.hosts import Batch, Keep, Pass
-from unlock_lens.errors import InvalidInput
 from unlock_lens.core.progress import shown
-from unlock_lens.hosts.remote import remote_of
 from unlock_lens.core.variant import Variant
+from unlock_lens.errors import InvalidInput
+from unlock_lens.hosts import Batch, Keep, Pass
+from unlock_lens.hosts.remote import remote_of
 
 Chosen = Sequence[Int[Tensor, "_"]]
 """Of each prompt the tokens that are read, counted from 0 without padding."""

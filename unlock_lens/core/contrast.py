@@ -11,14 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.core import capture
-from unlock_lens.core import differences
-from unlock_lens.method.extract import Aggregator, aggregate_name, aggregated
+from unlock_lens.core import capture, differences
 from unlock_lens.core.direction import CapabilityDirection, Provenance, check_pair, provenance_of
-from unlock_lens.errors import InvalidInput
-from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.core.reducing import How
 from unlock_lens.core.variant import Variant
+from unlock_lens.errors import InvalidInput
+from unlock_lens.hosts.identity import ModelIdentity
+from unlock_lens.method.extract import Aggregator, aggregate_name, aggregated
 
 
 @dataclass(frozen=True, eq=False)

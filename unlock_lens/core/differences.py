@@ -24,8 +24,8 @@ from unlock_lens.core.reducing import (
     tell_share,
     together,
 )
-from unlock_lens.method.reduce import Mean
 from unlock_lens.core.variant import Variant
+from unlock_lens.method.reduce import Mean
 
 
 def mean_state(variant: Variant, layers: Sequence[int] | None, position: int, how: How) -> Float[Tensor, "layer d_model"]:

@@ -11,16 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.core import artifact
-from unlock_lens.core import capture
-from unlock_lens.method.extract import Aggregator, aggregate_name, aggregated, check_aggregate
+from unlock_lens.core import artifact, capture
 from unlock_lens.core.differences import differences, mean_difference
-from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.core.hub import Shareable
-from unlock_lens.hosts.identity import Basis, ModelIdentity
-from unlock_lens.method.align import projected_out
 from unlock_lens.core.reducing import How
 from unlock_lens.core.variant import Variant
+from unlock_lens.errors import IncompatibleModel, InvalidInput
+from unlock_lens.hosts.identity import Basis, ModelIdentity
+from unlock_lens.method.align import projected_out
+from unlock_lens.method.extract import Aggregator, aggregate_name, aggregated, check_aggregate
 
 _KIND = "direction"
 

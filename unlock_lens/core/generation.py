@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from unlock_lens.hosts import Batch, Edits, Generation, Server, backend_of
-from unlock_lens.errors import InvalidInput
-from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.core.jobs import Request, check_resumable, collect, in_requests, key_of
 from unlock_lens.core.progress import shown
-from unlock_lens.hosts.remote import Where, remote_of
 from unlock_lens.core.steering import SteeringHook, as_hooks, edits_for
 from unlock_lens.core.variant import check_prompts, tokenize
+from unlock_lens.errors import InvalidInput
+from unlock_lens.hosts import Batch, Edits, Generation, Server, backend_of
+from unlock_lens.hosts.identity import ModelIdentity
+from unlock_lens.hosts.remote import Where, remote_of
 
 
 def generate(

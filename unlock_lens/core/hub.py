@@ -9,8 +9,8 @@ from typing import Any, ClassVar, TypeVar
 
 from unlock_lens.core import artifact
 from unlock_lens.core.card import CARD, ENCODING, KINDS, Told, card_of, file_of
-from unlock_lens.errors import ArtifactError, InvalidInput
 from unlock_lens.core.hub_client import api_of, asking, fetched, lacking, made_ready, told_there
+from unlock_lens.errors import ArtifactError, InvalidInput
 
 T = TypeVar("T", bound="Shareable")
 _COMMIT = re.compile(r"[0-9a-fA-F]{40}")

@@ -15,9 +15,9 @@ from typing import Any, Literal, TypeVar
 from torch import Tensor
 
 from unlock_lens.core import artifact
-from unlock_lens.hosts import Pending, Server
-from unlock_lens.errors import ArtifactError, InvalidInput, JobLost, JobsRunning, RemoteError
 from unlock_lens.core.progress import shown
+from unlock_lens.errors import ArtifactError, InvalidInput, JobLost, JobsRunning, RemoteError
+from unlock_lens.hosts import Pending, Server
 from unlock_lens.hosts.remote import Remote
 
 logger = logging.getLogger(__name__)

@@ -12,14 +12,24 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unlock_lens.core import capture
-from unlock_lens.method.calibrate import Calibration, FactoredStates, HeldStates, StreamedMoments, held_states
 from unlock_lens.core.capture import Chosen
-from unlock_lens.errors import InvalidInput
-from unlock_lens.method.moments import RunningMoments
 from unlock_lens.core.progress import shown
-from unlock_lens.core.reducing import How, Reading, Tokens, axes_of, factoring, factors, in_one_request, positions_of, runs_on_server
-from unlock_lens.method.sinks import SINK, SinkRule, Sinks
+from unlock_lens.core.reducing import (
+    How,
+    Reading,
+    Tokens,
+    axes_of,
+    factoring,
+    factors,
+    in_one_request,
+    positions_of,
+    runs_on_server,
+)
 from unlock_lens.core.variant import Variant
+from unlock_lens.errors import InvalidInput
+from unlock_lens.method.calibrate import Calibration, FactoredStates, HeldStates, StreamedMoments, held_states
+from unlock_lens.method.moments import RunningMoments
+from unlock_lens.method.sinks import SINK, SinkRule, Sinks
 
 logger = logging.getLogger(__name__)
 _SAMPLED_PER_AXIS = 4

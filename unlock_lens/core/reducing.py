@@ -14,15 +14,15 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unlock_lens.core import capture
-from unlock_lens.hosts import Pass, Server
 from unlock_lens.core.capture import Chosen
-from unlock_lens.errors import InvalidInput
-from unlock_lens.method.factors import LayerFactors, merged, of_result
 from unlock_lens.core.jobs import Found, Request, batches_in_request, check_resumable, collect, in_requests, key_of
 from unlock_lens.core.progress import shown
-from unlock_lens.method.reduce import Factors, Reduction
-from unlock_lens.hosts.remote import Remote, remote_of
 from unlock_lens.core.variant import Variant
+from unlock_lens.errors import InvalidInput
+from unlock_lens.hosts import Pass, Server
+from unlock_lens.hosts.remote import Remote, remote_of
+from unlock_lens.method.factors import LayerFactors, merged, of_result
+from unlock_lens.method.reduce import Factors, Reduction
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from unlock_lens.hosts import Backend, Edits, backend_of
 from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.errors import IncompatibleModel, InvalidInput
+from unlock_lens.hosts import Backend, Edits, backend_of
 from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.method.apply import OPERATIONS, POSITIONS, Edit, edits_of
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from unlock_lens.core import capture
 from unlock_lens.core.capture import Chosen
-from unlock_lens.errors import InvalidInput
 from unlock_lens.core.variant import Variant
+from unlock_lens.errors import InvalidInput
 
 logger = logging.getLogger(__name__)
 Positions = Literal["last", "all"] | int

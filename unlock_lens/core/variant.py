@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from unlock_lens.hosts import Backend, backend_of
 from unlock_lens.errors import InvalidInput
+from unlock_lens.hosts import Backend, backend_of
 from unlock_lens.hosts.remote import Where, remote_of
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Evidence: does the capability really arrive?"""

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.method import align as linear_map
 from unlock_lens.core.differences import mean_state
 from unlock_lens.core.direction import CapabilityDirection, Provenance
-from unlock_lens.errors import IncompatibleModel, InvalidInput
-from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.core.reducing import How
 from unlock_lens.core.variant import Variant
+from unlock_lens.errors import IncompatibleModel, InvalidInput
+from unlock_lens.hosts.identity import ModelIdentity
+from unlock_lens.method import align as linear_map
 
 
 def random_like(direction: CapabilityDirection, seed: int = 0) -> CapabilityDirection:

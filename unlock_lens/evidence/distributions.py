@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unlock_lens.hosts import Backend, Batch, Edits, Server, backend_of, placed
-from unlock_lens.errors import InvalidInput
-from unlock_lens.hosts.remote import Where
 from unlock_lens.core.steering import SteeringHook, as_hooks, edits_for
 from unlock_lens.core.variant import Tokens, check_prompts, tokenize
+from unlock_lens.errors import InvalidInput
+from unlock_lens.hosts import Backend, Batch, Edits, Server, backend_of, placed
+from unlock_lens.hosts.remote import Where
 
 AT_ONCE = 2**28
 """Log-probabilities that are held at once: a gigabyte of float32, whatever the vocabulary and the length."""

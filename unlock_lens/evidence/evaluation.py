@@ -12,13 +12,13 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from unlock_lens.hosts import backend_of
-from unlock_lens.errors import InvalidInput
 from unlock_lens.core.generation import generate
 from unlock_lens.core.progress import shown
-from unlock_lens.hosts.remote import Where
-from unlock_lens.evidence.statistics import bootstrap_difference, mcnemar, pass_at_k, wilson_interval
 from unlock_lens.core.steering import SteeringHook
+from unlock_lens.errors import InvalidInput
+from unlock_lens.evidence.statistics import bootstrap_difference, mcnemar, pass_at_k, wilson_interval
+from unlock_lens.hosts import backend_of
+from unlock_lens.hosts.remote import Where
 
 
 @runtime_checkable

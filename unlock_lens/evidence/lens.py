@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.hosts import Backend, backend_of, placed
 from unlock_lens.core.direction import CapabilityDirection
-from unlock_lens.evidence.distributions import completion_log_probs
-from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.core.progress import shown
-from unlock_lens.hosts.remote import Where
 from unlock_lens.core.steering import SteeringHook
+from unlock_lens.errors import IncompatibleModel, InvalidInput
+from unlock_lens.evidence.distributions import completion_log_probs
+from unlock_lens.hosts import Backend, backend_of, placed
+from unlock_lens.hosts.remote import Where
 
 
 def logits_written(direction: CapabilityDirection, model: Any, remote: Where = False) -> Float[Tensor, "layer vocabulary"]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Pass, Pending, Server
 from unlock_lens.errors import InvalidInput, UnsupportedModel
+from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Pass, Pending, Server
 from unlock_lens.hosts.remote import Remote, Where, remote_of
 
 BACKENDS = ("transformer_lens", "nnsight")

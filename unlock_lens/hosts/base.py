@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unlock_lens.hosts.identity import ModelIdentity
+from unlock_lens.hosts.remote import Remote
 from unlock_lens.method.apply import Edit
 from unlock_lens.method.reduce import Reduction
-from unlock_lens.hosts.remote import Remote
 
 Edits = Mapping[int, Sequence[Edit]]
 """For each edited layer its edits, in the order in which they are made."""

@@ -20,9 +20,9 @@ from nnsight import CONFIG
 from nnsight.intervention.backends.remote import RemoteBackend
 from nnsight.schema.request import RequestModel
 
-from unlock_lens.hosts.wire import Answer, Wire
 from unlock_lens.errors import JobLost, RemoteError, RemoteFailure, RequestRefused, ServerUnreachable
 from unlock_lens.hosts.remote import Remote
+from unlock_lens.hosts.wire import Answer, Wire
 
 logger = logging.getLogger(__name__)
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0

@@ -23,9 +23,9 @@ from unlock_lens.hosts.nnsight import (
     traced_log_probs,
     unembedding_paths,
 )
+from unlock_lens.hosts.remote import Remote
 from unlock_lens.method.apply import at_least_float32
 from unlock_lens.method.reduce import Reduction
-from unlock_lens.hosts.remote import Remote
 
 
 def unembedded(model: Any, norm: str, head: str, residual: Tensor, where: Any) -> Any:

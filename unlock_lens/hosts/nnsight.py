@@ -15,11 +15,11 @@ from jaxtyping import Float, Int
 from nnsight.modeling.mixins.remotable import Remotable
 from torch import Tensor
 
-from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, edits_in_order, end_tokens
 from unlock_lens.errors import InvalidInput, UnsupportedModel
+from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, edits_in_order, end_tokens
 from unlock_lens.hosts.identity import ModelIdentity, fingerprint, model_name
-from unlock_lens.method.apply import Chunk, at_least_float32
 from unlock_lens.hosts.remote import Remote
+from unlock_lens.method.apply import Chunk, at_least_float32
 
 logger = logging.getLogger(__name__)
 _told_about_weights: set[str] = set()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from unlock_lens.hosts.nnsight import apply_edits, identity_and_blocks
 from unlock_lens.errors import IncompatibleModel
+from unlock_lens.hosts.nnsight import apply_edits, identity_and_blocks
 from unlock_lens.method.apply import edits_of
 
 

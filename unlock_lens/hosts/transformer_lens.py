@@ -14,11 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, edits_in_order, end_tokens
 from unlock_lens.errors import InvalidInput, UnsupportedModel
+from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, edits_in_order, end_tokens
 from unlock_lens.hosts.identity import Basis, ModelIdentity, fingerprint, model_name
-from unlock_lens.method.apply import Chunk, Edit, at_least_float32
 from unlock_lens.hosts.remote import Remote
+from unlock_lens.method.apply import Chunk, Edit, at_least_float32
 
 logger = logging.getLogger(__name__)
 HookList = list[tuple[str, Callable[..., Any]]]

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.core.direction import CapabilityDirection
-from unlock_lens.errors import InvalidInput
 from unlock_lens.core.steering import SteeringHook
+from unlock_lens.errors import InvalidInput
 
 ELSEWHERE = {
     "last_prompt": "it acts on the last token of the prompt alone",

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlock_lens.hosts import backend_of
 from unlock_lens.core.direction import CapabilityDirection, Provenance
 from unlock_lens.errors import IncompatibleModel, InvalidInput
+from unlock_lens.hosts import backend_of
 from unlock_lens.hosts.identity import Basis, ModelIdentity
 
 Vectors = Mapping[int, Tensor]

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from unlock_lens.method.extract import Aggregator, aggregate_name, aggregated, check_aggregate
 from unlock_lens.core.direction import CapabilityDirection, Provenance
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.interchange.arriving import check_real, direction_of, given_to, identity_of
+from unlock_lens.method.extract import Aggregator, aggregate_name, aggregated, check_aggregate
 
 NAME = re.compile(r"blocks\.([0-9]{1,6})\.hook_resid_post")
 AGAIN = 'model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_resid_post")) keeps what is needed'

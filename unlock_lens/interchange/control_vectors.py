@@ -25,10 +25,10 @@ from torch import Tensor
 
 from unlock_lens.core.artifact import content_hash, replacing
 from unlock_lens.core.direction import CapabilityDirection
+from unlock_lens.core.steering import SteeringHook
 from unlock_lens.errors import ArtifactError, IncompatibleModel, InvalidInput
 from unlock_lens.interchange.additive import additive
 from unlock_lens.interchange.arriving import acting, direction_of, given_to, identity_of
-from unlock_lens.core.steering import SteeringHook
 
 KIND = "controlvector"
 DESCRIPTION = "unlock_lens.description"

@@ -16,11 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.core.direction import CapabilityDirection
+from unlock_lens.core.steering import SteeringHook
 from unlock_lens.errors import ArtifactError, InvalidInput
 from unlock_lens.interchange import torch_files
 from unlock_lens.interchange.additive import additive
 from unlock_lens.interchange.arriving import acting, check_real, direction_of, given_to, identity_of
-from unlock_lens.core.steering import SteeringHook
 
 BLOCKS: Mapping[str, str] = {
     **dict.fromkeys(("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "gemma", "gemma2", "phi", "phi3"), "layers"),

@@ -13,11 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.core.direction import CapabilityDirection
+from unlock_lens.core.steering import SteeringHook
 from unlock_lens.errors import ArtifactError, InvalidInput
 from unlock_lens.interchange import torch_files
 from unlock_lens.interchange.additive import additive
 from unlock_lens.interchange.arriving import acting, check_real, direction_of, given_to, identity_of
-from unlock_lens.core.steering import SteeringHook
 
 BLOCK = "decoder_block"
 CONTENT = '{"layer_activations": vector.layer_activations, "layer_type": vector.layer_type} with torch.save'

@@ -1,0 +1,1 @@
+"""The paper: every formula, on torch alone."""

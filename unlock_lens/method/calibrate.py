@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unlock_lens.method.linalg import right_factors
 from unlock_lens.errors import InvalidInput
 from unlock_lens.method.factors import LayerFactors
+from unlock_lens.method.linalg import right_factors
 from unlock_lens.method.methods import Axes, Pair
 from unlock_lens.method.moments import Moments, RunningMoments
 from unlock_lens.method.sinks import SinkRule, Sinks

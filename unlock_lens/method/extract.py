@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.method.linalg import right_factors
 from unlock_lens.errors import InvalidInput
+from unlock_lens.method.linalg import right_factors
 
 __all__ = ["AGGREGATORS", "Aggregator", "mean", "pca"]
 

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unlock_lens.method.linalg import spectrum
 from unlock_lens.errors import InvalidInput
+from unlock_lens.method.linalg import spectrum
 from unlock_lens.method.methods import Axes, Pair
 
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from unlock_lens.hosts import open_model
 from unlock_lens.errors import InvalidInput
+from unlock_lens.hosts import open_model
 from unlock_lens.zoo.task import BEHAVIOURS, Task, running_sum, text
 
 MODELS = ("small-base", "small-post", "small-naive", "large-base", "large-post", "small-duo", "large-duo", "small-gpt2")

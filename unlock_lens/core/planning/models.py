@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from unlock_lens.hosts import backend_of
-from unlock_lens.errors import InvalidInput, UnsupportedModel
-from unlock_lens.hosts.identity import ModelIdentity, model_name
 from unlock_lens.core.planning.flops import PassCost
-from unlock_lens.hosts.remote import Remote
 from unlock_lens.core.variant import Tokens, Variant
+from unlock_lens.errors import InvalidInput, UnsupportedModel
+from unlock_lens.hosts import backend_of
+from unlock_lens.hosts.identity import ModelIdentity, model_name
+from unlock_lens.hosts.remote import Remote
 
 
 @dataclass(frozen=True, eq=False)

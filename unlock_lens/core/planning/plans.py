@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from unlock_lens.core import capture
-from unlock_lens.method.extract import Aggregator, check_aggregate
 from unlock_lens.core.capture import Chosen
 from unlock_lens.core.differences import difference_readings, mean_readings
 from unlock_lens.core.direction import check_pair
-from unlock_lens.errors import InvalidInput
 from unlock_lens.core.jobs import in_requests
-from unlock_lens.method.align import layer_map_of
-from unlock_lens.method.methods import METHODS, check_method
-from unlock_lens.core.tokens import Positions, check_positions, paired_tokens
+from unlock_lens.core.paired import Reader
 from unlock_lens.core.planning import sizes
 from unlock_lens.core.planning.models import PlannedModel, PlannedVariant, model_of
 from unlock_lens.core.planning.sizes import Shape
 from unlock_lens.core.planning.steps import Ask, Plan, Step
-from unlock_lens.core.paired import Reader
 from unlock_lens.core.reducing import How, Reading
-from unlock_lens.hosts.remote import Remote, remote_of
+from unlock_lens.core.tokens import Positions, check_positions, paired_tokens
 from unlock_lens.core.variant import Variant
+from unlock_lens.errors import InvalidInput
+from unlock_lens.hosts.remote import Remote, remote_of
+from unlock_lens.method.align import layer_map_of
+from unlock_lens.method.extract import Aggregator, check_aggregate
+from unlock_lens.method.methods import METHODS, check_method
 
 Prompts = int | tuple[Sequence[str], Sequence[str]]
 """How many of each variant, or the locked and the unlocked ones."""

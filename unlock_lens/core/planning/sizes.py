@@ -12,7 +12,7 @@ from unlock_lens.method.reduce import Factors, Mean, Reduction
 # 8,000 tokens in models of 3 to 6 layers: `Remote.traffic`, less what the tensors hold. What is left is the shipped code, as
 # source text; the name of each of the model's modules; a container around each tensor. References inside a pickle are longer or
 # shorter as a process orders its sets, by 1 kB of the code and a tenth of the names either way; these are the middle.
-# tests/test_plan.py measures uploads again, tests/remote/test_plan.py all of it.
+# tests/core/test_plan.py measures uploads again, tests/remote/test_plan.py all of it.
 _MEAN_CODE, _FACTORS_CODE, _GENERATION_CODE, _STEERING_CODE = 2_500, 7_400, 9_600, 7_290
 _READ_MODULE, _GENERATION_MODULE = 160, 175
 _PASS, _BATCH, _VECTOR = 1_465, 615, 360

@@ -13,15 +13,15 @@ from torch import Tensor
 from unlock_lens.core import capture
 from unlock_lens.core.alignment import SubspaceAligner
 from unlock_lens.core.contrast import Contrast
+from unlock_lens.core.direction import CapabilityDirection
+from unlock_lens.core.tokens import paired_tokens
+from unlock_lens.core.variant import Variant
+from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.evidence.diagnosis.layers import LayerDiagnosis, layer_diagnosis
 from unlock_lens.evidence.diagnosis.probe import Probe
 from unlock_lens.evidence.diagnosis.reasons import ENOUGH_ABILITY, reasons_of, verdict_of
-from unlock_lens.core.direction import CapabilityDirection
-from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.hosts.identity import ModelIdentity
-from unlock_lens.core.tokens import paired_tokens
 from unlock_lens.method.sinks import SinkRule
-from unlock_lens.core.variant import Variant
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,17 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from unlock_lens.method.extract import AGGREGATORS, aggregated
 from unlock_lens.core.alignment import SubspaceAligner
 from unlock_lens.core.contrast import Contrast
-from unlock_lens.evidence.diagnosis.map_quality import carried_over, coverage, cross_validate, principal_cosines, spectral_entropy
 from unlock_lens.core.direction import CapabilityDirection
+from unlock_lens.evidence.diagnosis.map_quality import (
+    carried_over,
+    coverage,
+    cross_validate,
+    principal_cosines,
+    spectral_entropy,
+)
+from unlock_lens.method.extract import AGGREGATORS, aggregated
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from unlock_lens.errors import InvalidInput
 from unlock_lens.method.calibrate import pair_of
 from unlock_lens.method.linalg import right_factors
-from unlock_lens.errors import InvalidInput
 from unlock_lens.method.methods import METHODS, Factors
 
 SHRINKAGE = 1e-3

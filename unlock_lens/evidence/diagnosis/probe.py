@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.core.direction import CapabilityDirection
-from unlock_lens.evidence.distributions import next_token_log_probs
-from unlock_lens.errors import InvalidInput
 from unlock_lens.core.steering import SteeringHook
 from unlock_lens.core.variant import Variant
+from unlock_lens.errors import InvalidInput
+from unlock_lens.evidence.distributions import next_token_log_probs
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 LEAST_DIFFERING = 0.1

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from unlock_lens.method.crossval import CrossValidation
 from unlock_lens.evidence.plots import style
 from unlock_lens.evidence.plots.vocabulary import CONTRARY
+from unlock_lens.method.crossval import CrossValidation
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

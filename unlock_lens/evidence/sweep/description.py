@@ -7,13 +7,13 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
 
-from unlock_lens.hosts import backend_of
 from unlock_lens.evidence.diagnosis import Diagnosis, diagnose
 from unlock_lens.evidence.evaluation import evaluate, sample
 from unlock_lens.evidence.sweep.geometry import geometry
 from unlock_lens.evidence.sweep.material import PROBED, Material
 from unlock_lens.evidence.sweep.setting import Setting
 from unlock_lens.evidence.tasks.problems import Task
+from unlock_lens.hosts import backend_of
 
 MAX_TOKENS = 4_000
 """Calibration tokens that a forecast within a sweep looks at: what it costs on wide models lies in their number."""

@@ -12,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.core.alignment import SubspaceAligner
-from unlock_lens.evidence.diagnosis.map_quality import coverage, entropy_of, singular_values
 from unlock_lens.core.direction import CapabilityDirection
+from unlock_lens.evidence.diagnosis.map_quality import coverage, entropy_of, singular_values
 from unlock_lens.evidence.distributions import kl_divergence, next_token_log_probs
-from unlock_lens.method.align import FactoredMaps
 from unlock_lens.evidence.sweep.material import PROBED, Material
 from unlock_lens.evidence.sweep.setting import Setting
+from unlock_lens.method.align import FactoredMaps
 
 HELD_OUT = 0.25
 """Share of the calibration tokens, the last ones, that the map whose error is told was not fitted on."""

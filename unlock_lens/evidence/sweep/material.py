@@ -10,22 +10,22 @@ from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
-from unlock_lens.evidence import controls
 from unlock_lens.core import capture
 from unlock_lens.core.alignment import SubspaceAligner
-from unlock_lens.hosts import backend_of, open_model
 from unlock_lens.core.contrast import Contrast
-from unlock_lens.evidence.diagnosis.probe import Probe
 from unlock_lens.core.differences import mean_state
 from unlock_lens.core.direction import CapabilityDirection
-from unlock_lens.errors import InvalidInput
 from unlock_lens.core.inputs import parse_layer_map, parse_layers
-from unlock_lens.core.tokens import Positions, paired_tokens
 from unlock_lens.core.reducing import How
 from unlock_lens.core.steering import SteeringHook
+from unlock_lens.core.tokens import Positions, paired_tokens
+from unlock_lens.core.variant import Variant
+from unlock_lens.errors import InvalidInput
+from unlock_lens.evidence import controls
+from unlock_lens.evidence.diagnosis.probe import Probe
 from unlock_lens.evidence.sweep.config import Capability, SweepConfig
 from unlock_lens.evidence.sweep.setting import NAIVE, NAIVE_UNSTEERED, UNSTEERED, Setting
-from unlock_lens.core.variant import Variant
+from unlock_lens.hosts import backend_of, open_model
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

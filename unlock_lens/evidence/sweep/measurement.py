@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from unlock_lens.core.steering import SteeringHook
 from unlock_lens.evidence.distributions import completion_log_probs, first_token_entropies, price
 from unlock_lens.evidence.evaluation import Evaluation, Sampled, compare, evaluate, sample
 from unlock_lens.evidence.results import PROMPTED, Line
-from unlock_lens.core.steering import SteeringHook
 from unlock_lens.evidence.sweep.material import Material
 from unlock_lens.evidence.sweep.setting import NAIVE, NAIVE_UNSTEERED, Setting
 

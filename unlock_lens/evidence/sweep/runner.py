@@ -17,8 +17,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from unlock_lens.evidence import results
 from unlock_lens.errors import InvalidInput, UnlockLensError
+from unlock_lens.evidence import results
 from unlock_lens.evidence.results import PROMPTED, SEEDED, Line, Results
 from unlock_lens.evidence.statistics import sample_size_in_words
 from unlock_lens.evidence.sweep.config import SweepConfig, difference

@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from unlock_lens.errors import InvalidInput
 from unlock_lens.core.inputs import fill
+from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.spec import Spec
 
 

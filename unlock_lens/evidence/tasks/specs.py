@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from unlock_lens.errors import InvalidInput
 from unlock_lens.core.inputs import read_records
+from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.spec import Spec
 from unlock_lens.evidence.tasks.hub import INSTALL, AgiEvalMathSpec, Gsm8kSpec, MathSpec
 from unlock_lens.evidence.tasks.problems import Check, Problem, Sizes, Splits, Task, split
@@ -210,7 +210,9 @@ class PythonSpec(Spec):
             raise InvalidInput(f"{self.path} failed when it was run ({type(error).__name__}: {error}); mend it") from error
         if not isinstance(found, Task):
             given = "nothing" if found is None else f"a {type(found).__name__}"
-            raise InvalidInput(f"{self.path} defines {given} as {self.name}; a Task is needed (unlock_lens.evidence.tasks.Task)")
+            raise InvalidInput(
+                f"{self.path} defines {given} as {self.name}; a Task is needed (unlock_lens.evidence.tasks.Task)"
+            )
         code = hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
         return split(dataclasses.replace(found, code_hash=code), sizes, seed)
 

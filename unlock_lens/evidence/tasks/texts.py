@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from unlock_lens.errors import InvalidInput
 from unlock_lens.core.inputs import read_texts
+from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.spec import Spec
 from unlock_lens.evidence.tasks.hub import from_hub
 from unlock_lens.zoo.family import OPENINGS, TAGS

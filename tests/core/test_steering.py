@@ -11,8 +11,8 @@ import torch
 import unlock_lens as ul
 from tests.checks import unchecked
 from unlock_lens import zoo
-from unlock_lens.hosts import backend_of
 from unlock_lens.evidence.distributions import next_token_log_probs
+from unlock_lens.hosts import backend_of
 from unlock_lens.hosts.identity import ModelIdentity, fingerprint
 
 TASK = zoo.running_sum(n=12, seed=3)

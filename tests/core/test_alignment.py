@@ -14,9 +14,9 @@ import unlock_lens as ul
 from tests import oracle
 from tests.checks import unchecked
 from unlock_lens import zoo
-from unlock_lens.method import calibrate as calibration
 from unlock_lens.core.alignment import SubspaceAligner
 from unlock_lens.hosts.identity import ModelIdentity
+from unlock_lens.method import calibrate as calibration
 from unlock_lens.method.align import proportional_layer
 
 TASK = zoo.running_sum(n=12, seed=3)

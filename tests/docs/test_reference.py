@@ -18,7 +18,7 @@ import pytest
 from unlock_lens import errors
 from unlock_lens.errors import ArtifactError, InvalidInput
 
-REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 ERRORS = {name for name, one in vars(errors).items() if inspect.isclass(one)}
 ENTRY = re.compile(r"^::: (?P<name>[\w.]+)\n(?P<options>(?: {4}.*\n)*)", re.MULTILINE)
 MEMBERS = re.compile(r"members: \[(.*?)\]")
@@ -121,8 +121,12 @@ def test_an_entry_of_the_reference_is_whole(name: str) -> None:
 def test_the_reference_shows_functions_and_classes_of_entries_and_modules() -> None:
     """What a module imports, constants and exceptions are none of them."""
     assert len(SHOWN) > 90
-    assert {"unlock_lens.SteeringHook", "unlock_lens.evidence.controls.anti_mean", "unlock_lens.method.extract.pca"} <= set(SHOWN)
-    assert not {"unlock_lens.InvalidInput", "unlock_lens.evidence.controls.Variant", "unlock_lens.evidence.tasks.CHECKS"} & set(SHOWN)
+    assert {"unlock_lens.SteeringHook", "unlock_lens.evidence.controls.anti_mean", "unlock_lens.method.extract.pca"} <= set(
+        SHOWN
+    )
+    assert not {"unlock_lens.InvalidInput", "unlock_lens.evidence.controls.Variant", "unlock_lens.evidence.tasks.CHECKS"} & set(
+        SHOWN
+    )
     assert set(SHOWN) >= PLAIN
 
 

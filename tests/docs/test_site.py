@@ -21,7 +21,7 @@ import yaml
 
 import unlock_lens
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MODULES = (
     "aggregation", "artifact", "contrast", "controls", "diagnostics", "distributions", "evaluation", "interchange", "lens",
     "planning", "plots", "recipes", "report", "results", "statistics", "sweep", "tasks", "zoo",

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import unlock_lens as ul
 from tests.checks import unchecked
 from unlock_lens import zoo
-from unlock_lens.method.extract import pca
 from unlock_lens.hosts.identity import ModelIdentity
+from unlock_lens.method.extract import pca
 
 TASK = zoo.running_sum(n=12, seed=3)
 

@@ -23,12 +23,12 @@ from filelock import FileLock
 import unlock_lens as ul
 from unlock_lens import recipes, results, sweep, zoo
 from unlock_lens.core import capture
-from unlock_lens.method import calibrate as calibration
 from unlock_lens.evidence.results import Line, Results
 from unlock_lens.evidence.sweep import runner
 from unlock_lens.evidence.sweep.config import CONTROLS, SweepConfig
 from unlock_lens.evidence.sweep.material import Material
 from unlock_lens.evidence.sweep.setting import Setting
+from unlock_lens.method import calibrate as calibration
 
 
 def changed(**changes: Any) -> SweepConfig:

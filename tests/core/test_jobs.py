@@ -13,9 +13,9 @@ from torch import Tensor
 
 import unlock_lens as ul
 from tests.checks import unchecked
-from unlock_lens.hosts import Batch, Edits, Generation, Pass, Pending, Server
-from unlock_lens.errors import JobLost
 from unlock_lens.core.jobs import Kept, Request, batches_in_request, collect, key_of, submit
+from unlock_lens.errors import JobLost
+from unlock_lens.hosts import Batch, Edits, Generation, Pass, Pending, Server
 from unlock_lens.method.reduce import Reduction
 
 

@@ -17,9 +17,9 @@ from tests.checks import unchecked
 from unlock_lens import zoo
 from unlock_lens.core import capture
 from unlock_lens.core.contrast import Contrast
+from unlock_lens.core.direction import Provenance
 from unlock_lens.evidence.diagnosis import Diagnosis, diagnose, table
 from unlock_lens.evidence.diagnosis.probe import Probe
-from unlock_lens.core.direction import Provenance
 from unlock_lens.hosts.identity import ModelIdentity
 
 TASK = zoo.running_sum(n=32, seed=5)

@@ -20,7 +20,7 @@ import unlock_lens
 from unlock_lens import zoo
 from unlock_lens.evidence.sweep import SweepConfig
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 OWN_TEMPLATES = {
     "direct = [f": ("{question}\\nAnswer:", "{question}\\nAnswer: Let's think step by step."),

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.evidence import ALPHAS, BASELINES, CHOSEN_RANK, PAIRS, RANKS, SEEDS, SHARE_RIGHT, sweep
+from tests.sweeps import ALPHAS, BASELINES, CHOSEN_RANK, PAIRS, RANKS, SEEDS, SHARE_RIGHT, sweep
 from unlock_lens import plots as figures
-from unlock_lens.method.crossval import CrossValidation
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.plots import FIGURES, Entry, style
 from unlock_lens.evidence.plots.vocabulary import ARMS, arm
 from unlock_lens.evidence.results import TRANSFERRED, Results
+from unlock_lens.method.crossval import CrossValidation
 
 plots: Any = figures  # plotly is not annotated
 RESULTS = sweep()

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 import pytest
 
-from tests.evidence import sweep
+from tests.sweeps import sweep
 from unlock_lens import report
 from unlock_lens.evidence.report.wording import p_value
 from unlock_lens.evidence.results import Results

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import unlock_lens as ul
+from unlock_lens.errors import JobLost
 from unlock_lens.hosts import job
 from unlock_lens.hosts.job import Job
-from unlock_lens.errors import JobLost
 
 Reply = tuple[int, bytes, dict[str, str]]
 

@@ -13,17 +13,14 @@ from torch import Tensor
 import unlock_lens as ul
 from tests.checks import unchecked
 from unlock_lens import zoo
-from unlock_lens.core import capture
-from unlock_lens.core import differences
-from unlock_lens.core import jobs
-from unlock_lens.core import reducing
-from unlock_lens.hosts.ndif import NdifServer
+from unlock_lens.core import capture, differences, jobs, reducing
 from unlock_lens.core.contrast import Contrast
+from unlock_lens.core.reducing import How
+from unlock_lens.hosts.ndif import NdifServer
+from unlock_lens.hosts.remote import remote_of
 from unlock_lens.method.factors import LayerFactors, merged, of_result
 from unlock_lens.method.methods import METHODS
-from unlock_lens.core.reducing import How
 from unlock_lens.method.reduce import Factors, Mean
-from unlock_lens.hosts.remote import remote_of
 
 TASK = zoo.running_sum(n=12, seed=3)
 TEXT = zoo.text(n=24)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evidence import SCRIPT, save, sweep
+from tests.sweeps import SCRIPT, save, sweep
 from unlock_lens import report
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.results import Results

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from unlock_lens.cli import demo
-from unlock_lens.cli import demo_report
+from unlock_lens.cli import demo, demo_report
 from unlock_lens.cli.demo import Arm, Demo, Transfer
 from unlock_lens.evidence.evaluation import Outcome
 from unlock_lens.evidence.statistics import wilson_interval

@@ -30,16 +30,16 @@ import unlock_lens as ul
 from tests.checks import unchecked
 from unlock_lens import zoo
 from unlock_lens.cli import plan as cli_plan
+from unlock_lens.core.planning import Step, plan
+from unlock_lens.core.planning.flops import PassCost
+from unlock_lens.core.planning.sizes import Shape, reading_memory
 from unlock_lens.hosts import ndif
 from unlock_lens.hosts.base import Batch, Edits, Generation, Pass, Pending
 from unlock_lens.hosts.job import Job
 from unlock_lens.hosts.nnsight import NNsightBackend
-from unlock_lens.core.planning import Step, plan
-from unlock_lens.core.planning.flops import PassCost
-from unlock_lens.core.planning.sizes import Shape, reading_memory
 from unlock_lens.method.reduce import Factors, Reduction
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LARGE, SMALL = zoo.path() / "large-base", zoo.path() / "small-base"
 TASK, TEXTS = zoo.running_sum(n=75), zoo.text(n=90)
 PROMPTS = (TASK.direct, TASK.think)
@@ -201,7 +201,7 @@ def test_a_generation_asks_what_was_planned(seen: list[Seen], batches: int | Non
 
 def test_uploads_are_as_large_as_planned() -> None:
     """In another process, because functions whose shapes are checked cannot be sent."""
-    code = "import tests.checks; from tests.test_plan import tell_uploads; tell_uploads()"
+    code = "import tests.checks; from tests.core.test_plan import tell_uploads; tell_uploads()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     told = json.loads(done.stdout)
     assert len(told) == 5

@@ -14,14 +14,14 @@ from tests.checks import unchecked
 from unlock_lens import zoo
 from unlock_lens.core import capture
 from unlock_lens.core import paired as reading
-from unlock_lens.method import sinks
 from unlock_lens.core.alignment import SubspaceAligner
+from unlock_lens.core.reducing import How
+from unlock_lens.core.tokens import Positions, paired_tokens, pairs_by_end
+from unlock_lens.method import sinks
 from unlock_lens.method.calibrate import HeldStates, StreamedMoments
 from unlock_lens.method.crossval import CrossValidation, cross_validate, rank_grid
 from unlock_lens.method.methods import METHODS
 from unlock_lens.method.moments import Moments, RunningMoments
-from unlock_lens.core.tokens import Positions, paired_tokens, pairs_by_end
-from unlock_lens.core.reducing import How
 from unlock_lens.method.sinks import SinkRule
 
 TEXT = zoo.text(40, seed=2)
