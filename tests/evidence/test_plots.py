@@ -243,7 +243,10 @@ def test_the_choice_of_cross_validation_is_ringed() -> None:
 
 
 def test_plotly_is_imported_only_to_draw() -> None:
-    code = "import sys, unlock_lens.evidence.plots, unlock_lens.evidence.report; print([m for m in ('plotly', 'pandas') if m in sys.modules])"
+    code = (
+        "import sys, unlock_lens.evidence.plots, unlock_lens.evidence.report; "
+        "print([m for m in ('plotly', 'pandas') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
