@@ -14,8 +14,9 @@ from torch import Tensor
 
 import unlock_lens as ul
 from unlock_lens import controls, zoo
-from unlock_lens.core import capture
+from unlock_lens.core import read
 from unlock_lens.core.contrast import Contrast
+from unlock_lens.core.differences import mean_state
 from unlock_lens.core.tokens import paired_tokens
 from unlock_lens.evidence.evaluation import Outcome
 
@@ -117,7 +118,7 @@ class Bench:
         chosen = drawn[:n] if n else drawn[N_TEXTS : N_TEXTS + N_HELD_OUT]
         variants = ul.Variant(model(source), chosen), ul.Variant(model(target), chosen)
         tokens = paired_tokens(*variants, texts.positions, texts.skip_first)
-        read = [capture.at_tokens(v, t, batch_size=BATCH) for v, t in zip(variants, tokens, strict=True)]
+        read = [read.states(read.Tokens(v, t), how=read.How(BATCH)) for v, t in zip(variants, tokens, strict=True)]
         return read[0], read[1]
 
     def _r2(self, aligner: ul.SubspaceAligner, job: Job) -> dict[str, float]:
@@ -184,7 +185,7 @@ class Bench:
 
     def _away_from_mean(self, name: str) -> ul.CapabilityDirection:
         locked = ul.Variant(model(name), self.tasks["extract"].direct)
-        mean = capture.mean_at_position(locked, batch_size=BATCH).float()
+        mean = mean_state(locked, how=read.How(BATCH)).float()
         identity = locked.backend.identity
         return ul.CapabilityDirection(-mean, tuple(range(len(mean))), identity.basis, identity)
 

@@ -8,9 +8,9 @@ from itertools import product
 from typing import Literal
 
 from unlock_lens import zoo
-from unlock_lens.core.alignment import MethodName
 from unlock_lens.core.tokens import Positions
-from unlock_lens.method.sinks import Sinks
+from unlock_lens.method.align import MethodName
+from unlock_lens.method.calibrate import Sinks
 from unlock_lens.zoo.family import MIXES, OPENINGS, TAGS
 
 Rank = int | Literal["cv"] | None

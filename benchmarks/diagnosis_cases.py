@@ -14,7 +14,7 @@ from torch import Tensor
 
 import unlock_lens as ul
 from unlock_lens import zoo
-from unlock_lens.core import capture
+from unlock_lens.core import read
 from unlock_lens.core.contrast import Contrast
 from unlock_lens.method.align import proportional_layer
 from unlock_lens.zoo.family import MIXES, OPENINGS, TAGS, answer
@@ -115,8 +115,8 @@ class Bench:
     def _captured(self, name: str, calibration: str, mix: str, without: str | None) -> tuple[Tensor, Tensor]:
         variant = ul.Variant(model(name), self._texts(calibration, mix, without))
         if calibration == "paper":
-            return capture.at_position(variant, batch_size=BATCH), torch.ones(len(variant), dtype=torch.long)
-        return capture.at_all_tokens(variant, batch_size=BATCH), variant.tokens.lengths
+            return read.at_position(variant, batch_size=BATCH), torch.ones(len(variant), dtype=torch.long)
+        return read.at_all_tokens(variant, batch_size=BATCH), variant.tokens.lengths
 
     def _texts(self, calibration: str, mix: str, without: str | None) -> list[str]:
         if calibration in ("paper", "locked"):

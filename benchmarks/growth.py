@@ -17,7 +17,8 @@ from speed_fit import fit, states
 from speed_models import BATCH, HOSTS, Models, bare_pass, batches, make_folder, prompts
 
 import unlock_lens as ul
-from unlock_lens.core import capture
+from unlock_lens.core import read
+from unlock_lens.core.differences import mean_state
 
 REPEATS = 3
 PROMPTS = (16, 64, 256, 1024, 4096)
@@ -78,7 +79,7 @@ def _extractions(
         models, texts = Models(place), prompts(n, 12, 12, VOCABULARY)
         for host in HOSTS:
             variant = ul.Variant(models.of_host(host), texts)
-            works[f"extract, {host}"][size] = partial(capture.mean_at_position, variant, batch_size=BATCH)
+            works[f"extract, {host}"][size] = partial(mean_state, variant, how=read.How(BATCH))
             works["bare HF body"][size] = partial(bare_pass, models.bare, batches(variant))
     found = [(work, _measured(sizes, of_size.__getitem__, tell)) for work, of_size in works.items()]
     return [Growth(work, against, tuple(seconds), tuple(seconds.values())) for work, seconds in found]

@@ -13,7 +13,7 @@ from speed_rows import Row, Setup
 from torch import Tensor
 
 import unlock_lens as ul
-from unlock_lens.core import capture
+from unlock_lens.core.differences import mean_state
 from unlock_lens.core.variant import Tokens
 
 PAIRS = 32
@@ -81,8 +81,8 @@ def _extra_bytes(setup: Setup, host: str, n: int) -> tuple[int, int]:
     read = batches(variant)
     model = setup.models.of_host(host)
     bare = peak_bytes(partial(bridge_pass, model, read) if host == HOSTS[0] else partial(bare_pass, setup.models.bare, read))
-    states = peak_bytes(partial(capture.at_position, variant, batch_size=BATCH))
-    mean = peak_bytes(partial(capture.mean_at_position, variant, batch_size=BATCH))
+    states = peak_bytes(partial(read.at_position, variant, batch_size=BATCH))
+    mean = peak_bytes(partial(mean_state, variant, how=read.How(BATCH)))
     return states - bare, mean - bare
 
 

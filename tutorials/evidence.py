@@ -30,7 +30,7 @@ from transformers.utils import logging
 
 import unlock_lens as ul
 from unlock_lens import controls, report, sweep, zoo
-from unlock_lens.core import capture
+from unlock_lens.core import read
 from unlock_lens.evidence.diagnosis import Probe
 from unlock_lens.evidence.distributions import price
 from unlock_lens.evidence.evaluation import compare, evaluate
@@ -225,7 +225,7 @@ print(f"by geometry alone: {promising.geometry:.1f}; begin a sweep at alpha {pro
 # but its scale.
 
 # %%
-states = [capture.at_all_tokens(variant, batch_size=100) for variant in (source_text, target_text)]
+states = [read.at_all_tokens(variant, batch_size=100) for variant in (source_text, target_text)]
 models = source_text.backend.identity, target_text.backend.identity
 
 

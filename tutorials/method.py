@@ -27,7 +27,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import unlock_lens as ul
 from unlock_lens import controls, zoo
-from unlock_lens.core import capture
+from unlock_lens.core import read
 
 COLOURS = "#1b74c8", "#c8560e", "#96700a", "#757575"
 
@@ -78,7 +78,7 @@ print("text:    ", text[0])
 
 # %%
 def states(model, prompts):
-    return capture.at_position(ul.Variant(model, prompts))  # [layer, prompt, d_model]
+    return read.at_position(ul.Variant(model, prompts))  # [layer, prompt, d_model]
 
 
 locked = states(source, tuning.direct)
@@ -142,7 +142,7 @@ print("cosine of v with minus the mean locked state, by layer:", *(f"{cosine:.2f
 # $$a(b) = \left\lfloor \frac{(L_s - 1)\, b}{L_t - 1} \right\rfloor .$$
 
 # %%
-H_s, H_t = (capture.at_all_tokens(ul.Variant(model, text)).double() for model in (source, target))
+H_s, H_t = (read.at_all_tokens(ul.Variant(model, text)).double() for model in (source, target))
 L_s, L_t = len(H_s), len(H_t)
 layer_map = {b: (L_s - 1) * b // (L_t - 1) for b in range(L_t)}
 

@@ -15,7 +15,7 @@ from rich.console import Console
 import unlock_lens as ul
 from tests.checks import unchecked
 from unlock_lens import zoo
-from unlock_lens.core import capture
+from unlock_lens.core import read
 from unlock_lens.core.contrast import Contrast
 from unlock_lens.core.direction import Provenance
 from unlock_lens.evidence.diagnosis import Diagnosis, diagnose, table
@@ -270,6 +270,6 @@ def test_captured_states_give_the_same_forecast(large: Any, small: Any, contrast
     """With the last token of each text, the paper's, too."""
     texts = ul.Variant(large, TASK.direct), ul.Variant(small, TASK.direct)
     aligner = ul.SubspaceAligner(8).fit(*texts)
-    states = [capture.at_position(variant) for variant in texts]
+    states = [read.at_position(variant) for variant in texts]
     by_variants = diagnose(contrast.direction(), aligner, *texts)
     assert diagnose(contrast.direction(), aligner, source_acts=states[0], target_acts=states[1]) == by_variants

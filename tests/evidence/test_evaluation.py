@@ -9,7 +9,7 @@ import torch
 
 import unlock_lens as ul
 from unlock_lens import controls, zoo
-from unlock_lens.core import capture
+from unlock_lens.core import read
 from unlock_lens.evidence.evaluation import Outcome, compare, evaluate, sample
 from unlock_lens.evidence.statistics import wilson_interval
 from unlock_lens.evidence.tasks import CHECKS, Problem, Task
@@ -40,7 +40,7 @@ def test_the_anti_mean_points_away_from_the_locked_state(small: Any) -> None:
     locked = ul.Variant(small, task.direct)
     own = ul.CapabilityDirection.extract(locked, ul.Variant(small, task.think), layers=[0, 2])
     control = controls.anti_mean(locked, own)
-    mean = capture.at_position(locked, [0, 2]).mean(dim=1)
+    mean = read.at_position(locked, [0, 2]).mean(dim=1)
     torch.testing.assert_close(torch.cosine_similarity(control.vectors, mean, dim=1), torch.tensor([-1.0, -1.0]))
     torch.testing.assert_close(control.vectors.norm(dim=1), own.vectors.norm(dim=1))
     assert control.model == own.model
@@ -51,7 +51,7 @@ def test_the_direction_without_its_mean_part_is_orthogonal_to_the_mean(small: An
     locked = ul.Variant(small, task.direct)
     own = ul.CapabilityDirection.extract(locked, ul.Variant(small, task.think))
     left = controls.without_mean(locked, own)
-    mean = capture.at_position(locked).mean(dim=1)
+    mean = read.at_position(locked).mean(dim=1)
     torch.testing.assert_close(torch.cosine_similarity(left.vectors, mean, dim=1), torch.zeros(3), rtol=0, atol=1e-5)
     torch.testing.assert_close(left.vectors.norm(dim=1), own.vectors.norm(dim=1))
     with pytest.raises(ul.InvalidInput, match="vector 0 of 3 is nothing but a multiple of the mean state"):

@@ -22,7 +22,7 @@ from filelock import FileLock
 
 import unlock_lens as ul
 from unlock_lens import recipes, results, sweep, zoo
-from unlock_lens.core import capture
+from unlock_lens.core import read
 from unlock_lens.evidence.results import Line, Results
 from unlock_lens.evidence.sweep import runner
 from unlock_lens.evidence.sweep.config import CONTROLS, SweepConfig
@@ -298,7 +298,7 @@ def test_too_few_problems_are_told_in_words(tmp_path: Path, caplog: pytest.LogCa
 
 def test_activations_are_captured_once_and_decomposed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four ranks and two strengths cost what one does: 2 readings of pairs, 2 of calibration texts, 2 x 3 decompositions."""
-    counted = {"at_position": 0, "at_tokens": 0, "principal": 0}
+    counted = {"states": 0, "principal": 0}
 
     def counting(module: Any, name: str) -> None:
         original = getattr(module, name)
@@ -309,14 +309,13 @@ def test_activations_are_captured_once_and_decomposed_once(tmp_path: Path, monke
 
         monkeypatch.setattr(module, name, call)
 
-    counting(capture, "at_position")
-    counting(capture, "at_tokens")
+    counting(read, "states")
     counting(calibration, "principal")
     wide = {"aligner": ["text"], "n": [50, 100], "rank": [8, 16, 32, 48], "alpha": [0.4, 0.5]}
     material = Material(changed(grid=wide), progress=False)
     for setting in sweep.grid(material.config, "think"):
         material.steer(setting)
-    assert counted == {"at_position": 2, "at_tokens": 2 + 2, "principal": 6}
+    assert counted == {"states": 2 + 2, "principal": 6}
 
 
 def test_of_equal_settings_the_one_in_the_middle_of_the_plateau_is_chosen() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 import unlock_lens as ul
 from tests.hosts.models import HAS_HOOKED_TRANSFORMER, PROMPTS, SHAPES, open_hooked, open_host
 from unlock_lens import distributions, lens
-from unlock_lens.core import capture
+from unlock_lens.core import read
 from unlock_lens.hosts import backend_of
 
 
@@ -43,7 +43,7 @@ def test_logits_that_a_direction_writes(kind: str, host: str, model_of: Any, ora
 def test_unembedding_is_the_end_of_a_run(kind: str, host: str, model_of: Any) -> None:
     """The last block's output, unembedded, is what the model predicts."""
     model = model_of(kind, host)
-    last = capture.at_position(ul.Variant(model, PROMPTS), layers=[SHAPES["a"][0] - 1])[0]
+    last = read.at_position(ul.Variant(model, PROMPTS), layers=[SHAPES["a"][0] - 1])[0]
     found = backend_of(model).unembed(last).log_softmax(-1)
     assert float((found - distributions.next_token_log_probs(model, PROMPTS)).abs().max()) < 1e-4
 

@@ -11,7 +11,7 @@ import unlock_lens as ul
 from tests import oracle
 from tests.hosts.models import PARTNERS, PROMPTS, SHAPES
 from unlock_lens import distributions
-from unlock_lens.core import capture
+from unlock_lens.core import read
 
 STEPS = 6
 ALPHA = 0.6
@@ -23,7 +23,7 @@ def relative_error(found: torch.Tensor, true: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("position", [-1, 0])
 def test_states_at_a_position_of_uneven_prompts(kind: str, host: str, model_of: Any, oracle_of: Any, position: int) -> None:
-    found = capture.at_position(ul.Variant(model_of(kind, host), PROMPTS), position=position, batch_size=3)
+    found = read.at_position(ul.Variant(model_of(kind, host), PROMPTS), position=position, batch_size=3)
     assert relative_error(found, oracle_of(kind).at_position(PROMPTS, position)) < 1e-5
 
 
@@ -31,7 +31,7 @@ def test_states_at_a_position_of_uneven_prompts(kind: str, host: str, model_of: 
 def test_states_at_all_tokens_keep_the_prompts_order(
     kind: str, host: str, model_of: Any, oracle_of: Any, skip_first: bool
 ) -> None:
-    found = capture.at_all_tokens(ul.Variant(model_of(kind, host), PROMPTS), skip_first=skip_first, batch_size=2)
+    found = read.at_all_tokens(ul.Variant(model_of(kind, host), PROMPTS), skip_first=skip_first, batch_size=2)
     true = oracle_of(kind).at_all_tokens(PROMPTS, skip_first)
     assert found.shape == true.shape
     assert relative_error(found, true) < 1e-5

@@ -12,7 +12,7 @@ import torch
 import unlock_lens as ul
 from tests.checks import unchecked
 from unlock_lens import zoo
-from unlock_lens.core import capture
+from unlock_lens.core import read
 from unlock_lens.interchange import from_caches, from_tensors, states
 
 MODEL = ul.ModelIdentity("org/model", 5, 4)
@@ -128,7 +128,7 @@ def test_tokens_are_counted_without_padding_on_either_side(small: Any, side: str
     cache, mask = padded(small, variant, side)
     other = ul.Variant(small, TASK.think[:3])
     found = from_caches(cache, run(small, other.tokens.ids), position, locked_mask=mask, unlocked_mask=other.tokens.mask)
-    wanted = capture.at_position(other, position=position) - capture.at_position(variant, position=position)
+    wanted = read.at_position(other, position=position) - read.at_position(variant, position=position)
     torch.testing.assert_close(found.vectors, wanted.mean(dim=1), atol=1e-4, rtol=1e-4)
 
 
@@ -150,7 +150,7 @@ def padded(model: Any, variant: ul.Variant, side: str) -> tuple[dict[str, torch.
 def test_states_are_those_of_all_tokens_but_padding(small: Any) -> None:
     variant = ul.Variant(small, UNEVEN)
     cache, mask = padded(small, variant, "left")
-    torch.testing.assert_close(states(cache, mask), capture.at_all_tokens(variant), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(states(cache, mask), read.at_all_tokens(variant), atol=1e-4, rtol=1e-4)
     assert states(cache).shape == (3, mask.numel(), 64)
 
 

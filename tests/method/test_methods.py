@@ -12,8 +12,8 @@ from torch import Tensor
 
 import unlock_lens as ul
 from unlock_lens.core.alignment import SubspaceAligner
-from unlock_lens.method.calibrate import pair_of
-from unlock_lens.method.methods import METHODS
+from unlock_lens.method.align import METHODS
+from unlock_lens.method.calibrate import Held
 
 # Tokens fewer than, as many as, and more than the widths.
 SHAPES = st.sampled_from([(6, 9, 7), (9, 9, 9), (40, 9, 7), (40, 7, 9)])
@@ -209,6 +209,7 @@ def test_options_that_cannot_be_are_refused(given: dict[str, Any], message: str)
 
 def test_axes_beyond_the_rank_are_not_made_for_a_method_that_ignores_them() -> None:
     source, target = states(40, 9, 7, seed=5)
-    leading = pair_of(source, target, centered=True, rank=METHODS["unlock"].axes(3))
+    held = Held({0: 0}, {0: source}, {0: target}, torch.zeros(40, dtype=torch.long), centered=True)
+    leading = held.pair(0, METHODS["unlock"].axes(3))
     assert leading.coupling.shape == (3, 3)
     assert METHODS["rrr"].axes(3) is None

@@ -17,7 +17,7 @@ from rich.table import Table
 import unlock_lens as ul
 from tests.hosts.models import open_host
 from tests.real.test_smollm2 import direction_of, problems
-from unlock_lens.core import capture
+from unlock_lens.core import read
 
 pytestmark = pytest.mark.real
 
@@ -44,7 +44,7 @@ def calibration(model: Any) -> ul.Variant:
 
 
 def test_the_first_token_is_a_sink_and_is_recognised(calibration: ul.Variant) -> None:
-    states = capture.at_all_tokens(calibration)
+    states = read.at_all_tokens(calibration)
     norms = states.norm(dim=-1)
     ratios = norms / norms.median(dim=-1, keepdim=True).values
     firsts = calibration.tokens.lengths.cumsum(0) - calibration.tokens.lengths
@@ -61,7 +61,7 @@ def test_the_first_token_is_a_sink_and_is_recognised(calibration: ul.Variant) ->
 def test_what_sinks_do_to_a_map(model: Any, calibration: ul.Variant) -> None:
     direction, _ = direction_of(model)
     own = direction.at_layers(LAYERS).vectors
-    states = capture.at_all_tokens(calibration)
+    states = read.at_all_tokens(calibration)
     table = Table("cosine with the direction that was sent", "keep", "drop", "whiten", box=SIMPLE_HEAD)
     found: dict[str, dict[str, float]] = {}
     for options in METHODS:
@@ -80,7 +80,7 @@ def test_what_sinks_do_to_a_map(model: Any, calibration: ul.Variant) -> None:
 def test_streamed_and_held_are_one_map(calibration: ul.Variant) -> None:
     few: dict[str, Any] = {"rank": 32, "centered": True, "layer_map": {20: 20}}
     streamed = ul.SubspaceAligner(positions="all", **few).fit(calibration, calibration, progress=False)
-    states = capture.at_all_tokens(calibration)
+    states = read.at_all_tokens(calibration)
     held = ul.SubspaceAligner(**few).fit_activations(states, states)
     assert streamed.n_tokens == held.n_tokens
     assert (held.n_tokens or 0) > 576

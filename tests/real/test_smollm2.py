@@ -19,7 +19,7 @@ from rich.table import Table
 import unlock_lens as ul
 from tests.hosts.models import HOSTS, open_host
 from unlock_lens import controls
-from unlock_lens.core import capture
+from unlock_lens.core import read
 from unlock_lens.evidence.statistics import wilson_interval
 
 pytestmark = pytest.mark.real
@@ -75,7 +75,7 @@ def test_states_are_those_of_the_bare_model(folder: str, model: Any) -> None:
 
     bare: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     asked = prompts(model.tokenizer, problems(3, seed=0)[0], LOCKED)
-    found = capture.at_position(ul.Variant(model, asked, add_special_tokens=False))
+    found = read.at_position(ul.Variant(model, asked, add_special_tokens=False))
     for i, prompt in enumerate(asked):
         ids = torch.tensor([model.tokenizer.encode(prompt, add_special_tokens=False)])
         with torch.no_grad():

@@ -29,8 +29,9 @@ from tests.remote.asking import (
     wait_until,
 )
 from tests.remote.server.rig import Rig
-from unlock_lens.core import capture, reducing
+from unlock_lens.core import read
 from unlock_lens.core.jobs import Kept
+from unlock_lens.core.tokens import one_token
 from unlock_lens.hosts import job
 
 nnsight.register(broken)
@@ -309,11 +310,11 @@ def test_a_model_that_fails_tells_the_line_where_it_did(remote_model: Open, tmp_
 
 def test_a_reduction_that_fails_tells_the_line_where_it_did(remote_model: Open) -> None:
     variant = ul.Variant(remote_model("small-base"), ["Q 1 A :"], remote=ul.Remote())
-    tokens = reducing.Tokens(variant, capture.one_token(variant, -1))
-    how = reducing.How(batch_size=8, resume=None, wait=True, progress=False)
-    reading = reducing.Reading([tokens], [0], lambda held, n: broken.Broken(), [torch.tensor([-1])], how)
+    tokens = read.Tokens(variant, one_token(variant, -1))
+    how = read.How(batch_size=8, resume=None, wait=True, progress=False)
+    reading = read.Reading([tokens], [0], lambda held, n: broken.Broken(), [torch.tensor([-1])], how)
     with pytest.raises(ul.RemoteFailure, match="ArithmeticError: these 1 states cannot be added") as told:
-        reducing.run([reading])
+        read.read([reading])
     assert 'raise ArithmeticError(f"these' in str(told.value.server_traceback)
     assert "in add" in str(told.value.server_traceback)
 

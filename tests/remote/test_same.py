@@ -25,8 +25,8 @@ from unlock_lens.evidence.diagnosis import Probe
 from unlock_lens.evidence.distributions import completion_log_probs, next_token_log_probs, price
 from unlock_lens.evidence.evaluation import evaluate
 from unlock_lens.evidence.sweep.config import SweepConfig
+from unlock_lens.method.align import METHODS
 from unlock_lens.method.apply import OPERATIONS, POSITIONS
-from unlock_lens.method.methods import METHODS
 
 Open = Callable[[str], Any]
 TASK = zoo.running_sum(n=12, seed=5)

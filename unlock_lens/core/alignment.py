@@ -17,21 +17,18 @@ from unlock_lens.core import artifact
 from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.core.hub import Shareable
 from unlock_lens.core.paired import Reader
-from unlock_lens.core.reducing import How
+from unlock_lens.core.read import How
 from unlock_lens.core.tokens import Positions, check_positions, paired_tokens
 from unlock_lens.core.variant import Variant
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.hosts.identity import ModelIdentity
-from unlock_lens.method.align import FactoredMaps, layer_map_of, projected_out
-from unlock_lens.method.calibrate import Calibration, held_states
+from unlock_lens.method.align import METHODS, FactoredMaps, Factors, MethodName, check_method, layer_map_of
+from unlock_lens.method.calibrate import SINKS, Calibration, Held, SinkRule, Sinks
 from unlock_lens.method.crossval import FOLDS, CrossValidation, cross_validate
-from unlock_lens.method.methods import METHODS, check_method
-from unlock_lens.method.reduce import RELATIVE_TOLERANCE
-from unlock_lens.method.sinks import SINKS, Sinks
+from unlock_lens.method.linalg import RELATIVE_TOLERANCE, projected_out
 
 logger = logging.getLogger(__name__)
 _KIND = "aligner"
-MethodName = Literal["unlock", "ridge", "procrustes", "rrr", "cca"]
 _SETTINGS: Mapping[str, Any] = {
     "rank": 16,
     "centered": False,
@@ -192,11 +189,11 @@ class SubspaceAligner(Shareable, kind=_KIND):
         if target_acts.shape[1] != n:
             raise InvalidInput(f"{n} source and {target_acts.shape[1]} target tokens were given; they must be the same tokens")
         layer_map = layer_map_of(self._wanted_layers, source_acts.shape[0], target_acts.shape[0])
-        layers = sorted(set(layer_map.values())), sorted(layer_map)
+        source = {a: source_acts[a] for a in sorted(set(layer_map.values()))}
+        target = {b: target_acts[b] for b in layer_map}
         fold = torch.arange(n) * (FOLDS if self._chooses else 1) // n
-        states = source_acts[layers[0]], target_acts[layers[1]]
-        calibration = held_states(layer_map, layers, states, fold, self.centered, self.sinks)
-        return self._fitted(calibration, layer_map, source_model, target_model, prompts_hash)
+        held = Held(layer_map, source, target, fold, self.centered, SinkRule.of(self.sinks, source, target))
+        return self._fitted(held, layer_map, source_model, target_model, prompts_hash)
 
     def _fitted(
         self,
@@ -206,16 +203,13 @@ class SubspaceAligner(Shareable, kind=_KIND):
         target_model: ModelIdentity | None,
         prompts_hash: str | None,
     ) -> SubspaceAligner:
-        method, rank, ridge, chosen = METHODS[self.method], self.rank, self.ridge, None
+        rank, ridge, chosen = self.rank, self.ridge, None
         if self._chooses:
-            folds = {b: calibration.folds(b) for b in layer_map}
-            chosen = cross_validate(folds, method, self.centered, rank, ridge)
+            chosen = cross_validate(calibration, list(layer_map), self.method, self.centered, rank, ridge)
             best = chosen.best
             rank, ridge = best[0] if rank == "cv" else rank, best[1]
-        k = None if rank is None else int(rank)
-        pairs = [calibration.pair(b, method.axes(k)) for b in layer_map]
-        factors = [method.fit(pair, k or max(pair.coupling.shape), float(ridge or 0.0)) for pair in pairs]
-        self._maps = FactoredMaps.of(layer_map, pairs, factors, calibration.dtype)
+        k, strength = None if rank is None else int(rank), float(ridge or 0.0)
+        self._maps = FactoredMaps.of({b: self._of_layer(calibration, b, k, strength) for b in layer_map}, layer_map)
         self.n_tokens, self.cross_validation = calibration.n, chosen
         self.source_model, self.target_model, self.prompts_hash = source_model, target_model, prompts_hash
         self._tell_cap()
@@ -225,6 +219,16 @@ class SubspaceAligner(Shareable, kind=_KIND):
                 "are the texts the same, in the same order?"
             )
         return self
+
+    def _of_layer(
+        self, calibration: Calibration, target_layer: int, rank: int | None, ridge: float
+    ) -> tuple[Factors, Tensor, Tensor]:
+        """The factors of one layer's map and both mean states, in the precision of the states that they were made from."""
+        method, dtype = METHODS[self.method], calibration.dtype
+        pair = calibration.pair(target_layer, method.axes(rank))
+        found = method.fit(pair, rank or max(pair.coupling.shape), ridge)
+        left, core, right = (part.to("cpu", dtype) for part in (found.left, found.core, found.right))
+        return Factors(left, core, right), pair.source.mean.to("cpu", dtype), pair.target.mean.to("cpu", dtype)
 
     def transport(self, direction: CapabilityDirection) -> CapabilityDirection:
         """The direction in the target's residual stream, v_t[b] = v_s[a(b)] W[b], wherever it has the source layer a(b).
@@ -244,7 +248,12 @@ class SubspaceAligner(Shareable, kind=_KIND):
         vectors = torch.stack([maps.carry(b, direction.vectors[j]) for b, j in rows])
         if self.without_mean:
             means = torch.stack([maps.target_mean[list(maps.layer_map).index(b)] for b, _ in rows])
-            vectors = projected_out(vectors, means.to(vectors))
+            vectors, gone = projected_out(vectors, means.to(vectors))
+            if gone:
+                raise InvalidInput(
+                    f"at target layer {rows[gone[0]][0]} the transported vector is a multiple of the mean state; "
+                    "with without_mean=True nothing is left of it"
+                )
         told = f"transported by {self!r}, fitted on {self.n_tokens} tokens of texts {self.prompts_hash or 'unknown'}"
         provenance = replace(direction.provenance.then(told), source_model=direction.model, rank=maps.rank)
         basis = self.target_model.basis if self.target_model else direction.basis

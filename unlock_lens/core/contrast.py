@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.core import capture, differences
+from unlock_lens.core import differences
 from unlock_lens.core.direction import CapabilityDirection, Provenance, check_pair, provenance_of
-from unlock_lens.core.reducing import How
+from unlock_lens.core.read import How, check_layers
+from unlock_lens.core.tokens import check_position
 from unlock_lens.core.variant import Variant
 from unlock_lens.errors import InvalidInput
 from unlock_lens.hosts.identity import ModelIdentity
@@ -61,9 +62,9 @@ class Contrast:
     ) -> Contrast:
         """Read both variants; arguments and errors are those of `CapabilityDirection.extract`."""
         check_pair(locked, unlocked)
-        where = capture.check_layers(layers, locked.backend.identity.n_layers)
+        where = check_layers(layers, locked.backend.identity.n_layers)
         for variant in (locked, unlocked):
-            capture.check_position(variant, position)
+            check_position(variant, position)
         how = How(batch_size, resume, wait, progress)
         found = differences.differences(unlocked, locked, where, position, None, how)
         told = provenance_of(locked, unlocked, None, position)

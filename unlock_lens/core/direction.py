@@ -11,15 +11,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.core import artifact, capture
+from unlock_lens.core import artifact
 from unlock_lens.core.differences import differences, mean_difference
 from unlock_lens.core.hub import Shareable
-from unlock_lens.core.reducing import How
+from unlock_lens.core.read import How, check_layers
+from unlock_lens.core.tokens import check_position
 from unlock_lens.core.variant import Variant
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.hosts.identity import Basis, ModelIdentity
-from unlock_lens.method.align import projected_out
 from unlock_lens.method.extract import Aggregator, aggregate_name, aggregated, check_aggregate
+from unlock_lens.method.linalg import projected_out
 
 _KIND = "direction"
 
@@ -158,9 +159,9 @@ class CapabilityDirection(Shareable, kind=_KIND):
         check_pair(locked, unlocked)
         check_tokens(locked, unlocked)
         check_aggregate(aggregate)
-        where = capture.check_layers(layers, locked.backend.identity.n_layers)
+        where = check_layers(layers, locked.backend.identity.n_layers)
         for variant in (locked, unlocked):
-            capture.check_position(variant, position)
+            check_position(variant, position)
         how = How(batch_size, resume, wait, progress)
         if aggregate == "mean":
             vectors = mean_difference(unlocked, locked, where, position, how)
@@ -240,7 +241,11 @@ class CapabilityDirection(Shareable, kind=_KIND):
             tensor([[0., 4.]])
         """
         self._check_same_space(other)
-        left = projected_out(self.vectors, other.vectors, "the other direction")
+        left, gone = projected_out(self.vectors, other.vectors)
+        if gone:
+            raise InvalidInput(
+                f"the vector of layer {self.layers[gone[0]]} is a multiple of the other direction's: nothing else is left of it"
+            )
         return replace(self, vectors=left, provenance=self.provenance.then("without its part along another direction"))
 
     def __add__(self, other: CapabilityDirection) -> CapabilityDirection:

@@ -1,4 +1,4 @@
-"""Reading the calibration texts: both models side by side, states held while they are few, summed when they are many."""
+"""Paired: both models read at the tokens that belong together; states are held or summed, whichever takes fewer bytes."""
 
 from __future__ import annotations
 
@@ -8,33 +8,37 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from unlock_lens.core import capture
-from unlock_lens.core.capture import Chosen
+from unlock_lens.core import read
 from unlock_lens.core.progress import shown
-from unlock_lens.core.reducing import (
-    How,
-    Reading,
-    Tokens,
-    axes_of,
-    factoring,
-    factors,
-    in_one_request,
-    positions_of,
-    runs_on_server,
-)
-from unlock_lens.core.variant import Variant
+from unlock_lens.core.read import How, Reading, Tokens
+from unlock_lens.core.tokens import Chosen
+from unlock_lens.core.variant import Variant, check_batch_size
 from unlock_lens.errors import InvalidInput
-from unlock_lens.method.calibrate import Calibration, FactoredStates, HeldStates, StreamedMoments, held_states
-from unlock_lens.method.moments import RunningMoments
-from unlock_lens.method.sinks import SINK, SinkRule, Sinks
+from unlock_lens.method.apply import at_least_float32
+from unlock_lens.method.calibrate import (
+    SINK,
+    Calibration,
+    Factored,
+    Held,
+    Layers,
+    SinkRule,
+    Sinks,
+    Summed,
+    by_layer,
+    held_bytes,
+    summed_bytes,
+)
+from unlock_lens.method.reduce import States
 
 logger = logging.getLogger(__name__)
 _SAMPLED_PER_AXIS = 4
 SAMPLE = 64
 """Texts whose tokens say what norm is usual."""
+_SMALL = 2**26
+"""Bytes of states that cross-validation may always hold."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -45,13 +49,13 @@ class Reader:
         source: the model that directions come from, with the calibration texts.
         target: the model that they go to, with the same texts.
         layer_map: target layer -> source layer; no other layers are read.
-        source_tokens: of each text, the tokens that are read in the source.
+        source_tokens: the tokens of each text that are read in the source.
         target_tokens: as many, in the target.
         centered: whether maps are to be fitted on distances from the mean.
         sinks: what becomes of tokens with huge norms.
         folds: into how many folds texts are put, for cross-validation; 1 for none.
         rank: of the maps; None where it is not known yet, or is all that the tokens span.
-        leading_axes: whether maps need no more principal axes than the rank: a server ships what is asked for.
+        leading_axes: whether maps need no more principal axes than the rank, so that a server returns only those.
         how: batches, resuming, waiting.
     """
 
@@ -68,16 +72,16 @@ class Reader:
     how: How
 
     def run(self) -> Calibration:
-        """Hold the states of no more tokens than the wider model is wide, whose Gram matrix is the smaller one; sum others.
+        """Read the tokens of both models.
 
         Raises:
             InvalidInput: states that are not finite, or sinks that are to be dealt with on a server.
         """
-        if runs_on_server(self.how, self.source, self.target):
+        if read.runs_on_server(self.how, self.source, self.target):
             return self._factored()
-        n = sum(len(tokens) for tokens in self.source_tokens)
-        widest = max(variant.backend.identity.d_model for variant in (self.source, self.target))
-        found = self._held() if n <= widest else self._streamed()
+        n = sum(map(len, self.source_tokens))
+        holds = held_bytes(n, self.layer_map, *self._widths) <= summed_bytes(self.layer_map, *self._widths)
+        found = self._held() if holds else self._summed()
         if found.n < n:
             logger.warning(
                 "%d of %d calibration tokens have more than %g times the median norm of their layer and were left out",
@@ -87,30 +91,42 @@ class Reader:
             )
         return found
 
-    def _held(self) -> HeldStates:
-        sides = [
-            capture.at_tokens(variant, tokens, layers, self.how.batch_size, self.how.progress)
-            for variant, tokens, layers in zip(self._variants, self._tokens, self._layers, strict=True)
-        ]
-        fold = torch.cat([self._fold_of[p].expand(len(tokens)) for p, tokens in enumerate(self.source_tokens)])
-        return held_states(self.layer_map, self._layers, (sides[0], sides[1]), fold, self.centered, self.sinks)
+    def _held(self) -> Held:
+        source, target = (
+            by_layer(layers, read.states(side, layers, self.how))
+            for side, layers in zip(self._tokens, self._layers, strict=True)
+        )
+        fold = self._fold_of[_text_of(self.source_tokens)]
+        return Held(self.layer_map, source, target, fold, self.centered, SinkRule.of(self.sinks, source, target))
 
-    def _streamed(self) -> StreamedMoments:
-        widths = [variant.backend.identity.d_model for variant in self._variants]
-        running = RunningMoments(self.layer_map, widths[0], widths[1], self.folds)
-        sinks = self._sink_rule()
-        names = " and ".join(variant.backend.identity.name for variant in self._variants)
+    def _summed(self) -> Summed:
+        """Both models side by side, batch after batch; cross-validation holds a sample too, of no more bytes than the sums."""
+        sums, rule = Summed(self.layer_map, self.centered), self._rule()
+        allowed = max(summed_bytes(self.layer_map, *self._widths), _SMALL)
+        sampled = min(allowed // held_bytes(1, self.layer_map, *self._widths), sum(map(len, self.source_tokens)))
+        places = self._sample(sampled) if self.folds > 1 else None
+        sample = [States(len(layers), sampled, width) for layers, width in zip(self._layers, self._widths, strict=True)]
+        names = " and ".join(variant.backend.identity.name for variant in (self.source, self.target))
         for prompts in shown(self._batches(), f"reading {names}", self.how.progress):
-            sides = self._states(0, prompts), self._states(1, prompts)
-            if not sides[0].shape[1]:
+            sides = self._states(prompts)
+            if sides is None:
                 continue
-            fold = torch.cat([self._fold_of[p].expand(len(self.source_tokens[p])) for p in prompts.tolist()])
-            kept = sinks.applied(sides, fold)
-            if len(kept[2]):
-                running.add(*kept)
-        return StreamedMoments(running, self.centered)
+            if places is not None:
+                place = torch.cat([places[p] for p in prompts.tolist()])
+                for reduction, layers in zip(sample, sides, strict=True):
+                    for i, states in enumerate(layers.values()):
+                        reduction.add(i, states[place >= 0], place[place >= 0], 1)
+            kept = rule.kept(*sides)
+            if bool(kept.any()):
+                tamed = [{b: rule.tamed(i, b, h)[kept] for b, h in layers.items()} for i, layers in enumerate(sides)]
+                sums.add(tamed[0], tamed[1])
+        if places is not None:
+            text = _text_of(places)[torch.cat(list(places)) >= 0]
+            held = [by_layer(layers, one.result()["states"]) for layers, one in zip(self._layers, sample, strict=True)]
+            sums.sample = Held(self.layer_map, held[0], held[1], self._fold_of[text], self.centered, rule)
+        return sums
 
-    def _factored(self) -> FactoredStates:
+    def _factored(self) -> Factored:
         """At least one model runs on a server: axes of all tokens come back, and the scores of a sample."""
         if self.sinks != "keep":
             raise InvalidInput(
@@ -118,85 +134,106 @@ class Reader:
                 'centered=True loses at most an axis to them, skip_first=True leaves the usual ones out, or take sinks="keep"'
             )
         readings, axes = self.readings()
-        sides = factors(readings, axes, self.centered)
-        found = [dict(zip(layers, side, strict=True)) for layers, side in zip(self._layers, sides, strict=True)]
+        sides = read.factors(readings, axes, self.centered)
+        source, target = (dict(zip(layers, side, strict=True)) for layers, side in zip(self._layers, sides, strict=True))
         counts = torch.tensor([int((places >= 0).sum()) for places in readings[0].places])
         text = torch.arange(len(self.source)).repeat_interleave(counts)
-        return FactoredStates(self.layer_map, found[0], found[1], self._fold_of[text])
+        return Factored(self.layer_map, source, target, self._fold_of[text])
 
     def readings(self) -> tuple[list[Reading], int]:
         """What is read on servers, source and target, and how many axes come back."""
-        places = self._sample()
+        places = self._sample(read.positions_of(self.source, self.target))
         held = int(torch.cat(list(places)).max()) + 1
         # Parts of no more axes than the rank would not merge into those of all.
-        enough = self.rank and self.leading_axes and in_one_request(self.how, *self._variants)
-        asked = 0 if enough else axes_of(*self._variants)
+        enough = self.rank and self.leading_axes and read.in_one_request(self.how, self.source, self.target)
+        asked = 0 if enough else read.axes_of(self.source, self.target)
         sampled = held < sum(map(len, places))
         if sampled and not self.leading_axes:  # all axes enter the least squares, which want several tokens for each
             asked = min(asked, held // _SAMPLED_PER_AXIS)
         if sampled and (self.rank or 0) * _SAMPLED_PER_AXIS > held:
-            told = "the scores of %d tokens are few for rank %d; Remote(positions=...) asks for more"
-            logger.warning(told, held, self.rank)
+            message = "the scores of %d tokens are few for rank %d; Remote(positions=...) asks for more"
+            logger.warning(message, held, self.rank)
         axes = min(held, max(self.rank or 0, asked))
         readings = [
-            Reading([Tokens(variant, chosen)], layers, factoring(variant, axes, self.centered), places, self.how)
-            for variant, chosen, layers in zip(self._variants, self._tokens, self._layers, strict=True)
+            Reading([side], layers, read.factoring(side.variant, axes, self.centered), places, self.how)
+            for side, layers in zip(self._tokens, self._layers, strict=True)
         ]
         return readings, axes
 
-    def _sample(self) -> Chosen:
-        """Of each text, the place of each of its tokens in a seeded sample of all, or -1; ascending."""
+    def _sample(self, at_most: int) -> Chosen:
+        """For each text, the place of each of its tokens in a seeded sample of all, or -1; ascending."""
         counts = [len(tokens) for tokens in self.source_tokens]
-        n, cap = sum(counts), positions_of(*self._variants)
-        if n <= cap:
+        n = sum(counts)
+        if n <= at_most:
             return torch.arange(n).split(counts)
-        logger.info("axes know all %d calibration tokens; the scores of %d of them come back", n, cap)
-        drawn = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:cap].sort().values
+        logger.info("of %d calibration tokens, %d are sampled", n, at_most)
+        drawn = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:at_most].sort().values
         places = torch.full((n,), -1)
-        places[drawn] = torch.arange(cap)
+        places[drawn] = torch.arange(at_most)
         return places.split(counts)
 
-    def _sink_rule(self) -> SinkRule:
+    def _rule(self) -> SinkRule:
         """Typical norms are those of a sample of texts, the same whatever the batch size."""
         if self.sinks == "keep":
-            return SinkRule.of("keep", (torch.empty(0), torch.empty(0)))
+            return SinkRule()
         sample = torch.linspace(0, len(self.source) - 1, min(SAMPLE, len(self.source))).round().long()
-        read = [(self._states(0, prompts), self._states(1, prompts)) for prompts in sample.split(self.how.batch_size)]
-        source, target = (torch.cat(side, dim=1) for side in zip(*read, strict=True))
-        return SinkRule.of(self.sinks, (source, target))
+        batches = [batch for prompts in sample.split(self.how.batch_size) if (batch := self._states(prompts))]
+        source, target = (
+            {layer: torch.cat([batch[side][layer] for batch in batches]) for layer in self._layers[side]} for side in (0, 1)
+        )
+        return SinkRule.of(self.sinks, source, target)
 
-    def _states(self, side: int, prompts: Int[Tensor, " prompt"]) -> Float[Tensor, "layer picked d_model"]:
-        variant, chosen, layers = self._variants[side], self._tokens[side], self._layers[side]
-        picked = sum(len(chosen[p]) for p in prompts.tolist())
-        states = torch.empty(len(layers), picked, variant.backend.identity.d_model, dtype=torch.float32)
-
-        def keep(layer: int, read: Tensor) -> None:
-            states[layer] = read.to(states)
-
-        if picked:
-            capture.read(variant, layers, prompts, chosen, keep)
-        return states
+    def _states(self, prompts: Int[Tensor, " prompt"]) -> tuple[Layers, Layers] | None:
+        """Of some texts, at the tokens that belong together, where the states are; None where there are no such tokens."""
+        n = sum(len(self.source_tokens[p]) for p in prompts.tolist())
+        if not n:
+            return None
+        sides = _AsRead(), _AsRead()
+        for side, layers, found in zip(self._tokens, self._layers, sides, strict=True):
+            read.run_pass(side.variant, prompts, read.one_pass(side, prompts, torch.arange(n)), layers, found)
+        source, target = (
+            {layer: found.states[i] for i, layer in enumerate(layers)}
+            for layers, found in zip(self._layers, sides, strict=True)
+        )
+        return source, target
 
     def _batches(self) -> Sequence[Int[Tensor, " prompt"]]:
         """Texts of like length in both models, the longest first."""
-        if self.how.batch_size < 1:
-            raise InvalidInput(f"batch_size {self.how.batch_size} was given; at least 1 is needed")
+        check_batch_size(self.how.batch_size)
         lengths = self.source.tokens.lengths + self.target.tokens.lengths
         return lengths.argsort(descending=True, stable=True).split(self.how.batch_size)
 
-    @property
-    def _variants(self) -> tuple[Variant, Variant]:
-        return self.source, self.target
-
-    @property
-    def _tokens(self) -> tuple[Chosen, Chosen]:
-        return self.source_tokens, self.target_tokens
+    @cached_property
+    def _tokens(self) -> tuple[Tokens, Tokens]:
+        return Tokens(self.source, self.source_tokens), Tokens(self.target, self.target_tokens)
 
     @cached_property
     def _layers(self) -> tuple[list[int], list[int]]:
         return sorted(set(self.layer_map.values())), sorted(self.layer_map)
 
+    @property
+    def _widths(self) -> tuple[int, int]:
+        return self.source.backend.identity.d_model, self.target.backend.identity.d_model
+
     @cached_property
     def _fold_of(self) -> Int[Tensor, " text"]:
         """Texts go to folds whole: tokens of one text know of each other."""
         return torch.arange(len(self.source)) * self.folds // len(self.source)
+
+
+class _AsRead:
+    """Keeps the states of one pass on their device."""
+
+    def __init__(self) -> None:
+        self.states: dict[int, Tensor] = {}
+
+    def add(self, i: int, states: Tensor, places: Tensor, sign: int) -> None:
+        self.states[i] = at_least_float32(states)
+
+    def result(self) -> dict[str, Tensor]:
+        return {str(i): states for i, states in self.states.items()}
+
+
+def _text_of(chosen: Chosen) -> Int[Tensor, " token"]:
+    """The text of each token."""
+    return torch.arange(len(chosen)).repeat_interleave(torch.tensor([len(tokens) for tokens in chosen]))

@@ -1,22 +1,58 @@
-"""Which token of the source belongs to which token of the target, for calibration (docs/aligners.md, "Which tokens")."""
+"""Which tokens are read, and which token of the source belongs to which of the target (docs/aligners.md, "Which tokens")."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from unlock_lens.core import capture
-from unlock_lens.core.capture import Chosen
 from unlock_lens.core.variant import Variant
 from unlock_lens.errors import InvalidInput
 
 logger = logging.getLogger(__name__)
 Positions = Literal["last", "all"] | int
 Span = tuple[int, int]
+Chosen = Sequence[Int[Tensor, "_"]]
+"""For each prompt the tokens that are read, counted from 0 without padding."""
+
+
+def one_token(variant: Variant, position: int = -1) -> Chosen:
+    """The token of each prompt at a position; negative ones count from the end.
+
+    Raises:
+        InvalidInput: a prompt without that token.
+    """
+    check_position(variant, position)
+    tokens = torch.full_like(variant.tokens.lengths, position) + (variant.tokens.lengths if position < 0 else 0)
+    return tokens.split(1)
+
+
+def all_tokens(variant: Variant, skip_first: bool = False) -> Chosen:
+    """Every token of each prompt, or every one but the first.
+
+    Raises:
+        InvalidInput: no token is left.
+    """
+    lengths: list[int] = variant.tokens.lengths.tolist()
+    if skip_first and max(lengths) == 1:
+        raise InvalidInput("every prompt is one token long and skip_first leaves it out; give longer texts")
+    return [torch.arange(int(skip_first), length) for length in lengths]
+
+
+def check_position(variant: Variant, position: int) -> None:
+    """Raise InvalidInput unless every prompt has a token at that position."""
+    needed = -position if position < 0 else position + 1
+    short = (variant.tokens.lengths < needed).nonzero()
+    if len(short):
+        prompt = int(short[0])
+        raise InvalidInput(
+            f"position {position} was asked for, but prompt {prompt} ({variant.prompts[prompt][:40]!r}) has "
+            f"{int(variant.tokens.lengths[prompt])} tokens; every prompt needs {needed}"
+        )
 
 
 def check_positions(positions: Positions) -> None:
@@ -51,7 +87,7 @@ def paired_tokens(source: Variant, target: Variant, positions: Positions, skip_f
             f"{len(source)} source and {len(target)} target texts were given; text i of one belongs to text i of the other"
         )
     if positions == "last":
-        return capture.one_token(source, -1), capture.one_token(target, -1)
+        return one_token(source), one_token(target)
     differing = sum(a != b for a, b in zip(source.prompts, target.prompts, strict=True))
     pairs = [_strided(_pairs(source, target, i, skip_first), positions) for i in range(len(source))]
     if not any(len(of_text) for of_text in pairs):

@@ -43,9 +43,14 @@ class Tokens:
         Raises:
             InvalidInput: size is below 1.
         """
-        if size < 1:
-            raise InvalidInput(f"batch_size {size} was given; at least 1 is needed")
+        check_batch_size(size)
         return self.lengths.argsort(descending=True, stable=True).split(size)
+
+
+def check_batch_size(size: int) -> None:
+    """Raise InvalidInput unless a batch holds something."""
+    if size < 1:
+        raise InvalidInput(f"batch_size {size} was given; at least 1 is needed")
 
 
 @dataclass(frozen=True, eq=False)

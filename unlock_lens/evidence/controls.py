@@ -11,11 +11,11 @@ from torch import Tensor
 
 from unlock_lens.core.differences import mean_state
 from unlock_lens.core.direction import CapabilityDirection, Provenance
-from unlock_lens.core.reducing import How
+from unlock_lens.core.read import How
 from unlock_lens.core.variant import Variant
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.hosts.identity import ModelIdentity
-from unlock_lens.method import align as linear_map
+from unlock_lens.method import linalg
 
 
 def random_like(direction: CapabilityDirection, seed: int = 0) -> CapabilityDirection:
@@ -124,7 +124,11 @@ def projected_out(mean: Float[Tensor, "layer d_model"], direction: CapabilityDir
         >>> controls.projected_out(torch.tensor([[2.0, 0.0]]), direction).vectors
         tensor([[0., 5.]])
     """
-    left = linear_map.projected_out(direction.vectors, mean)
+    left, gone = linalg.projected_out(direction.vectors, mean)
+    if gone:
+        raise InvalidInput(
+            f"the vector of layer {direction.layers[gone[0]]} is a multiple of the mean state: nothing else is left of it"
+        )
     return _with_vectors(direction, left, "without its part along the mean locked state")
 
 

@@ -1,135 +1,290 @@
-"""What maps are fitted from: states of the calibration tokens at hand, or sums over them."""
+"""Calibrate: what maps are fitted from. States of the calibration tokens in memory, sums over them, or factors from servers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
-from operator import add
+from functools import cached_property
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unlock_lens.errors import InvalidInput
-from unlock_lens.method.factors import LayerFactors
-from unlock_lens.method.linalg import right_factors
-from unlock_lens.method.methods import Axes, Pair
-from unlock_lens.method.moments import Moments, RunningMoments
-from unlock_lens.method.sinks import SinkRule, Sinks
+from unlock_lens.method.align import Axes, Pair
+from unlock_lens.method.linalg import Gram, Spectrum, spectrum, spectrum_of_gram
+from unlock_lens.method.reduce import LayerFactors
 
+Layers = Mapping[int, Float[Tensor, "_ _"]]
+"""The states [token, d_model] of one model at the calibration tokens, by layer."""
+Sinks = Literal["keep", "drop", "whiten"]
+SINKS = ("keep", "drop", "whiten")
+SINK = 10.0
+"""A token is an attention sink where its norm is above this many times the median norm of its layer."""
 NOISE = 1e-7
-"""States that vary by less than this share of their mean do not vary: float32 tells no more."""
+"""States that vary by less than this share of their mean do not vary: float32 resolves no more."""
 
 
 @dataclass(frozen=True, eq=False)
-class HeldStates:
-    """States at hand: the cheaper Gram matrix is chosen, so few tokens of a wide model cost little."""
+class SinkRule:
+    """What becomes of attention sinks, tokens (often the first) whose huge norm would rule every map that is fitted on them.
+
+    Attributes:
+        how: "keep" them, "drop" a token that is a sink at any layer of either model, or "whiten": scale it to the median norm.
+        typical: median norm of each layer, of source and target.
+
+    Source: Sun et al., "Massive Activations in Large Language Models", arXiv:2402.17762.
+    """
+
+    how: Sinks = "keep"
+    typical: tuple[Mapping[int, Tensor], Mapping[int, Tensor]] = ({}, {})
+
+    @classmethod
+    def of(cls, how: Sinks, source: Layers, target: Layers) -> SinkRule:
+        """With the median norms of these states."""
+        if how == "keep":
+            return cls()
+        medians = [{layer: _norms(states).median() for layer, states in side.items()} for side in (source, target)]
+        return cls(how, (medians[0], medians[1]))
+
+    def kept(self, source: Layers, target: Layers) -> Bool[Tensor, " n"]:
+        """The tokens that are fitted on."""
+        kept = torch.ones(len(next(iter(source.values()))), dtype=torch.bool)
+        if self.how == "drop":
+            for side, layers in enumerate((source, target)):
+                for layer, states in layers.items():
+                    kept &= ~self._far(side, layer, states).cpu()
+        return kept
+
+    def tamed(self, side: int, layer: int, states: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
+        """The states of one layer of source (0) or target (1), sinks scaled down where that is asked for."""
+        if self.how != "whiten":
+            return states
+        scale = self.typical[side][layer] / _norms(states).clamp_min(torch.finfo(torch.float32).tiny)
+        return torch.where(self._far(side, layer, states)[:, None], (states * scale[:, None]).to(states), states)
+
+    def _far(self, side: int, layer: int, states: Float[Tensor, "n d_model"]) -> Bool[Tensor, " n"]:
+        return _norms(states) > SINK * self.typical[side][layer]
+
+
+def _norms(states: Float[Tensor, "n d_model"]) -> Float[Tensor, " n"]:
+    return torch.linalg.vector_norm(states, dim=-1, dtype=torch.promote_types(states.dtype, torch.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Tokens of one layer pair in the principal axes of both sides, H_s V_s^T and H_t V_t^T, and the fold of each token."""
+
+    source: Float[Tensor, "n s"]
+    target: Float[Tensor, "n t"]
+    fold: Int[Tensor, " n"]
+
+
+@runtime_checkable
+class Calibration(Protocol):
+    """What a fit needs of the calibration tokens.
+
+    Attributes:
+        n: number of tokens.
+        dtype: precision in which the maps are worth keeping.
+    """
+
+    @property
+    def n(self) -> int: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def pair(self, target_layer: int, rank: int | None = None) -> Pair:
+        """Both layers' principal axes, the leading `rank` of them or all, and their coupling C = U_s^T U_t.
+
+        Raises:
+            InvalidInput: states that are not finite, or do not vary.
+        """
+        ...
+
+    def scores(self, target_layer: int) -> Scores:
+        """The tokens that cross-validation fits and looks at."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """States in memory; a layer is decomposed when it is asked for, in float64 and where it is.
+
+    Attributes:
+        layer_map: target layer -> source layer.
+        source: states of the source's layers.
+        target: states of the target's layers, of the same tokens.
+        fold: the fold of each token.
+        centered: whether H are distances from the mean.
+        rule: for attention sinks.
+    """
 
     layer_map: Mapping[int, int]
-    source: Mapping[int, Float[Tensor, "n d_source"]]
-    target: Mapping[int, Float[Tensor, "n d_target"]]
+    source: Layers
+    target: Layers
     fold: Int[Tensor, " n"]
     centered: bool
-    _axes: dict[tuple[str, int, int | None], tuple[Axes, Tensor]] = field(default_factory=dict)
+    rule: SinkRule = field(default_factory=SinkRule)
+    _last: dict[tuple[int, int | None], tuple[Axes, Tensor]] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
-        return len(self.fold)
+        return int(self._kept.sum())
 
     @property
     def dtype(self) -> torch.dtype:
-        """What maps of these states are worth keeping in."""
         exact = {h.dtype for side in (self.source, self.target) for h in side.values()} == {torch.float64}
         return torch.float64 if exact else torch.float32
 
     def pair(self, target_layer: int, rank: int | None = None) -> Pair:
-        """Both layers' principal axes, the leading `rank` of them if told, and their coupling."""
-        (s, scores_s), (t, scores_t) = self._sides(target_layer, rank)
-        return Pair(s, t, (scores_s.T @ scores_t) / s.values[:, None] / t.values)
+        (source, scores_s), (target, scores_t) = self.sides(target_layer, rank)
+        return Pair(source, target, (scores_s.T @ scores_t) / source.values[:, None] / target.values)
 
-    def folds(self, target_layer: int) -> Sequence[Moments]:
-        """Moments of each fold of texts."""
-        (_, scores_s), (_, scores_t) = self._sides(target_layer, None)
-        places = [self.fold == k for k in range(int(self.fold.max()) + 1)]
-        return [Moments.of(scores_s[place], scores_t[place]) for place in places]
+    def scores(self, target_layer: int) -> Scores:
+        (_, source), (_, target) = self.sides(target_layer)
+        return Scores(source, target, self.fold[self._kept])
 
-    def _sides(self, target_layer: int, rank: int | None) -> tuple[tuple[Axes, Tensor], tuple[Axes, Tensor]]:
-        a = self.layer_map[target_layer]
-        return self._side("source", a, self.source[a], rank), self._side(
-            "target", target_layer, self.target[target_layer], rank
-        )
+    @cached_property
+    def _kept(self) -> Bool[Tensor, " n"]:
+        return self.rule.kept(self.source, self.target)
 
-    def _side(self, name: str, layer: int, states: Tensor, rank: int | None) -> tuple[Axes, Tensor]:
-        """Axes, and the tokens' scores on them; several target layers may read one source layer, decomposed once."""
-        key = (name, layer, rank)
-        if key not in self._axes:
-            self._axes[key] = principal(states, rank, self.centered, f"{name} layer {layer}")
-        return self._axes[key]
+    def sides(self, target_layer: int, rank: int | None = None) -> tuple[tuple[Axes, Tensor], tuple[Axes, Tensor]]:
+        """Principal axes of both layers, and the tokens' scores H V^T on them.
+
+        Neighbouring target layers may share a source layer, which is decomposed once.
+        """
+        a, b = self.layer_map[target_layer], target_layer
+        if (a, rank) not in self._last:
+            self._last.clear()
+            self._last[a, rank] = self._decomposed(0, a, self.source[a], rank)
+        return self._last[a, rank], self._decomposed(1, b, self.target[b], rank)
+
+    def _decomposed(self, side: int, layer: int, states: Tensor, rank: int | None) -> tuple[Axes, Tensor]:
+        h = self.rule.tamed(side, layer, states.detach())
+        if self.rule.how == "drop":
+            h = h[self._kept.to(h.device)]
+        mean, found = principal(h, rank, self.centered, f"{('source', 'target')[side]} layer {layer}")
+        return Axes(mean.cpu(), found.values.cpu(), found.vectors.cpu()), found.scores.cpu()
 
 
 def principal(
-    states: Float[Tensor, "n d"], rank: int | None, centered: bool, name: str
-) -> tuple[Axes, Float[Tensor, "n rank"]]:
-    """The leading principal axes of one layer's states, and the states' scores on them; `name` is for errors.
+    states: Float[Tensor, "n d_model"], rank: int | None, centered: bool, name: str
+) -> tuple[Float[Tensor, " d_model"], Spectrum]:
+    """The mean of one layer's states and their spectrum; `name` is for errors.
 
     Raises:
         InvalidInput: states that are not finite, or do not vary.
     """
-    h = states.detach().to("cpu", torch.float64)
+    h = states.to("cpu" if states.device.type == "mps" else states.device, torch.float64)
     if not bool(h.sum().isfinite()):
         token = int((~h.isfinite()).any(dim=1).nonzero()[0])
         raise InvalidInput(f"the activations of {name} are not finite at token {token}; leave that prompt out")
-    mean = h.mean(dim=0)
+    exact, mean = states.dtype == torch.float64, h.mean(dim=0)
     h = h - mean if centered else h
-    n, exact = len(h), states.dtype == torch.float64
-    if not bool(h.norm() > (1e-14 if exact else NOISE) * n**0.5 * mean.norm()):
-        raise InvalidInput(f"the activations of {name} do not vary over the calibration tokens; give more and other texts")
-    factors = right_factors(h, min(h.shape) if rank is None else rank, exact)
-    return Axes(mean, factors.values, factors.vectors), factors.scores
+    if not bool(h.norm() > (1e-14 if exact else NOISE) * len(h) ** 0.5 * mean.norm()):
+        raise _constant(name)
+    return mean, spectrum(h, rank, exact)
 
 
-@dataclass(frozen=True, eq=False)
-class StreamedMoments:
-    """Sums alone: memory does not grow with the number of tokens."""
-
-    running: RunningMoments
-    centered: bool
-    _axes: dict[tuple[str, int], Axes] = field(default_factory=dict)
-
-    @property
-    def n(self) -> int:
-        return int(self.running.n.sum())
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What maps of these sums are worth keeping in: the states were float32."""
-        return torch.float32
-
-    def pair(self, target_layer: int, rank: int | None = None) -> Pair:
-        """Both layers' principal axes and their coupling; sums give all axes at once, whatever the rank."""
-        whole: Moments = reduce(add, self.folds(target_layer))
-        source, target = ("source", self.running.layer_map[target_layer]), ("target", target_layer)
-        if source not in self._axes:
-            self._axes[source] = _varying(whole.source_axes(self.centered), self.n, *source)
-        self._axes[target] = _varying(whole.target_axes(self.centered), self.n, *target)
-        return whole.pair(self.centered, self._axes[source], self._axes[target])
-
-    def folds(self, target_layer: int) -> Sequence[Moments]:
-        """Moments of each fold of texts."""
-        return self.running.folds(target_layer)
+def _constant(name: str) -> InvalidInput:
+    return InvalidInput(f"the activations of {name} do not vary over the calibration tokens; give more and other texts")
 
 
-def _varying(axes: Axes, n: int, side: str, layer: int) -> Axes:
+def _varying(axes: Axes, n: int, name: str) -> Axes:
     if not len(axes.values) or float(axes.values[0]) <= NOISE * n**0.5 * float(axes.mean.norm()):
-        raise InvalidInput(
-            f"the activations of {side} layer {layer} do not vary over the calibration tokens; give more and other texts"
-        )
+        raise _constant(name)
     return axes
 
 
 @dataclass(frozen=True, eq=False)
-class FactoredStates:
+class Moments:
+    """Gram and cross-Gram matrices of one layer pair: all that a map between them can be made of."""
+
+    source: Gram
+    target: Gram
+    cross: Gram
+
+    @classmethod
+    def of(cls, source: Float[Tensor, "n s"], target: Float[Tensor, "n t"]) -> Moments:
+        return cls(Gram.of(source, source), Gram.of(target, target), Gram.of(source, target))
+
+    def __sub__(self, other: Moments) -> Moments:
+        return Moments(self.source - other.source, self.target - other.target, self.cross - other.cross)
+
+    def points(self, centered: bool) -> tuple[Tensor, Tensor]:
+        """Where a map sees the states from: their means, or zero."""
+        means = self.source.mean_x, self.target.mean_x
+        return means if centered else (torch.zeros_like(means[0]), torch.zeros_like(means[1]))
+
+    def about(self, p: Float[Tensor, " s"], q: Float[Tensor, " t"]) -> tuple[Tensor, Tensor, Tensor]:
+        """H_s^T H_s, H_t^T H_t and H_s^T H_t, seen from p and q."""
+        return self.source.about(p), self.target.about(q), self.cross.about(p, q)
+
+    def pair(self, centered: bool) -> Pair:
+        """Principal axes of both sides, and C = U_s^T U_t = S_s^-1 V_s (H_s^T H_t) V_t^T S_t^-1."""
+        gram_s, gram_t, cross = self.about(*self.points(centered))
+        source = Axes(self.source.mean_x, *spectrum_of_gram(gram_s))
+        target = Axes(self.target.mean_x, *spectrum_of_gram(gram_t))
+        return Pair(source, target, source.vectors @ cross @ target.vectors.T / source.values[:, None] / target.values)
+
+
+@dataclass(eq=False)
+class Summed:
+    """Sums over the tokens, in float64 on the device where the states are: memory does not grow with the number of tokens.
+
+    Attributes:
+        layer_map: target layer -> source layer.
+        centered: whether maps are fitted on distances from the mean.
+        sample: tokens that are held besides, for cross-validation; None where nothing is chosen.
+    """
+
+    layer_map: Mapping[int, int]
+    centered: bool
+    sample: Held | None = None
+    _source: dict[int, Gram] = field(default_factory=dict)
+    _target: dict[int, Gram] = field(default_factory=dict)
+    _cross: dict[int, Gram] = field(default_factory=dict)
+
+    def add(self, source: Layers, target: Layers) -> None:
+        """More tokens; the first ones' means become the origins of the sums."""
+        for grams, layers in ((self._source, source), (self._target, target)):
+            for layer, states in layers.items():
+                if layer not in grams:
+                    grams[layer] = Gram.around(states.double().mean(dim=0))
+                grams[layer].add(states)
+        for b, a in self.layer_map.items():
+            if b not in self._cross:
+                self._cross[b] = Gram.around(self._source[a].origin_x, self._target[b].origin_x)
+            self._cross[b].add(source[a], target[b].to(source[a].device))
+
+    @property
+    def n(self) -> int:
+        return next(iter(self._source.values())).n if self._source else 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def pair(self, target_layer: int, rank: int | None = None) -> Pair:
+        """Sums give all axes at once, whatever the rank."""
+        if not self.n:
+            raise InvalidInput("no calibration token is left to fit on; keep the sinks, or give longer texts")
+        a, b = self.layer_map[target_layer], target_layer
+        found = Moments(self._source[a], self._target[b], self._cross[b]).pair(self.centered)
+        _varying(found.source, self.n, f"source layer {a}")
+        _varying(found.target, self.n, f"target layer {b}")
+        return found
+
+    def scores(self, target_layer: int) -> Scores:
+        assert self.sample is not None
+        return self.sample.scores(target_layer)
+
+
+@dataclass(frozen=True, eq=False)
+class Factored:
     """What comes back from servers: principal axes of all tokens, and scores of a sample of them, the same on both sides."""
 
     layer_map: Mapping[int, int]
@@ -143,47 +298,31 @@ class FactoredStates:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What maps of these factors are worth keeping in: they came in float32."""
         return torch.float32
 
     def pair(self, target_layer: int, rank: int | None = None) -> Pair:
-        """Both sides' axes, and their coupling by least squares over the sample: U_s^+ U_t, or U_s^T U_t of all tokens."""
-        source, target = (side.leading(rank) for side in self._sides(target_layer))
-        for side, name, layer in ((source, "source", self.layer_map[target_layer]), (target, "target", target_layer)):
-            _varying(side.axes, side.n, name, layer)
+        """The coupling is least squares over the sample, U_s^+ U_t, which is U_s^T U_t where all tokens are in it."""
+        a, b = self.layer_map[target_layer], target_layer
+        source, target = self.source[a].leading(rank), self.target[b].leading(rank)
+        _varying(source.axes, source.n, f"source layer {a}")
+        _varying(target.axes, target.n, f"target layer {b}")
         coupling = torch.linalg.lstsq(source.left, target.left, driver="gelsd").solution
         return Pair(source.axes, target.axes, coupling)
 
-    def folds(self, target_layer: int) -> Sequence[Moments]:
-        """Moments of the sample's scores, of each fold of texts."""
-        source, target = (side.scores for side in self._sides(target_layer))
-        places = [self.fold == k for k in range(int(self.fold.max()) + 1)]
-        return [Moments.of(source[place], target[place]) for place in places]
-
-    def _sides(self, target_layer: int) -> tuple[LayerFactors, LayerFactors]:
-        return self.source[self.layer_map[target_layer]], self.target[target_layer]
+    def scores(self, target_layer: int) -> Scores:
+        return Scores(self.source[self.layer_map[target_layer]].scores, self.target[target_layer].scores, self.fold)
 
 
-Calibration = HeldStates | StreamedMoments | FactoredStates
+def held_bytes(n: int, layer_map: Mapping[int, int], d_source: int, d_target: int) -> int:
+    """Of the states of n tokens in float32."""
+    return 4 * n * (len(set(layer_map.values())) * d_source + len(layer_map) * d_target)
 
 
-def held_states(
-    layer_map: Mapping[int, int],
-    layers: tuple[Sequence[int], Sequence[int]],
-    states: tuple[Float[Tensor, "layer_s n d_source"], Float[Tensor, "layer_t n d_target"]],
-    fold: Int[Tensor, " n"],
-    centered: bool,
-    sinks: Sinks,
-) -> HeldStates:
-    """States of some layers of both models, sinks dealt with."""
-    source, target, fold = SinkRule.of(sinks, states).applied(states, fold)
-    by_layer = [dict(zip(where, side, strict=True)) for where, side in zip(layers, (source, target), strict=True)]
-    return HeldStates(layer_map, by_layer[0], by_layer[1], fold, centered)
+def summed_bytes(layer_map: Mapping[int, int], d_source: int, d_target: int) -> int:
+    """Of the Gram and cross-Gram matrices in float64, however many tokens there are."""
+    return 8 * (len(set(layer_map.values())) * d_source**2 + len(layer_map) * (d_target**2 + d_source * d_target))
 
 
-def pair_of(
-    source: Float[Tensor, "n d_source"], target: Float[Tensor, "n d_target"], centered: bool, rank: int | None = None
-) -> Pair:
-    """One layer pair of states at hand; see `Calibration.pair`."""
-    fold = torch.zeros(len(source), dtype=torch.long)
-    return HeldStates({0: 0}, {0: source}, {0: target}, fold, centered).pair(0, rank)
+def by_layer(layers: Sequence[int], states: Float[Tensor, "layer n d_model"]) -> Layers:
+    """Views of stacked states."""
+    return dict(zip(layers, states, strict=True))

@@ -1,27 +1,110 @@
-"""Rank and ridge strength chosen by cross-validation on the calibration tokens alone, with the whole curve kept."""
+"""Cross-validation: the one held-out R2, and the rank and ridge strength that it chooses on the calibration tokens alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.errors import InvalidInput
-from unlock_lens.method.methods import Factors, Method
-from unlock_lens.method.moments import Moments
+from unlock_lens.method.align import METHODS, Factors, MethodName, Pair
+from unlock_lens.method.calibrate import Calibration, Moments, Scores
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 FOLDS = 5
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Strengths that are tried, in mean squared singular values of the source."""
+"""Ridge strengths that are tried, in mean squared singular values of the source."""
+_TINY = 1e-30
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One fold held out.
+
+    Attributes:
+        k: which fold.
+        pair: what a map is fitted from: the other folds.
+        seen: Gram and cross-Gram matrices of the held-out tokens, seen from the other folds' means, or from zero.
+        spread: squared distances of the held-out target states from the other folds' mean.
+    """
+
+    k: int
+    pair: Pair
+    seen: tuple[Tensor, Tensor, Tensor]
+    spread: float
+
+
+def splits(scores: Scores, centered: bool, held_out: Sequence[int] | None = None) -> Iterator[Split]:
+    """Hold out each fold in turn, or those that are named; folds without tokens are passed over.
+
+    Raises:
+        InvalidInput: fewer than two folds that hold tokens.
+    """
+    folds = {int(k): Moments.of(scores.source[scores.fold == k], scores.target[scores.fold == k]) for k in scores.fold.unique()}
+    if len(folds) < 2:
+        raise InvalidInput("cross-validation needs calibration tokens of two texts at least; give more, or a rank and a ridge")
+    whole = Moments.of(scores.source, scores.target)
+    for k in folds if held_out is None else held_out:
+        rest = whole - folds[k]
+        spread = float(folds[k].target.about(rest.target.mean_x).trace())
+        yield Split(k, rest.pair(centered), folds[k].about(*rest.points(centered)), spread)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """What maps miss on tokens that they were not fitted on.
+
+    Attributes:
+        missed: ||H_t - H_s W||^2 for each ridge strength and rank.
+        spread: squared distances of the same target states from the mean of those that were fitted on.
+        energy: ||H_t||^2, centered where the map is.
+    """
+
+    missed: Float[Tensor, "ridge rank"]
+    spread: float
+    energy: float
+
+    @property
+    def r2(self) -> Float[Tensor, "ridge rank"]:
+        """Share of the target's variance that the source predicts."""
+        return 1 - self.missed / max(self.spread, _TINY)
+
+    @property
+    def error(self) -> Float[Tensor, "ridge rank"]:
+        """The paper's transform error, ||H_t - H_s W|| / ||H_t||."""
+        return (self.missed.clamp_min(0) / max(self.energy, _TINY)).sqrt()
+
+
+def held_out(found: Iterator[Split], method: MethodName, ranks: Sequence[int], ridges: Sequence[float]) -> HeldOut:
+    """Fit at every ridge strength and rank, and sum over the folds what the maps miss."""
+    missed, spread, energy = torch.zeros(len(ridges), len(ranks), dtype=torch.float64), 0.0, 0.0
+    for split in found:
+        spread += split.spread
+        energy += float(split.seen[1].trace())
+        for i, ridge in enumerate(ridges):
+            missed[i] += _squared_errors(METHODS[method].fit(split.pair, max(ranks), ridge), split.seen, ranks)
+    return HeldOut(missed, spread, energy)
+
+
+def _squared_errors(factors: Factors, seen: tuple[Tensor, Tensor, Tensor], ranks: Sequence[int]) -> Float[Tensor, " rank"]:
+    """||H_t - H_s W_k||^2 = tr G_t - 2 <W_k, C> + <W_k, G_s W_k> at each rank k, without the states."""
+    gram_s, gram_t, cross = seen
+    agreement = factors.left @ cross @ factors.right.T
+    read, written = factors.left @ gram_s @ factors.left.T, factors.right @ factors.right.T
+    errors: list[Tensor] = []
+    for k in ranks:
+        core = factors.core[:k, :k]
+        energy = einsum(core.T @ read[:k, :k] @ core, written[:k, :k], "t u, t u ->")
+        errors.append(gram_t.trace() - 2 * einsum(core, agreement[:k, :k], "s t, s t ->") + energy)
+    return torch.stack(errors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +118,6 @@ class CrossValidation:
         r2: share of the target's variance that the source predicts on texts that the map was not fitted on.
 
     Source: docs/aligners.md.
-
-    Example:
-        >>> import torch
-        >>> from unlock_lens.method.crossval import CrossValidation
-        >>> CrossValidation((0,), ranks=(1, 2), ridges=(0.1,), r2=torch.tensor([[[0.5, 0.7]]])).best
-        (2, 0.1)
     """
 
     layers: tuple[int, ...]
@@ -53,6 +130,12 @@ class CrossValidation:
         """Rank and ridge of the highest R2, mean over layers; of equal ones the smallest rank, then the smallest ridge.
 
         A layer that is predicted worse than by its mean counts as 0: how much worse must not outvote the others.
+
+        Example:
+            >>> import torch
+            >>> from unlock_lens.method.crossval import CrossValidation
+            >>> CrossValidation((0,), ranks=(1, 2), ridges=(0.1,), r2=torch.tensor([[[0.5, 0.7]]])).best
+            (2, 0.1)
         """
         mean = self.r2.clamp_min(0).mean(dim=0).T
         rank, ridge = (mean >= mean.max()).nonzero().tolist()[0]
@@ -70,31 +153,38 @@ class CrossValidation:
         return {"layers": self.layers, "ranks": self.ranks, "ridges": self.ridges, "r2": self.r2.tolist()}
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> CrossValidation:
+    def from_json(cls, content: Mapping[str, Any]) -> CrossValidation:
         """What `to_json` gave."""
-        r2 = torch.tensor(told["r2"], dtype=torch.float64)
-        return cls(tuple(told["layers"]), tuple(told["ranks"]), tuple(told["ridges"]), r2)
+        r2 = torch.tensor(content["r2"], dtype=torch.float64)
+        return cls(tuple(content["layers"]), tuple(content["ranks"]), tuple(content["ridges"]), r2)
 
 
 def cross_validate(
-    folds: Mapping[int, Sequence[Moments]],
-    method: Method,
+    calibration: Calibration,
+    layers: Sequence[int],
+    method: MethodName,
     centered: bool,
     rank: int | Literal["cv"] | None,
     ridge: float | Literal["cv"] | None,
 ) -> CrossValidation:
-    """Fit on all folds but one, look at that one, in turn, at each target layer; "cv" tries a grid of ranks or of ridges.
+    """Fit on all folds but one, look at that one, in turn, one layer at a time; "cv" tries a grid of ranks or of ridges.
 
     Raises:
         InvalidInput: fewer than two folds that hold tokens.
     """
-    if any(sum(fold.n > 0 for fold in of_layer) < 2 for of_layer in folds.values()):
-        raise InvalidInput("cross-validation needs calibration tokens of two texts at least; give more, or a rank and a ridge")
-    widest = max(method.widest(*of_layer[0].cross.shape) for of_layer in folds.values())
-    ranks = rank_grid(widest) if rank == "cv" else (rank or widest,)
     ridges = RIDGES if ridge == "cv" else (ridge or 0.0,)
-    r2 = [_held_out_r2(of_layer, method, centered, ranks, ridges) for of_layer in folds.values()]
-    return CrossValidation(tuple(folds), ranks, ridges, torch.stack(r2))
+    tried: list[tuple[int, ...]] = []
+    curves: list[Float[Tensor, "ridge rank"]] = []
+    for b in layers:
+        scores = calibration.scores(b)
+        spanned = METHODS[method].widest(scores.source.shape[1], scores.target.shape[1])
+        tried.append((rank,) if isinstance(rank, int) else rank_grid(spanned) if rank == "cv" else (spanned,))
+        curves.append(held_out(splits(scores, centered), method, tried[-1], ridges).r2)
+    ranks = max(tried, key=lambda of_layer: of_layer[-1])
+    # Beyond what a layer spans its map stays the same.
+    places = [[min(bisect_left(of_layer, k), len(of_layer) - 1) for k in ranks] for of_layer in tried]
+    r2 = torch.stack([curve[:, place] for curve, place in zip(curves, places, strict=True)])
+    return CrossValidation(tuple(layers), ranks, ridges, r2)
 
 
 def rank_grid(widest: int) -> tuple[int, ...]:
@@ -102,32 +192,3 @@ def rank_grid(widest: int) -> tuple[int, ...]:
     powers = [2**i for i in range(widest.bit_length())]
     grid = sorted({*powers, *(3 * power // 2 for power in powers if power > 1), widest})
     return tuple(rank for rank in grid if rank <= widest)
-
-
-def _held_out_r2(
-    folds: Sequence[Moments], method: Method, centered: bool, ranks: Sequence[int], ridges: Sequence[float]
-) -> Float[Tensor, "ridge rank"]:
-    missed, spread = torch.zeros(len(ridges), len(ranks), dtype=torch.float64), 0.0
-    for fold in folds:
-        if not fold.n:
-            continue
-        rest = reduce(add, (other for other in folds if other is not fold))
-        pair = rest.pair(centered)
-        spread += float(fold.about(*rest.means)[1].trace())
-        seen = fold.about(*rest.points(centered))
-        for i, ridge in enumerate(ridges):
-            missed[i] += squared_errors(method.fit(pair, max(ranks), ridge), seen, ranks)
-    return 1 - missed / max(spread, torch.finfo(torch.float64).tiny)
-
-
-def squared_errors(factors: Factors, seen: tuple[Tensor, Tensor, Tensor], ranks: Sequence[int]) -> Float[Tensor, " rank"]:
-    """||H_t - H_s W_k||^2 at each rank k, of states whose Gram and cross-Gram matrices are seen: tr G_t - 2 W.C + W.G_s W."""
-    gram_s, gram_t, cross = seen
-    agreement = factors.left @ cross @ factors.right.T
-    read, written = factors.left @ gram_s @ factors.left.T, factors.right @ factors.right.T
-    errors: list[Tensor] = []
-    for k in ranks:
-        core = factors.core[:k, :k]
-        energy = ((core.T @ read[:k, :k] @ core) * written[:k, :k]).sum()
-        errors.append(gram_t.trace() - 2 * (core * agreement[:k, :k]).sum() + energy)
-    return torch.stack(errors)

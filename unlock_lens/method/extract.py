@@ -1,4 +1,4 @@
-"""Aggregators: how the differences D_i[l] of all prompts become one vector a layer (docs/method.md, section 1: extract)."""
+"""Extract (docs/method.md, section 1): from the differences D_i[l] of all prompts to one vector v[l] for each layer."""
 
 from __future__ import annotations
 
@@ -8,63 +8,51 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.errors import InvalidInput
-from unlock_lens.method.linalg import right_factors
+from unlock_lens.method.linalg import spectrum
 
-__all__ = ["AGGREGATORS", "Aggregator", "mean", "pca"]
+__all__ = ["AGGREGATORS", "Aggregator", "differences", "mean", "pca"]
 
 Aggregator = Callable[[Float[Tensor, "n d_model"]], Float[Tensor, " d_model"]]
 """Makes one vector of the differences D[l] of all prompts at one layer."""
 
 
-def pca(differences: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:
-    """First right singular vector of the centred differences, its sign such that <v, mean_i D_i> >= 0.
-
-    Raises:
-        InvalidInput: differences that do not vary between prompts.
-
-    Source: docs/method.md, section 1.
-
-    Example:
-        >>> import torch
-        >>> from unlock_lens.method.extract import pca
-        >>> pca(torch.tensor([[1.0, 0.0], [3.0, 0.0]]))
-        tensor([1., 0.])
-    """
-    mean = differences.mean(dim=0)
-    spread = differences - mean
-    if not bool(spread.abs().max() > 0):
-        raise InvalidInput('aggregate="pca" needs differences that vary between prompts; give more prompts or take "mean"')
-    axis = right_factors(spread, rank=1).vectors[0].to(differences)
-    return -axis if bool(axis @ mean < 0) else axis
+def differences(
+    h_unlocked: Float[Tensor, "*layer n d_model"], h_locked: Float[Tensor, "*layer n d_model"]
+) -> Float[Tensor, "*layer n d_model"]:
+    """D_i[l] = h_unlocked,i[l] - h_locked,i[l]."""
+    return h_unlocked - h_locked
 
 
 def mean(differences: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:
-    """mean_i D_i, summed in float64.
-
-    Source: docs/method.md, section 1.
-
-    Example:
-        >>> import torch
-        >>> from unlock_lens.method.extract import mean
-        >>> mean(torch.tensor([[1.0, 0.0], [3.0, 0.0]]))
-        tensor([2., 0.])
-    """
+    """v[l] = mean_i D_i[l], summed in float64."""
     return differences.double().mean(dim=0).float()
+
+
+def pca(differences: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:
+    """v[l] is the first right singular vector of the centred D[l], its sign such that <v[l], mean_i D_i[l]> >= 0.
+
+    Raises:
+        InvalidInput: the differences do not vary between prompts.
+    """
+    centre = differences.mean(dim=0)
+    spread = differences - centre
+    if not bool(spread.abs().max() > 0):
+        raise InvalidInput('aggregate="pca" needs differences that vary between prompts; give more prompts or take "mean"')
+    axis = spectrum(spread, rank=1).vectors[0].to(differences)
+    return -axis if bool(axis @ centre < 0) else axis
 
 
 AGGREGATORS: Mapping[str, Aggregator] = {"mean": mean, "pca": pca}
 
 
 def aggregated(differences: Float[Tensor, "n d_model"], aggregate: str | Aggregator) -> Float[Tensor, " d_model"]:
-    """One vector of the differences of one layer.
+    """v[l] of D[l].
 
     Raises:
         InvalidInput: there is no such aggregate.
     """
-    if callable(aggregate):
-        return aggregate(differences)
     check_aggregate(aggregate)
-    return AGGREGATORS[aggregate](differences)
+    return aggregate(differences) if callable(aggregate) else AGGREGATORS[aggregate](differences)
 
 
 def check_aggregate(aggregate: str | Aggregator) -> None:
@@ -74,5 +62,5 @@ def check_aggregate(aggregate: str | Aggregator) -> None:
 
 
 def aggregate_name(aggregate: str | Aggregator) -> str:
-    """As provenance tells it."""
+    """The name that provenance records."""
     return aggregate if isinstance(aggregate, str) else getattr(aggregate, "__name__", type(aggregate).__name__)

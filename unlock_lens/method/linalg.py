@@ -1,24 +1,28 @@
-"""The thin SVD of stacked activations: by the cheaper of the two Gram matrices, in float64."""
+"""Linear algebra that the method is built on: one spectrum, one running Gram matrix, subspaces and their angles."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.method.reduce import RELATIVE_TOLERANCE
+RELATIVE_TOLERANCE = 1e-6
+"""Singular values below this share of the largest are noise of float32 activations, and are cut."""
+_BLOCKS = 8
+_TINY = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
-class RightFactors:
-    """H = U S V^T, without U: the factors of all smaller ranks are their leading rows.
+class Spectrum:
+    """The thin SVD H = U S V in float64; the factors of a smaller rank are its leading rows.
 
     Attributes:
         values: singular values S, descending, only those above the tolerance.
         vectors: right singular vectors V, as rows.
-        scores: H V = U S.
+        scores: H V^T = U S.
     """
 
     values: Float[Tensor, " rank"]
@@ -26,45 +30,143 @@ class RightFactors:
     scores: Float[Tensor, "n rank"]
 
 
-def right_factors(states: Float[Tensor, "n d_model"], rank: int, exact: bool = False) -> RightFactors:
-    """The leading `rank` factors of the states, or fewer where they span less.
+def spectrum(states: Float[Tensor, "n d_model"], rank: int | None = None, exact: bool = False) -> Spectrum:
+    """The leading `rank` factors of H, or all that it spans, from the smaller of its two Gram matrices.
 
-    A Gram matrix squares the condition, and tells singular values down to 1e-8 of the largest: enough for activations that
-    were computed in half or single precision. `exact` takes the SVD of states that are better than that.
+    A Gram matrix squares the condition number, so singular values below 1e-8 of the largest are lost, which does not matter for
+    activations that were computed in half or single precision. `exact` takes the SVD, for states that are better than that.
     """
     h = states.double()
-    return _by_svd(h, rank) if exact else _by_gram(h, rank)
+    if exact:
+        u, values, vectors = torch.linalg.svd(h, full_matrices=False)
+        kept = int((values > max(h.shape) * torch.finfo(h.dtype).eps * values[0]).sum())
+        values, vectors = values[:kept][:rank], vectors[:kept][:rank]
+        return Spectrum(values, vectors, u[:, : len(values)] * values)
+    if h.shape[0] >= h.shape[1]:
+        values, vectors = spectrum_of_gram(_upper_gram(h.T), rank)
+        return Spectrum(values, vectors, h @ vectors.T)
+    values, u = spectrum_of_gram(_upper_gram(h), rank)
+    return Spectrum(values, (u @ h) / values[:, None], u.T * values)
 
 
-def _by_gram(h: Float[Tensor, "n d_model"], rank: int) -> RightFactors:
-    n, d_model = h.shape
-    values, basis = spectrum(upper_gram(h if n < d_model else h.T))
-    values, basis = values[:rank], basis[:, :rank]
-    if n < d_model:
-        return RightFactors(values, (basis.T @ h) / values[:, None], basis * values)
-    return RightFactors(values, basis.T, h @ basis)
+def spectrum_of_gram(
+    gram: Float[Tensor, "d d"], rank: int | None = None
+) -> tuple[Float[Tensor, " rank"], Float[Tensor, "rank d"]]:
+    """Singular values of H, descending, and the eigenvectors of H^T H as rows; only the upper triangle is read."""
+    squared, vectors = torch.linalg.eigh(gram, UPLO="U")
+    values = squared.flip(0)[:rank].clamp_min(0).sqrt()
+    values = values[values > RELATIVE_TOLERANCE * values[0]]
+    return values, vectors.flip(1).T[: len(values)]
 
 
-def upper_gram(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
-    """The upper triangle of rows rows^T, float64; BLAS computes no more than that, at half the price of the product."""
-    from scipy.linalg import blas  # not at import, which is to cost little beyond torch's
+def _upper_gram(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
+    """The upper triangle of rows rows^T (the rest is not computed, which nearly halves the work)."""
+    gram = rows.new_zeros(len(rows), len(rows))
+    for block in torch.arange(len(rows), device=rows.device).chunk(_BLOCKS):
+        start, stop = int(block[0]), int(block[-1]) + 1
+        gram[start:stop, start:] = rows[start:stop] @ rows[start:].T
+    return gram
 
-    by_column, transposed = (rows.T, 1) if rows.is_contiguous() else (rows, 0)  # as Fortran reads it, without a copy
-    return torch.from_numpy(blas.dsyrk(1.0, by_column.numpy(), trans=transposed))  # pyright: ignore[reportAttributeAccessIssue]
 
+@dataclass(eq=False)
+class Gram:
+    """sum_i x_i y_i^T of pairs of rows that come in batches, in float64, on the device where they are.
 
-def spectrum(gram: Float[Tensor, "d d"]) -> tuple[Float[Tensor, " rank"], Float[Tensor, "d rank"]]:
-    """Singular values of H, descending, and eigenvectors of its Gram matrix as columns; those above the tolerance.
+    With y = x it is a Gram matrix, otherwise a cross-Gram matrix. What is summed are distances from an origin near the mean, so
+    that nothing cancels.
 
-    The upper triangle alone is read.
+    Attributes:
+        n: number of pairs.
+        products: sum_i (x_i - origin_x) (y_i - origin_y)^T.
+        sum_x, sum_y: sums of the same distances.
+        origin_x, origin_y: the origin.
     """
-    squared, basis = torch.linalg.eigh(gram, UPLO="U")
-    values, basis = squared.flip(0).clamp_min(0).sqrt(), basis.flip(1)
-    kept = int((values > RELATIVE_TOLERANCE * values[0]).sum())
-    return values[:kept], basis[:, :kept]
+
+    n: int
+    products: Float[Tensor, "d_x d_y"]
+    sum_x: Float[Tensor, " d_x"]
+    sum_y: Float[Tensor, " d_y"]
+    origin_x: Float[Tensor, " d_x"]
+    origin_y: Float[Tensor, " d_y"]
+
+    @classmethod
+    def around(cls, origin_x: Float[Tensor, " d_x"], origin_y: Float[Tensor, " d_y"] | None = None) -> Gram:
+        """Of no rows yet."""
+        origin_x = origin_x.double()
+        origin_y = origin_x if origin_y is None else origin_y.double()
+        products = origin_x.new_zeros(len(origin_x), len(origin_y))
+        return cls(0, products, torch.zeros_like(origin_x), torch.zeros_like(origin_y), origin_x, origin_y)
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"]) -> Gram:
+        """Of rows that are all there, around zero."""
+        found = cls.around(x.new_zeros(x.shape[1]), y.new_zeros(y.shape[1]))
+        found.add(x, y)
+        return found
+
+    def add(self, x: Float[Tensor, "n d_x"], y: Float[Tensor, "n d_y"] | None = None) -> None:
+        """More pairs of rows; without y, of x with itself."""
+        x_apart = x.double() - self.origin_x
+        y_apart = x_apart if y is None else y.double() - self.origin_y
+        self.n += len(x)
+        self.sum_x += x_apart.sum(dim=0)
+        self.sum_y += y_apart.sum(dim=0)
+        self.products.addmm_(x_apart.T, y_apart)
+
+    def __sub__(self, other: Gram) -> Gram:
+        """Without some of the pairs; both have one origin."""
+        return replace(
+            self,
+            n=self.n - other.n,
+            products=self.products - other.products,
+            sum_x=self.sum_x - other.sum_x,
+            sum_y=self.sum_y - other.sum_y,
+        )
+
+    @property
+    def mean_x(self) -> Float[Tensor, " d_x"]:
+        return self.origin_x + self.sum_x / self.n
+
+    def about(self, p: Float[Tensor, " d_x"], q: Float[Tensor, " d_y"] | None = None) -> Float[Tensor, "d_x d_y"]:
+        """sum_i (x_i - p) (y_i - q)^T; without q, about p on both sides."""
+        shift_x, shift_y = self.origin_x - p, self.origin_y - (p if q is None else q)
+        seen = torch.addr(self.products, self.sum_x + self.n * shift_x, shift_y)
+        return seen.addr_(shift_x, self.sum_y)
 
 
-def _by_svd(h: Float[Tensor, "n d_model"], rank: int) -> RightFactors:
-    left, values, vectors = torch.linalg.svd(h, full_matrices=False)
-    kept = min(rank, int((values > max(h.shape) * torch.finfo(h.dtype).eps * values[0]).sum()))
-    return RightFactors(values[:kept], vectors[:kept], left[:, :kept] * values[:kept])
+def coverage(vector: Float[Tensor, " d_model"], factors: Float[Tensor, "rank d_model"]) -> float:
+    """Share of a vector's squared norm inside the span of the rows; rows of zeros do not count."""
+    basis, v = _basis(torch.nn.functional.normalize(factors, dim=1)), vector.double()
+    return min(1.0, float((basis @ v).square().sum() / v.square().sum()))
+
+
+def principal_cosines(a: Float[Tensor, "rank_a d_model"], b: Float[Tensor, "rank_b d_model"]) -> Float[Tensor, " angle"]:
+    """Cosines of the principal angles between the spans of the rows of a and of b, descending; rows of zeros do not count."""
+    return torch.linalg.svdvals(_basis(a) @ _basis(b).T).clamp(0, 1)
+
+
+def _basis(rows: Float[Tensor, "n d_model"]) -> Float[Tensor, "rank d_model"]:
+    return spectrum(rows).vectors
+
+
+def spectral_entropy(values: Float[Tensor, " rank"]) -> float:
+    """Entropy (nats) of the shares of variance of singular values; its exponential is the effective rank.
+
+    Example:
+        >>> import torch
+        >>> from unlock_lens.method.linalg import spectral_entropy
+        >>> round(spectral_entropy(torch.ones(4)), 4)  # four equal axes: log 4
+        1.3863
+    """
+    shares = values.double().square() / values.double().square().sum().clamp_min(_TINY)
+    return float(torch.special.entr(shares).sum())
+
+
+def projected_out(
+    vectors: Float[Tensor, "layer d_model"], axes: Float[Tensor, "layer d_model"]
+) -> tuple[Float[Tensor, "layer d_model"], list[int]]:
+    """V - <v, u> u with u = w / ||w||, for each row; and the rows of which nothing is left."""
+    v, u = vectors.double(), torch.nn.functional.normalize(axes.double(), dim=1)
+    left = v - einsum(v, u, u, "layer d, layer d, layer e -> layer e")
+    gone = left.norm(dim=1) <= 1e-6 * v.norm(dim=1)
+    return left.to(vectors), gone.nonzero().flatten().tolist()

@@ -1,67 +1,89 @@
 """Reductions: what is kept of the states of many forward passes, made where the passes run (docs/remote.md).
 
-They import torch alone, because they also run inside a remote server's process, which then ships conclusions, not activations.
+They also run inside a remote server's process, which then returns conclusions and not activations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from unlock_lens.method.align import Axes
 from unlock_lens.method.apply import at_least_float32
-
-RELATIVE_TOLERANCE = 1e-6
-"""Singular values below this share of the largest are noise of float32 activations, and are cut."""
+from unlock_lens.method.linalg import Gram, spectrum, spectrum_of_gram
 
 
 @runtime_checkable
 class Reduction(Protocol):
-    """Takes the states [picked, d_model] of the i-th layer, pass after pass; gives tensors with layers in front."""
+    """Takes the states [picked, d_model] of the i-th layer, pass after pass; gives tensors with layers in front.
+
+    `places` says at which row each token is held (-1: nowhere); states of sign -1 are subtracted from those of another pass.
+    """
 
     def add(self, i: int, states: Tensor, places: Tensor, sign: int) -> None:
-        """More states; `places` and `sign` are those of `backends.Pass`."""
+        """More states."""
 
     def result(self) -> dict[str, Tensor]:
-        """What is shipped."""
+        """What is returned."""
         ...
 
 
+class States:
+    """The states themselves, [layer, row, d_model], in float32 at least, on the CPU; NaN where no pass wrote."""
+
+    def __init__(self, layers: int, rows: int, d_model: int) -> None:
+        self.shape = (layers, rows, d_model)
+        self.states: Tensor | None = None
+        self.written = torch.zeros(layers, rows, dtype=torch.bool)
+
+    def add(self, i: int, states: Tensor, places: Tensor, sign: int) -> None:
+        states, places = at_least_float32(states).cpu(), places.cpu()
+        if self.states is None:
+            self.states = torch.full(self.shape, torch.nan, dtype=states.dtype)
+        again = self.written[i, places]
+        self.states[i, places] = sign * states + torch.where(again[:, None], self.states[i, places], 0)
+        self.written[i, places] = True
+
+    def result(self) -> dict[str, Tensor]:
+        return {"states": torch.full(self.shape, torch.nan) if self.states is None else self.states}
+
+
 class Mean:
-    """The mean state of each layer, of n tokens; states of sign -1 are taken from it, which makes a mean difference."""
+    """The mean state of each layer, over n tokens, in float64; states of sign -1 make it a mean difference."""
 
     def __init__(self, n: int) -> None:
         self.n = n
         self.totals: dict[int, Tensor] = {}
 
     def add(self, i: int, states: Tensor, places: Tensor, sign: int) -> None:
-        """Sum in float64."""
         part = sign * states.double().sum(dim=0)
         self.totals[i] = self.totals[i] + part if i in self.totals else part
 
     def result(self) -> dict[str, Tensor]:
-        """The mean [layer, d_model], float32."""
-        return {"mean": torch.stack([(self.totals[i] / self.n).float().cpu() for i in sorted(self.totals)])}
+        """The mean [layer, d_model]."""
+        return {"mean": torch.stack([self.totals[i].cpu() / self.n for i in sorted(self.totals)])}
 
 
 class Factors:
     """The leading principal axes of each layer's states H = U S V, and U of the tokens that are held.
 
     Args:
-        axes: how many come back; no more than tokens, or d_model.
-        rows: tokens that are held, each at a place from 0; of tokens at place -1 the Gram matrix alone knows.
+        axes: how many are returned; no more than tokens, or d_model.
+        rows: tokens that are held, each at a place from 0; tokens at place -1 enter the Gram matrix alone.
         n: all tokens. Where they are all held, no Gram matrix is summed.
         centered: whether H are the distances from the mean.
-        half: whether V and U come back in float16.
+        half: whether V and U are returned in float16.
     """
 
     def __init__(self, axes: int, rows: int, n: int, centered: bool, half: bool) -> None:
         self.axes, self.rows, self.n, self.centered, self.half = axes, rows, n, centered, half
         self.held: dict[int, Tensor] = {}
-        self.origins: dict[int, Tensor] = {}
-        self.sums: dict[int, Tensor] = {}
-        self.grams: dict[int, Tensor] = {}
+        self.grams: dict[int, Gram] = {}
 
     def add(self, i: int, states: Tensor, places: Tensor, sign: int) -> None:
         """Hold the tokens that have a place; sum over all where some have none."""
@@ -70,22 +92,14 @@ class Factors:
             self.held[i] = states.new_zeros(self.rows, states.shape[1])
         self.held[i].index_add_(0, places[places >= 0], sign * states[places >= 0])
         if self.n > self.rows:
-            self._sum(i, states.double())
-
-    def _sum(self, i: int, h: Tensor) -> None:
-        """What is summed is the distance from the first states' mean, so that nothing cancels."""
-        if i not in self.origins:
-            self.origins[i] = h.mean(dim=0)
-            self.sums[i] = torch.zeros_like(self.origins[i])
-            self.grams[i] = h.new_zeros(h.shape[1], h.shape[1])
-        h = h - self.origins[i]
-        self.sums[i] += h.sum(dim=0)
-        self.grams[i].addmm_(h.T, h)
+            if i not in self.grams:
+                self.grams[i] = Gram.around(states.double().mean(dim=0))
+            self.grams[i].add(states)
 
     def result(self) -> dict[str, Tensor]:
         """Mean [layer, d_model], energy ||H||^2 [layer], S [layer, axes], V [layer, axes, d_model], U [layer, rows, axes].
 
-        S is zero where it would be noise.
+        S, V and U are zero beyond what the states span.
         """
         found = [self._of_layer(i) for i in sorted(self.held)]
         parts = {name: torch.stack([layer[name].cpu() for layer in found]) for name in found[0]}
@@ -93,41 +107,90 @@ class Factors:
         return {name: part.to(small if name in ("vectors", "left") else torch.float32) for name, part in parts.items()}
 
     def _of_layer(self, i: int) -> dict[str, Tensor]:
-        h = self.held[i].double()
-        if i not in self.grams:
-            mean = h.mean(dim=0)
-            return {"mean": mean, **_factors(h - mean if self.centered else h, self.axes)}
-        mean = self.origins[i] + self.sums[i] / self.n
+        h, gram = self.held[i].double(), self.grams.get(i)
+        mean = h.mean(dim=0) if gram is None else gram.mean_x
         point = mean if self.centered else torch.zeros_like(mean)
-        shift, total = self.origins[i] - point, self.sums[i]
-        gram = self.grams[i] + torch.outer(shift, total) + torch.outer(total + self.n * shift, shift)
-        return {"mean": mean, **_by_gram(gram, h - point, self.axes)}
+        h = h - point
+        products = None if gram is None else gram.about(point)
+        energy = h.square().sum() if products is None else products.trace()
+        values, vectors, scores = h.new_zeros(0), h.new_zeros(0, h.shape[1]), h.new_zeros(len(h), 0)
+        if bool(energy.isfinite()):  # otherwise the caller sees it in the energy; a decomposition would fail without saying why
+            if products is None:
+                found = spectrum(h, self.axes)
+                values, vectors, scores = found.values, found.vectors, found.scores
+            else:
+                values, vectors = spectrum_of_gram(products, self.axes)
+                scores = h @ vectors.T
+        more = self.axes - len(values)
+        return {
+            "mean": mean,
+            "energy": energy,
+            "values": torch.nn.functional.pad(values, (0, more)),
+            "vectors": torch.nn.functional.pad(vectors, (0, 0, 0, more)),
+            "left": torch.nn.functional.pad(scores / values, (0, more)),
+        }
 
 
-def _factors(h: Tensor, axes: int) -> dict[str, Tensor]:
-    """The thin SVD of states at hand, by the cheaper of the two Gram matrices."""
-    if h.shape[0] >= h.shape[1]:
-        return _by_gram(h.T @ h, h, axes)
-    gram = h @ h.T
-    values, left = _spectrum(gram, axes)
-    return {"energy": gram.trace(), "values": values, "vectors": _divided(left.T @ h, values[:, None]), "left": left}
+@dataclass(frozen=True, eq=False)
+class LayerFactors:
+    """The leading principal axes of one layer's states, H = U S V, in float64, as they come back.
+
+    Attributes:
+        axes: mean, S and V.
+        left: U of the held tokens.
+        energy: ||H||^2 over all axes.
+        n: tokens, held or not.
+    """
+
+    axes: Axes
+    left: Float[Tensor, "held rank"]
+    energy: float
+    n: int
+
+    @property
+    def scores(self) -> Float[Tensor, "held rank"]:
+        return self.left * self.axes.values
+
+    @property
+    def share(self) -> float:
+        """Share of the energy that the leading axes hold."""
+        return min(float(self.axes.values.square().sum()) / max(self.energy, torch.finfo(torch.float64).tiny), 1.0)
+
+    def leading(self, rank: int | None) -> LayerFactors:
+        """No more axes than the rank; None leaves all."""
+        axes = Axes(self.axes.mean, self.axes.values[:rank], self.axes.vectors[:rank])
+        return replace(self, axes=axes, left=self.left[:, :rank])
+
+    def reordered(self, order: Int[Tensor, " held"]) -> LayerFactors:
+        """The held tokens in another order."""
+        return replace(self, left=self.left[order])
+
+    def states(self, centered: bool) -> Float[Tensor, "held d_model"]:
+        """The held states, without what lies beyond the leading axes."""
+        h = self.scores @ self.axes.vectors
+        return h + self.axes.mean if centered else h
 
 
-def _by_gram(gram: Tensor, held: Tensor, axes: int) -> dict[str, Tensor]:
-    values, basis = _spectrum(gram, axes)
-    return {"energy": gram.trace(), "values": values, "vectors": basis.T, "left": _divided(held @ basis, values)}
+def of_result(result: Mapping[str, Tensor], n: int) -> list[LayerFactors]:
+    """What `Factors` returned, layer by layer; n tokens were read."""
+    mean, energy, values, vectors, left = (result[name].double() for name in ("mean", "energy", "values", "vectors", "left"))
+    ranks = (values > 0).sum(dim=1).tolist()
+    return [
+        LayerFactors(Axes(mean[i], values[i, :k], vectors[i, :k]), left[i, :, :k], float(energy[i]), n)
+        for i, k in enumerate(ranks)
+    ]
 
 
-def _spectrum(gram: Tensor, axes: int) -> tuple[Tensor, Tensor]:
-    """The leading singular values of H and eigenvectors of its Gram matrix, as columns."""
-    if not bool(gram.isfinite().all()):  # whoever asked sees it in the energy; a decomposition would fail without saying why
-        return gram.new_zeros(axes), gram.new_zeros(len(gram), axes)
-    squared, basis = torch.linalg.eigh(gram)
-    values, basis = squared.flip(0)[:axes].clamp_min(0).sqrt(), basis.flip(1)[:, :axes]
-    kept = values > RELATIVE_TOLERANCE * values[0]
-    return values * kept, basis * kept
-
-
-def _divided(rows: Tensor, values: Tensor) -> Tensor:
-    """Zero where the singular value is."""
-    return torch.where(values > 0, rows / values, 0)
+def merged(parts: Sequence[LayerFactors], axes: int, centered: bool) -> LayerFactors:
+    """The factors of all parts' tokens together, held ones in the parts' order; exact where no part had to cut axes."""
+    if len(parts) == 1:
+        return parts[0]
+    n = sum(part.n for part in parts)
+    mean = torch.stack([part.axes.mean * part.n for part in parts]).sum(dim=0) / n
+    shifts = [part.axes.mean - mean if centered else torch.zeros_like(mean) for part in parts]
+    rows = [part.axes.values[:, None] * part.axes.vectors for part in parts]
+    rows += [shift[None] * part.n**0.5 for part, shift in zip(parts, shifts, strict=True)]
+    found = spectrum(torch.cat(rows), axes)
+    held = torch.cat([part.scores @ part.axes.vectors + shift for part, shift in zip(parts, shifts, strict=True)])
+    energy = sum(part.energy + part.n * float(shift.square().sum()) for part, shift in zip(parts, shifts, strict=True))
+    return LayerFactors(Axes(mean, found.values, found.vectors), held @ found.vectors.T / found.values, energy, n)

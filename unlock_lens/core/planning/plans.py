@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from unlock_lens.core import capture
-from unlock_lens.core.capture import Chosen
 from unlock_lens.core.differences import difference_readings, mean_readings
 from unlock_lens.core.direction import check_pair
 from unlock_lens.core.jobs import in_requests
@@ -16,14 +14,13 @@ from unlock_lens.core.planning import sizes
 from unlock_lens.core.planning.models import PlannedModel, PlannedVariant, model_of
 from unlock_lens.core.planning.sizes import Shape
 from unlock_lens.core.planning.steps import Ask, Plan, Step
-from unlock_lens.core.reducing import How, Reading
-from unlock_lens.core.tokens import Positions, check_positions, paired_tokens
+from unlock_lens.core.read import How, Reading, check_layers
+from unlock_lens.core.tokens import Chosen, Positions, check_positions, paired_tokens
 from unlock_lens.core.variant import Variant
 from unlock_lens.errors import InvalidInput
 from unlock_lens.hosts.remote import Remote, remote_of
-from unlock_lens.method.align import layer_map_of
+from unlock_lens.method.align import METHODS, check_method, layer_map_of
 from unlock_lens.method.extract import Aggregator, check_aggregate
-from unlock_lens.method.methods import METHODS, check_method
 
 Prompts = int | tuple[Sequence[str], Sequence[str]]
 """How many of each variant, or the locked and the unlocked ones."""
@@ -117,7 +114,7 @@ def plan(
     check_method(method, rank, None)
     setting = _Setting(How(batch_size, "resume" if resume else None, True, False), remote or Remote(), add_special_tokens)
     models = _models(source, target, pair is not None and not isinstance(prompts, int), not isinstance(texts, int | None))
-    read = capture.check_layers(layers, models[0].identity.n_layers)
+    read = check_layers(layers, models[0].identity.n_layers)
     mapped = layer_map_of(layer_map, *(model.identity.n_layers for model in models))
     steps: list[Step] = []
     if pair:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unlock_lens.core import capture
+from unlock_lens.core import read
 from unlock_lens.core.alignment import SubspaceAligner
 from unlock_lens.core.contrast import Contrast
 from unlock_lens.core.direction import CapabilityDirection
@@ -21,7 +21,7 @@ from unlock_lens.evidence.diagnosis.layers import LayerDiagnosis, layer_diagnosi
 from unlock_lens.evidence.diagnosis.probe import Probe
 from unlock_lens.evidence.diagnosis.reasons import ENOUGH_ABILITY, reasons_of, verdict_of
 from unlock_lens.hosts.identity import ModelIdentity
-from unlock_lens.method.sinks import SinkRule
+from unlock_lens.method.calibrate import SinkRule
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,10 @@ def _states(
     _check_states(source, target, aligner)
     kept = _spread(source.shape[1], max_tokens)
     states = source[:, kept], target[:, kept]
-    return SinkRule.of(aligner.sinks, states).applied(states, torch.zeros(len(kept), dtype=torch.long))[:2]
+    rule = SinkRule.of(aligner.sinks, *(dict(enumerate(side)) for side in states))
+    stays = rule.kept(*(dict(enumerate(side)) for side in states))
+    tamed = [torch.stack([rule.tamed(i, b, h)[stays] for b, h in enumerate(side)]) for i, side in enumerate(states)]
+    return tamed[0], tamed[1]
 
 
 def _captured(
@@ -210,7 +213,9 @@ def _captured(
     wanted[_spread(len(wanted), max_tokens)] = True
     picks = wanted.split(counts)
     source, target = (
-        capture.at_tokens(variant, [of_text[pick] for of_text, pick in zip(chosen, picks, strict=True)], None, batch_size)
+        read.states(
+            read.Tokens(variant, [of_text[pick] for of_text, pick in zip(chosen, picks, strict=True)]), how=read.How(batch_size)
+        )
         for variant, chosen in zip(variants, tokens, strict=True)
     )
     return source, target

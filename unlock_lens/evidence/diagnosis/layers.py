@@ -10,14 +10,9 @@ from torch import Tensor
 from unlock_lens.core.alignment import SubspaceAligner
 from unlock_lens.core.contrast import Contrast
 from unlock_lens.core.direction import CapabilityDirection
-from unlock_lens.evidence.diagnosis.map_quality import (
-    carried_over,
-    coverage,
-    cross_validate,
-    principal_cosines,
-    spectral_entropy,
-)
+from unlock_lens.evidence.diagnosis.map_quality import carried_over, cross_validate
 from unlock_lens.method.extract import AGGREGATORS, aggregated
+from unlock_lens.method.linalg import coverage, principal_cosines, spectral_entropy, spectrum
 
 
 @dataclass(frozen=True)
@@ -109,7 +104,8 @@ def _of_states(
     maps, centered = aligner.maps, aligner.centered
     i = list(maps.layer_map).index(target_layer)
     carried = carried_over(source, target, maps.source_factors[i], centered)
-    entropies = torch.tensor([spectral_entropy(h, centered) for h in (source, target)], dtype=torch.float64)
+    spectra = [spectrum(h.double() - h.double().mean(dim=0) if centered else h).values for h in (source, target)]
+    entropies = torch.tensor([spectral_entropy(values) for values in spectra], dtype=torch.float64)
     ranks = entropies.exp()
     return {
         **asdict(cross_validate(source, target, vector, maps.rank, centered, folds, aligner.method, aligner.ridge_in_use)),

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, ValidationError, field_validator, model_validator
 
-from unlock_lens.core.alignment import MethodName
 from unlock_lens.core.inputs import SLOT, parse_layer_map, parse_layers
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.spec import Spec
@@ -17,6 +16,7 @@ from unlock_lens.evidence.tasks.problems import Sizes
 from unlock_lens.evidence.tasks.specs import TaskSpec
 from unlock_lens.evidence.tasks.texts import TextSpec
 from unlock_lens.hosts.remote import remote_of
+from unlock_lens.method.align import MethodName
 
 Aligner = Literal["text", "prompts", "paper"]
 Control = Literal["paper", "own", "random", "anti_mean", "without_mean", "shuffled", "unaligned", "naive"]

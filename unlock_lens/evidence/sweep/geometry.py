@@ -8,16 +8,18 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.core.alignment import SubspaceAligner
 from unlock_lens.core.direction import CapabilityDirection
-from unlock_lens.evidence.diagnosis.map_quality import coverage, entropy_of, singular_values
 from unlock_lens.evidence.distributions import kl_divergence, next_token_log_probs
 from unlock_lens.evidence.sweep.material import PROBED, Material
 from unlock_lens.evidence.sweep.setting import Setting
-from unlock_lens.method.align import FactoredMaps
+from unlock_lens.method.calibrate import Held
+from unlock_lens.method.crossval import held_out, splits
+from unlock_lens.method.linalg import coverage, spectral_entropy, spectrum
 
 HELD_OUT = 0.25
 """Share of the calibration tokens, the last ones, that the map whose error is told was not fitted on."""
@@ -38,31 +40,17 @@ def held_out_errors(
     like: SubspaceAligner,
     ranks: Sequence[int],
 ) -> Iterator[tuple[list[float], list[float]]]:
-    """For each rank of a map fitted on the first tokens: relative error and R2 at each target layer, on the last ones.
-
-    The paper's transform error ||H_s W - H_t|| / ||H_t||, states centred where the map is; R2 = 1 - residual / variance.
-    """
-    n = source.shape[1] - max(1, round(HELD_OUT * source.shape[1]))
-    fitted = SubspaceAligner(
-        min(like.maps.rank, n), like.centered, layer_map=like.layer_map, method=like.method, ridge=like.ridge
-    )
-    maps = fitted.fit_activations(source[:, :n], target[:, :n]).maps
-    rest = [_held_out(maps, i, source[a, n:], target[b, n:], like.centered) for i, (b, a) in enumerate(maps.layer_map.items())]
-    for k in ranks:
-        residuals = [
-            (h_t - scores[:, :k] @ maps.core[i, :k, :k].double() @ v_t[:k]) for i, (scores, v_t, h_t) in enumerate(rest)
-        ]
-        errors = [float(r.norm() / h_t.norm()) for r, (_, _, h_t) in zip(residuals, rest, strict=True)]
-        spreads = [(h_t - h_t.mean(dim=0)).square().sum() for _, _, h_t in rest]
-        yield errors, [float(1 - r.square().sum() / spread) for r, spread in zip(residuals, spreads, strict=True)]
-
-
-def _held_out(maps: FactoredMaps, i: int, source: Tensor, target: Tensor, centered: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores of the source's tokens on V_s, V_t, and the target's tokens."""
-    h_s, h_t = source.double(), target.double()
-    if centered:
-        h_s, h_t = h_s - maps.source_mean[i].double(), h_t - maps.target_mean[i].double()
-    return h_s @ maps.source_factors[i].double().T, maps.target_factors[i].double(), h_t
+    """For each rank of a map fitted on the first tokens: relative error and R2 at each target layer, on the last ones."""
+    n = source.shape[1]
+    fold = (torch.arange(n) >= n - max(1, round(HELD_OUT * n))).long()
+    layers = dict(enumerate(source)), dict(enumerate(target))
+    held = Held(like.layer_map, layers[0], layers[1], fold, like.centered)
+    found = [
+        held_out(splits(held.scores(b), like.centered, held_out=[1]), like.method, ranks, [like.ridge_in_use])
+        for b in like.layer_map
+    ]
+    for i in range(len(ranks)):
+        yield [float(layer.error[0, i]) for layer in found], [float(layer.r2[0, i]) for layer in found]
 
 
 def _maps(material: Material, chosen: Setting) -> Iterator[dict[str, Any]]:
@@ -105,8 +93,9 @@ def _spectra(material: Material, chosen: Setting) -> Iterator[dict[str, Any]]:
     for side, of_side in layers.items():
         states = material.states("source" if side == "source" else "target", chosen.aligner or "text", chosen.n)
         for layer in of_side:
-            values = singular_values(states[layer], aligner.centered)
-            entropy = entropy_of(values)
+            h = states[layer].double()
+            values = spectrum(h - h.mean(dim=0) if aligner.centered else h).values
+            entropy = spectral_entropy(values)
             yield {
                 "aligner": chosen.aligner,
                 "side": side,

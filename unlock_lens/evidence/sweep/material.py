@@ -10,15 +10,15 @@ from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
-from unlock_lens.core import capture
+from unlock_lens.core import read
 from unlock_lens.core.alignment import SubspaceAligner
 from unlock_lens.core.contrast import Contrast
 from unlock_lens.core.differences import mean_state
 from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.core.inputs import parse_layer_map, parse_layers
-from unlock_lens.core.reducing import How
+from unlock_lens.core.read import How, Tokens
 from unlock_lens.core.steering import SteeringHook
-from unlock_lens.core.tokens import Positions, paired_tokens
+from unlock_lens.core.tokens import Chosen, Positions, paired_tokens
 from unlock_lens.core.variant import Variant
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence import controls
@@ -199,8 +199,8 @@ class Material:
             progress=self.progress,
         )
 
-    def _captured(self, variant: Variant, tokens: capture.Chosen) -> Tensor:
-        return capture.at_tokens(variant, tokens, batch_size=self.config.batch_size, progress=self.progress)
+    def _captured(self, variant: Variant, tokens: Chosen) -> Tensor:
+        return read.states(Tokens(variant, tokens), how=How(self.config.batch_size, progress=self.progress))
 
     def _variant(self, side: Side, texts: list[str]) -> Variant:
         return self._of(self._side(side), texts)
@@ -263,7 +263,7 @@ class Material:
         if max(grid.rank) > widest:
             raise InvalidInput(f"grid.rank has {max(grid.rank)}; the narrower of {source} and {target} allows at most {widest}")
         for spec in grid.layers:
-            capture.check_layers(parse_layers(spec), target.n_layers)
+            read.check_layers(parse_layers(spec), target.n_layers)
         for spec in grid.layer_map:
             for b, a in (parse_layer_map(spec) or {}).items():
                 if b >= target.n_layers or a >= source.n_layers:

@@ -13,14 +13,14 @@ from torch import Tensor
 import unlock_lens as ul
 from tests.checks import unchecked
 from unlock_lens import zoo
-from unlock_lens.core import capture, differences, jobs, reducing
+from unlock_lens.core import differences, jobs, read
 from unlock_lens.core.contrast import Contrast
-from unlock_lens.core.reducing import How
+from unlock_lens.core.read import How
+from unlock_lens.core.tokens import all_tokens
 from unlock_lens.hosts.ndif import NdifServer
 from unlock_lens.hosts.remote import remote_of
-from unlock_lens.method.factors import LayerFactors, merged, of_result
-from unlock_lens.method.methods import METHODS
-from unlock_lens.method.reduce import Factors, Mean
+from unlock_lens.method.align import METHODS
+from unlock_lens.method.reduce import Factors, LayerFactors, Mean, merged, of_result
 
 TASK = zoo.running_sum(n=12, seed=3)
 TEXT = zoo.text(n=24)
@@ -51,12 +51,12 @@ def test_a_mean_is_that_of_all_tokens_and_takes_away_what_comes_with_a_minus() -
     states = acts(0, 10, 6)
     places = torch.full((10,), -1)
     found = reduced(Mean(10), states, places, 3)["mean"]
-    assert torch.allclose(found[0], states.mean(dim=0))
-    assert torch.allclose(found[1], 2 * states.mean(dim=0))
+    assert torch.allclose(found[0], states.double().mean(dim=0))
+    assert torch.allclose(found[1], 2 * states.double().mean(dim=0))
     difference = Mean(10)
     difference.add(0, states, places, 1)
     difference.add(0, states.flip(1), places, -1)
-    assert torch.allclose(difference.result()["mean"][0], (states - states.flip(1)).mean(dim=0), atol=1e-6)
+    assert torch.allclose(difference.result()["mean"][0], (states - states.flip(1)).double().mean(dim=0))
 
 
 @pytest.mark.parametrize("centered", [True, False])
@@ -161,7 +161,7 @@ def test_contrasts_come_back_whole_where_the_axes_hold_them(small_nnsight: Any) 
 def test_axes_that_do_not_hold_everything_say_so(
     small_nnsight: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reducing, "_settings", lambda variant: ul.Remote(axes=2))
+    monkeypatch.setattr(read, "_settings", lambda variant: ul.Remote(axes=2))
     pair = local(small_nnsight, TASK.direct), local(small_nnsight, TASK.think)
     Contrast.capture(*pair)
     assert "2 axes came back; they hold" in caplog.text
@@ -214,7 +214,7 @@ def test_parts_of_few_sampled_tokens_are_no_poorer(
     large_nnsight: Any, small_nnsight: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A request that holds three tokens of the sample, or none, still tells the axes of all of its tokens."""
-    monkeypatch.setattr(reducing, "_settings", lambda variant: ul.Remote(positions=60))
+    monkeypatch.setattr(read, "_settings", lambda variant: ul.Remote(positions=60))
     sides = local(large_nnsight, TEXT), local(small_nnsight, TEXT)
     whole = ul.SubspaceAligner(rank=8, centered=True, positions="all").fit(*sides).maps
     monkeypatch.setattr(jobs, "_KEPT_BATCHES", 1)
@@ -227,7 +227,7 @@ def test_parts_of_few_sampled_tokens_are_no_poorer(
 def test_parts_that_were_cut_say_so(
     large_nnsight: Any, small_nnsight: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(reducing, "_settings", lambda variant: ul.Remote(axes=4))
+    monkeypatch.setattr(read, "_settings", lambda variant: ul.Remote(axes=4))
     sides = local(large_nnsight, TEXT), local(small_nnsight, TEXT)
     ul.SubspaceAligner(rank=4, centered=True, positions="all").fit(*sides, batch_size=1, resume=tmp_path)
     assert "of the variance of a part, which is merged with others" in caplog.text
@@ -240,8 +240,8 @@ def test_a_side_that_runs_here_does_not_overrule_the_servers_settings(small_nnsi
     there: Any = Elsewhere()
     here = ul.Variant(small_nnsight, TEXT)
     with unchecked():
-        assert (reducing.positions_of(there, here), reducing.axes_of(there, here)) == (20_000, 16)
-    assert (reducing.positions_of(here), reducing.axes_of(here)) == (4096, 128)
+        assert (read.positions_of(there, here), read.axes_of(there, here)) == (20_000, 16)
+    assert (read.positions_of(here), read.axes_of(here)) == (4096, 128)
 
 
 def test_texts_that_do_not_vary_are_refused(large_nnsight: Any, small_nnsight: Any) -> None:
@@ -252,7 +252,7 @@ def test_texts_that_do_not_vary_are_refused(large_nnsight: Any, small_nnsight: A
 
 def test_keys_of_requests_tell_all_that_decides_the_result(small_nnsight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def key(layers: Sequence[int] = (0, 1), prompts: Sequence[str] = TASK.direct, half: bool = False, axes: int = 4) -> str:
-        monkeypatch.setattr(reducing, "_settings", lambda variant: ul.Remote(half=half))
+        monkeypatch.setattr(read, "_settings", lambda variant: ul.Remote(half=half))
         pair = local(small_nnsight, prompts), local(small_nnsight, TASK.think)
         readings, _ = differences.difference_readings(*pair, layers, -1, axes, How(5))
         return readings[0].requests()[0].key
@@ -280,11 +280,11 @@ def test_a_sample_of_the_tokens_gives_nearly_the_same_map(
     texts = zoo.text(n=100)
     plain = ul.Variant(large_nnsight, texts), ul.Variant(small_nnsight, texts)
     expected = ul.SubspaceAligner(rank=16, centered=True, positions="all").fit(*plain)
-    monkeypatch.setattr(reducing, "_settings", lambda variant: ul.Remote(positions=400))
+    monkeypatch.setattr(read, "_settings", lambda variant: ul.Remote(positions=400))
     sides = local(large_nnsight, texts), local(small_nnsight, texts)
     found = ul.SubspaceAligner(rank=16, centered=True, positions="all").fit(*sides)
     again = ul.SubspaceAligner(rank=16, centered=True, positions="all").fit(*sides)
-    assert found.n_tokens == expected.n_tokens == sum(map(len, capture.all_tokens(plain[0], False)))
+    assert found.n_tokens == expected.n_tokens == sum(map(len, all_tokens(plain[0], False)))
     direction = ul.CapabilityDirection.extract(ul.Variant(large_nnsight, TASK.direct), ul.Variant(large_nnsight, TASK.think))
     cosine = found.transport(direction).cosine(expected.transport(direction))
     assert bool((cosine > 0.98).all())

@@ -1,4 +1,8 @@
-"""Reading where the states stay where they are: passes and reductions go to the model, conclusions come back."""
+"""Read: states of chosen layers at chosen tokens go through a reduction, here or on a server; its result comes back.
+
+Layer l means the output of block l (TransformerLens `blocks.l.hook_resid_post`, nnsight `layers[l].output`). For the last
+layer that is the state before the final norm, where edits go in; the paper's own code reads it after the norm.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +14,29 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from unlock_lens.core import capture
-from unlock_lens.core.capture import Chosen
 from unlock_lens.core.jobs import Found, Request, batches_in_request, check_resumable, collect, in_requests, key_of
 from unlock_lens.core.progress import shown
-from unlock_lens.core.variant import Variant
+from unlock_lens.core.tokens import Chosen, all_tokens, one_token
+from unlock_lens.core.variant import Variant, check_batch_size
 from unlock_lens.errors import InvalidInput
-from unlock_lens.hosts import Pass, Server
+from unlock_lens.hosts import Batch, Pass, Server
 from unlock_lens.hosts.remote import Remote, remote_of
-from unlock_lens.method.factors import LayerFactors, merged, of_result
-from unlock_lens.method.reduce import Factors, Reduction
+from unlock_lens.method.reduce import Factors, LayerFactors, Reduction, States, merged, of_result
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class How:
+    """How requests are made and waited for; each is explained in `CapabilityDirection.extract`."""
+
+    batch_size: int = 8
+    resume: str | Path | None = None
+    wait: bool = True
+    progress: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,23 +45,13 @@ class Tokens:
 
     Attributes:
         variant: the model and its prompts.
-        chosen: of each prompt the tokens, counted without padding.
-        sign: -1 where their states are taken from those of another variant of the same model.
+        chosen: the tokens of each prompt, counted without padding.
+        sign: -1 where their states are subtracted from those of another variant of the same model.
     """
 
     variant: Variant
     chosen: Chosen
     sign: int = 1
-
-
-@dataclass(frozen=True)
-class How:
-    """How requests are made and waited for; each is explained in `CapabilityDirection.extract`."""
-
-    batch_size: int
-    resume: str | Path | None = None
-    wait: bool = True
-    progress: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +71,13 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What is reduced together: tokens of one variant, or of two of the same model on the same server.
+    """What is reduced together: tokens of one variant, or of two of the same model in the same place.
 
     Attributes:
         tokens: of each variant; prompt i of one belongs to prompt i of the other.
         layers: ascending.
-        reduction: makes the reduction of so many held tokens and so many tokens in all.
-        places: of each prompt, the place at which each of its chosen tokens is held, or -1.
+        reduction: makes the reduction, given how many tokens are held and how many are read in all.
+        places: for each prompt, the place at which each of its chosen tokens is held, or -1.
         how: batches, resuming, waiting.
     """
 
@@ -97,9 +99,8 @@ class Reading:
 
     @cached_property
     def chunks(self) -> Sequence[Sequence[Int[Tensor, " prompt"]]]:
-        """Batches of like length, the longest first, and how many go into one request."""
-        if self.how.batch_size < 1:
-            raise InvalidInput(f"batch_size {self.how.batch_size} was given; at least 1 is needed")
+        """Batches of like length, the longest first, grouped by request."""
+        check_batch_size(self.how.batch_size)
         lengths = torch.stack([tokens.variant.tokens.lengths for tokens in self.tokens]).sum(dim=0)
         order = lengths.argsort(descending=True, stable=True)
         batches = order[[len(self.places[p]) > 0 for p in order.tolist()]].split(self.how.batch_size)
@@ -116,15 +117,17 @@ class Reading:
         return [Part(result, n, places) for result, (places, n) in zip(found, sizes, strict=True)]
 
     def run_here(self) -> list[Part]:
-        """The same reduction on a model that runs here."""
+        """The same reduction on a model that runs here.
+
+        Raises:
+            InvalidInput: a state that is not finite.
+        """
         batches = [batch for chunk in self.chunks for batch in chunk]
         places, n = self._size(batches)
         reduction = self.reduction(len(places), n)
-        name = self.variant.backend.identity.name
-        for batch in shown(batches, f"reading {name}", self.how.progress):
-            for one in self._passes([batch], places):
-                keep = partial(_add, reduction, one)
-                self.variant.backend.capture(one.batch, self.layers, one.rows, one.columns, keep)
+        for prompts in shown(batches, f"reading {self.variant.backend.identity.name}", self.how.progress):
+            for tokens, one in zip(self.tokens, self._passes([prompts], places), strict=True):
+                run_pass(tokens.variant, prompts, one, self.layers, reduction)
         return [Part(reduction.result(), n, places)]
 
     def _size(self, batches: Sequence[Tensor]) -> tuple[Tensor, int]:
@@ -137,15 +140,13 @@ class Reading:
         for prompts in batches:
             places = torch.cat([self.places[p] for p in prompts.tolist()])
             local = torch.where(places >= 0, torch.searchsorted(held, places), -1)
-            for tokens in self.tokens:
-                batch, rows, columns = capture.picked(tokens.variant, prompts, tokens.chosen)
-                passes.append(Pass(batch, rows, columns, local, tokens.sign))
+            passes += [one_pass(tokens, prompts, local) for tokens in self.tokens]
         return passes
 
     def _request(self, server: Server, chunk: Sequence[Tensor]) -> Request:
         places, n = self._size(chunk)
         passes, reduction = self._passes(chunk, places), self.reduction(len(places), n)
-        told = {
+        description = {
             "server": server.told,
             "model": self.variant.backend.identity,
             "layers": list(self.layers),
@@ -153,15 +154,46 @@ class Reading:
             "signs": [one.sign for one in passes],
         }
         tensors = [t for p in passes for t in (p.batch.ids, p.batch.mask, p.rows, p.columns, p.places)]
-        return Request(server, partial(server.reduce, passes, self.layers, reduction), key_of(told, tensors))
+        return Request(server, partial(server.reduce, passes, self.layers, reduction), key_of(description, tensors))
 
 
-def _add(reduction: Reduction, one: Pass, i: int, states: Tensor) -> None:
-    reduction.add(i, states, one.places, one.sign)
+def one_pass(tokens: Tokens, prompts: Int[Tensor, " prompt"], places: Int[Tensor, " picked"]) -> Pass:
+    """One forward pass over some of the prompts; their chosen tokens go to `places`, prompt after prompt."""
+    rows_of, chosen = tokens.variant.tokens.rows(prompts), [tokens.chosen[p] for p in prompts.tolist()]
+    rows = torch.arange(len(chosen)).repeat_interleave(torch.tensor([len(of_prompt) for of_prompt in chosen]))
+    columns = torch.cat(chosen) + (rows_of.ids.shape[1] - rows_of.lengths)[rows]
+    return Pass(Batch(rows_of.ids, rows_of.mask), rows, columns, places, tokens.sign)
 
 
-def run(readings: Sequence[Reading]) -> list[list[Part]]:
-    """All readings: requests to servers first, then what runs here."""
+def run_pass(variant: Variant, prompts: Int[Tensor, " prompt"], one: Pass, layers: Sequence[int], reduction: Reduction) -> None:
+    """Run it here, layer after layer into the reduction.
+
+    Raises:
+        InvalidInput: a state that is not finite.
+    """
+    spoiled: list[tuple[int, int]] = []
+
+    def keep(i: int, states: Tensor) -> None:
+        bad = (~states.isfinite()).any(dim=-1).nonzero()
+        if len(bad):  # raised afterwards, because hosts wrap what is raised during a pass
+            spoiled.append((layers[i], int(prompts[one.rows[bad[0].cpu()]])))
+        reduction.add(i, states, one.places, one.sign)
+
+    variant.backend.capture(one.batch, layers, one.rows, one.columns, keep)
+    for layer, prompt in spoiled[:1]:
+        raise InvalidInput(
+            f"the residual stream of {variant.backend.identity.name} is not finite at layer {layer}, prompt {prompt} "
+            f"({variant.prompts[prompt][:40]!r}); leave that prompt out or load the model in float32"
+        )
+
+
+def read(readings: Sequence[Reading]) -> list[list[Part]]:
+    """All readings: requests to servers first, then what runs here.
+
+    Raises:
+        InvalidInput: a state that is not finite.
+        RemoteError: a server that does not answer, refuses, or fails; JobsRunning where results are not waited for.
+    """
     how = readings[0].how
     requests = [reading.requests() for reading in readings]
     names = " and ".join(dict.fromkeys(r.variant.backend.identity.name for r in readings if r.server))
@@ -171,6 +203,67 @@ def run(readings: Sequence[Reading]) -> list[list[Part]]:
         parts.append(reading.parts(found[: len(of)]) if reading.server else reading.run_here())
         found = found[len(of) :]
     return parts
+
+
+def states(
+    tokens: Tokens | Sequence[Tokens], layers: Sequence[int] | None = None, how: How | None = None
+) -> Float[Tensor, "layer token d_model"]:
+    """The residual stream at the chosen tokens, in the prompts' order; of two variants of one model the difference.
+
+    Raises:
+        InvalidInput: layers out of range, a state that is not finite.
+        RemoteError: as `read`.
+    """
+    of = [tokens] if isinstance(tokens, Tokens) else list(tokens)
+    model = of[0].variant.backend.identity
+    read_layers = check_layers(layers, model.n_layers)
+    places = in_order(of[0].chosen)
+    reading = Reading(of, read_layers, lambda held, n: States(len(read_layers), held, model.d_model), places, how or How())
+    parts = read([reading])[0]
+    if len(parts) == 1:
+        return parts[0].found["states"]
+    order = torch.cat([part.places for part in parts]).argsort()
+    return torch.cat([part.found["states"] for part in parts], dim=1)[:, order]
+
+
+def at_position(
+    variant: Variant, layers: Sequence[int] | None = None, position: int = -1, batch_size: int = 8, progress: bool = False
+) -> Float[Tensor, "layer prompt d_model"]:
+    """The residual stream at one token of each prompt, counted without padding (-1: the last); errors are those of `states`."""
+    return states(Tokens(variant, one_token(variant, position)), layers, How(batch_size, progress=progress))
+
+
+def at_all_tokens(
+    variant: Variant,
+    layers: Sequence[int] | None = None,
+    skip_first: bool = False,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> Float[Tensor, "layer token d_model"]:
+    """The residual stream at every token of every prompt, or every one but the first; errors are those of `states`."""
+    return states(Tokens(variant, all_tokens(variant, skip_first)), layers, How(batch_size, progress=progress))
+
+
+def in_order(chosen: Chosen) -> Chosen:
+    """Places for all chosen tokens, prompt after prompt."""
+    counts = [len(of_prompt) for of_prompt in chosen]
+    return torch.arange(sum(counts)).split(counts)
+
+
+def check_layers(layers: Sequence[int] | None, n_layers: int) -> tuple[int, ...]:
+    """All layers for None; otherwise these, ascending.
+
+    Raises:
+        InvalidInput: none, repeated, or out of range.
+    """
+    if layers is None:
+        return tuple(range(n_layers))
+    if isinstance(layers, int):
+        raise InvalidInput(f"layers={layers} was given; give a list, layers=[{layers}]")
+    chosen = tuple(sorted(int(layer) for layer in layers))
+    if not chosen or len(set(chosen)) < len(chosen) or chosen[0] < 0 or chosen[-1] >= n_layers:
+        raise InvalidInput(f"layers {list(layers)} were given; choose different ones from 0 to {n_layers - 1}")
+    return chosen
 
 
 def runs_on_server(how: How, *variants: Variant) -> bool:
@@ -190,12 +283,12 @@ def runs_on_server(how: How, *variants: Variant) -> bool:
 
 
 def together(a: Variant, b: Variant) -> bool:
-    """Whether both are one model on one server, so that their difference can be taken there."""
-    return a.model is b.model and bool(a.remote) and remote_of(a.remote) == remote_of(b.remote)
+    """Whether both are one model in one place, so that their difference can be taken there."""
+    return a.model is b.model and remote_of(a.remote) == remote_of(b.remote)
 
 
 def check_finite(of_layers: Tensor, reading: Reading) -> None:
-    """Raise InvalidInput where what came back of a layer is not finite; rows are the reading's layers."""
+    """Raise InvalidInput where what came back for a layer is not finite; rows are the reading's layers."""
     bad = (~of_layers.isfinite().flatten(1).all(dim=1)).nonzero()
     if len(bad):
         raise InvalidInput(
@@ -205,21 +298,21 @@ def check_finite(of_layers: Tensor, reading: Reading) -> None:
 
 
 def factors(readings: Sequence[Reading], axes: int, centered: bool) -> list[list[LayerFactors]]:
-    """Of each reading, of each layer, the leading principal axes and the held tokens' scores, by place."""
+    """For each reading and each layer, the leading principal axes and the held tokens' scores, by place."""
     found: list[list[LayerFactors]] = []
-    for reading, parts in zip(readings, run(readings), strict=True):
+    for reading, parts in zip(readings, read(readings), strict=True):
         for part in parts:
             check_finite(torch.cat([part.found["mean"], part.found["energy"][:, None]], dim=1), reading)
         order = torch.cat([part.places for part in parts]).argsort()
         layers = list(zip(*(of_result(part.found, part.n) for part in parts), strict=True))
         if len(parts) > 1:
-            tell_share([layer for of_layer in layers for layer in of_layer], "of a part, which is merged with others")
+            warn_of_share([layer for of_layer in layers for layer in of_layer], "of a part, which is merged with others")
         found.append([merged(of_layer, axes, centered).reordered(order) for of_layer in layers])
     return found
 
 
-def tell_share(found: Sequence[LayerFactors], of_what: str) -> None:
-    """Say so where leading axes leave out what is asked for."""
+def warn_of_share(found: Sequence[LayerFactors], of_what: str) -> None:
+    """Say so where leading axes leave out some of what is asked for."""
     share = min(layer.share for layer in found)
     if share < 0.999:
         logger.warning(
@@ -231,7 +324,7 @@ def tell_share(found: Sequence[LayerFactors], of_what: str) -> None:
 
 
 def factoring(variant: Variant, axes: int, centered: bool) -> Callable[[int, int], Reduction]:
-    """Makes `Factors` of as many axes as are asked for, tokens span, and the model is wide."""
+    """Makes `Factors` of as many axes as are asked for, as the tokens span, and as the model is wide."""
     settings = _settings(variant)
     half = settings is not None and settings.half
     d_model = variant.backend.identity.d_model
@@ -239,12 +332,12 @@ def factoring(variant: Variant, axes: int, centered: bool) -> Callable[[int, int
 
 
 def axes_of(*variants: Variant) -> int:
-    """How many axes come back where a rank alone does not say how many are needed; what runs here does not say."""
+    """How many axes come back where a rank alone does not say how many are needed; only variants on servers count."""
     return max([settings.axes for settings in map(_settings, variants) if settings] or [Remote().axes])
 
 
 def positions_of(*variants: Variant) -> int:
-    """Of how many calibration tokens scores come back at most."""
+    """For how many calibration tokens scores come back at most."""
     return min([settings.positions for settings in map(_settings, variants) if settings] or [Remote().positions])
 
 
