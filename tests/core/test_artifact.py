@@ -27,8 +27,8 @@ FLOATS = st.floats(-(2.0**60), 2.0**60, width=32).filter(lambda x: x != 0)
 @pytest.fixture
 def direction() -> ul.CapabilityDirection:
     model = ModelIdentity("org/model", 3, 8, fingerprint="abc", revision="main")
-    told = Provenance("pca", -1, 12, "l", "u", model, ModelIdentity("org/source", 5, 16), 4, ("times 2",))
-    return ul.CapabilityDirection(torch.randn(2, 8, generator=torch.Generator().manual_seed(0)), (0, 2), "raw", model, told)
+    made = Provenance("pca", -1, 12, "l", "u", model, ModelIdentity("org/source", 5, 16), 4, ("times 2",))
+    return ul.CapabilityDirection(torch.randn(2, 8, generator=torch.Generator().manual_seed(0)), (0, 2), "raw", model, made)
 
 
 @pytest.fixture
@@ -75,32 +75,32 @@ def test_the_metadata_tells_everything(small: Any, tmp_path: Path) -> None:
     ul.CapabilityDirection.extract(ul.Variant(small, task.direct), ul.Variant(small, task.think)).save(
         tmp_path / "d.safetensors"
     )
-    _, told = files.load(tmp_path / "d.safetensors")
-    assert told["kind"] == "direction"
-    assert told["format_version"] == files.FORMAT_VERSION
-    assert told["library_version"]
-    assert told["created"].startswith("20")
-    assert told["basis"] == "raw"
-    assert told["layers"] == [0, 1, 2]
-    assert told["model"]["name"] == "small-base"
-    assert len(told["model"]["fingerprint"]) == 16
-    assert {"aggregate", "position", "n_prompts", "locked_hash", "rank"} <= set(told["provenance"])
+    _, metadata = files.load(tmp_path / "d.safetensors")
+    assert metadata["kind"] == "direction"
+    assert metadata["format_version"] == files.FORMAT_VERSION
+    assert metadata["library_version"]
+    assert metadata["created"].startswith("20")
+    assert metadata["basis"] == "raw"
+    assert metadata["layers"] == [0, 1, 2]
+    assert metadata["model"]["name"] == "small-base"
+    assert len(metadata["model"]["fingerprint"]) == 16
+    assert {"aggregate", "position", "n_prompts", "locked_hash", "rank"} <= set(metadata["provenance"])
     with safe_open(tmp_path / "d.safetensors", framework="pt") as file:  # readable without this library
         assert file.get_tensor("vectors").shape == (3, 64)
 
 
 def change_metadata(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
     with safe_open(file, framework="pt") as opened:
-        told = json.loads(opened.metadata()["unlock_lens"])
+        metadata = json.loads(opened.metadata()["unlock_lens"])
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  not a dict
-    change(told)
-    save_file(tensors, file, metadata={"unlock_lens": json.dumps(told)})
+    change(metadata)
+    save_file(tensors, file, metadata={"unlock_lens": json.dumps(metadata)})
 
 
 def save_spoiled(file: Path) -> None:
-    told = files.load(file)[1]
+    metadata = files.load(file)[1]
     spoiled = {"vectors": torch.full((2, 8), float("nan"))}
-    files.save(file, "direction", spoiled, {name: told[name] for name in ("layers", "basis", "model", "provenance")})
+    files.save(file, "direction", spoiled, {name: metadata[name] for name in ("layers", "basis", "model", "provenance")})
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -114,19 +114,19 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "foreign": (lambda file: save_file({"vectors": torch.ones(2, 8)}, file), "written"),
     "another kind": (
-        lambda file: change_metadata(file, lambda told: told.update(kind="aligner")),
+        lambda file: change_metadata(file, lambda metadata: metadata.update(kind="aligner")),
         "aligner.*direction",
     ),
     "the future": (
-        lambda file: change_metadata(file, lambda told: told.update(format_version=99)),
+        lambda file: change_metadata(file, lambda metadata: metadata.update(format_version=99)),
         "version 99",
     ),
     "other shapes": (
-        lambda file: change_metadata(file, lambda told: told.update(shapes={"vectors": [8, 2]})),
+        lambda file: change_metadata(file, lambda metadata: metadata.update(shapes={"vectors": [8, 2]})),
         "shapes",
     ),
     "no layers": (
-        lambda file: change_metadata(file, lambda told: told.pop("layers")),
+        lambda file: change_metadata(file, lambda metadata: metadata.pop("layers")),
         "layers",
     ),
     "vectors that are not finite": (
@@ -134,7 +134,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "finite",
     ),
     "no kind": (
-        lambda file: change_metadata(file, lambda told: told.pop("kind")),
+        lambda file: change_metadata(file, lambda metadata: metadata.pop("kind")),
         "kind",
     ),
 }
@@ -191,10 +191,10 @@ def test_files_are_readable_by_whom_the_umask_lets(direction: ul.CapabilityDirec
 
 def test_an_aligner_of_before_there_were_methods_is_read(aligner: ul.SubspaceAligner, tmp_path: Path) -> None:
     aligner.save(tmp_path / "a.safetensors")
-    tensors, told = files.load(tmp_path / "a.safetensors")
+    tensors, metadata = files.load(tmp_path / "a.safetensors")
     for name in ("method", "ridge", "sinks", "without_mean", "cross_validation", "kind", "shapes", "content_hash"):
-        told.pop(name)
-    files.save(tmp_path / "old.safetensors", "aligner", tensors, told)
+        metadata.pop(name)
+    files.save(tmp_path / "old.safetensors", "aligner", tensors, metadata)
     old = ul.SubspaceAligner.load(tmp_path / "old.safetensors")
     assert (old.method, old.sinks, old.cross_validation) == ("unlock", "keep", None)
     assert torch.equal(old.map(1), aligner.map(1))
