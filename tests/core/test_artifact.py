@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import unlock_lens as ul
 from unlock_lens import zoo
-from unlock_lens.core import artifact
+from unlock_lens.core import files
 from unlock_lens.core.direction import Provenance
 from unlock_lens.hosts.identity import ModelIdentity
 
@@ -27,8 +27,8 @@ FLOATS = st.floats(-(2.0**60), 2.0**60, width=32).filter(lambda x: x != 0)
 @pytest.fixture
 def direction() -> ul.CapabilityDirection:
     model = ModelIdentity("org/model", 3, 8, fingerprint="abc", revision="main")
-    told = Provenance("pca", -1, 12, "l", "u", model, ModelIdentity("org/source", 5, 16), 4, ("times 2",))
-    return ul.CapabilityDirection(torch.randn(2, 8, generator=torch.Generator().manual_seed(0)), (0, 2), "raw", model, told)
+    made = Provenance("pca", -1, 12, "l", "u", model, ModelIdentity("org/source", 5, 16), 4, ("times 2",))
+    return ul.CapabilityDirection(torch.randn(2, 8, generator=torch.Generator().manual_seed(0)), (0, 2), "raw", model, made)
 
 
 @pytest.fixture
@@ -75,67 +75,67 @@ def test_the_metadata_tells_everything(small: Any, tmp_path: Path) -> None:
     ul.CapabilityDirection.extract(ul.Variant(small, task.direct), ul.Variant(small, task.think)).save(
         tmp_path / "d.safetensors"
     )
-    _, told = artifact.load(tmp_path / "d.safetensors")
-    assert told["kind"] == "direction"
-    assert told["format_version"] == artifact.FORMAT_VERSION
-    assert told["library_version"]
-    assert told["created"].startswith("20")
-    assert told["basis"] == "raw"
-    assert told["layers"] == [0, 1, 2]
-    assert told["model"]["name"] == "small-base"
-    assert len(told["model"]["fingerprint"]) == 16
-    assert {"aggregate", "position", "n_prompts", "locked_hash", "rank"} <= set(told["provenance"])
+    _, metadata = files.load(tmp_path / "d.safetensors")
+    assert metadata["kind"] == "direction"
+    assert metadata["format_version"] == files.FORMAT_VERSION
+    assert metadata["library_version"]
+    assert metadata["created"].startswith("20")
+    assert metadata["basis"] == "raw"
+    assert metadata["layers"] == [0, 1, 2]
+    assert metadata["model"]["name"] == "small-base"
+    assert len(metadata["model"]["fingerprint"]) == 16
+    assert {"aggregate", "position", "n_prompts", "locked_hash", "rank"} <= set(metadata["provenance"])
     with safe_open(tmp_path / "d.safetensors", framework="pt") as file:  # readable without this library
         assert file.get_tensor("vectors").shape == (3, 64)
 
 
 def change_metadata(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
     with safe_open(file, framework="pt") as opened:
-        told = json.loads(opened.metadata()["unlock_lens"])
+        metadata = json.loads(opened.metadata()["unlock_lens"])
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  not a dict
-    change(told)
-    save_file(tensors, file, metadata={"unlock_lens": json.dumps(told)})
+    change(metadata)
+    save_file(tensors, file, metadata={"unlock_lens": json.dumps(metadata)})
 
 
 def save_spoiled(file: Path) -> None:
-    told = artifact.load(file)[1]
+    metadata = files.load(file)[1]
     spoiled = {"vectors": torch.full((2, 8), float("nan"))}
-    artifact.save(file, "direction", spoiled, {name: told[name] for name in ("layers", "basis", "model", "provenance")})
+    files.save(file, "direction", spoiled, {name: metadata[name] for name in ("layers", "basis", "model", "provenance")})
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "missing": (lambda file: file.unlink(), "there is no file"),
-    "empty": (lambda file: file.write_bytes(b""), "not a readable unlock-lens artifact"),
-    "text": (lambda file: file.write_text("hello, this is not it"), "not a readable unlock-lens artifact"),
-    "truncated": (lambda file: file.write_bytes(file.read_bytes()[:-7]), "not a readable unlock-lens artifact"),
+    "missing": (lambda file: file.unlink(), "no file"),
+    "empty": (lambda file: file.write_bytes(b""), "readable"),
+    "text": (lambda file: file.write_text("hello, this is not it"), "readable"),
+    "truncated": (lambda file: file.write_bytes(file.read_bytes()[:-7]), "readable"),
     "a flipped bit": (
         lambda file: file.write_bytes(file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 1])),
-        "numbers in .* are not those that were saved",
+        "hash",
     ),
-    "foreign": (lambda file: save_file({"vectors": torch.ones(2, 8)}, file), "but not one of unlock-lens"),
+    "foreign": (lambda file: save_file({"vectors": torch.ones(2, 8)}, file), "written"),
     "another kind": (
-        lambda file: change_metadata(file, lambda told: told.update(kind="aligner")),
-        "holds: aligner; expected: direction",
+        lambda file: change_metadata(file, lambda metadata: metadata.update(kind="aligner")),
+        "aligner.*direction",
     ),
     "the future": (
-        lambda file: change_metadata(file, lambda told: told.update(format_version=99)),
-        r"has format version 99, this library reads 1; it was written by unlock-lens \d",
+        lambda file: change_metadata(file, lambda metadata: metadata.update(format_version=99)),
+        "version 99",
     ),
     "other shapes": (
-        lambda file: change_metadata(file, lambda told: told.update(shapes={"vectors": [8, 2]})),
-        "shapes in .* are not those that its metadata tells",
+        lambda file: change_metadata(file, lambda metadata: metadata.update(shapes={"vectors": [8, 2]})),
+        "shapes",
     ),
     "no layers": (
-        lambda file: change_metadata(file, lambda told: told.pop("layers")),
-        "not a readable unlock-lens artifact .*'layers'",
+        lambda file: change_metadata(file, lambda metadata: metadata.pop("layers")),
+        "layers",
     ),
     "vectors that are not finite": (
         save_spoiled,
-        "not a readable unlock-lens artifact .*not finite",
+        "finite",
     ),
     "no kind": (
-        lambda file: change_metadata(file, lambda told: told.pop("kind")),
-        "not a readable unlock-lens artifact .*'kind'",
+        lambda file: change_metadata(file, lambda metadata: metadata.pop("kind")),
+        "kind",
     ),
 }
 
@@ -154,9 +154,9 @@ def test_damaged_and_foreign_files_are_refused(direction: ul.CapabilityDirection
 def test_kinds_are_not_mixed_up(aligner: ul.SubspaceAligner, direction: ul.CapabilityDirection, tmp_path: Path) -> None:
     aligner.save(tmp_path / "a")
     direction.save(tmp_path / "d")
-    with pytest.raises(ul.ArtifactError, match="holds: aligner; expected: direction"):
+    with pytest.raises(ul.ArtifactError, match="aligner.*direction"):
         ul.CapabilityDirection.load(tmp_path / "a")
-    with pytest.raises(ul.ArtifactError, match="holds: direction; expected: aligner"):
+    with pytest.raises(ul.ArtifactError, match="direction.*aligner"):
         ul.SubspaceAligner.load(tmp_path / "d")
 
 
@@ -179,7 +179,7 @@ def test_an_interrupted_save_loses_nothing(
 
 
 def test_a_folder_that_is_not_there_is_named(direction: ul.CapabilityDirection, tmp_path: Path) -> None:
-    with pytest.raises(ul.ArtifactError, match="nowhere is not a folder; make it first"):
+    with pytest.raises(ul.ArtifactError, match="nowhere"):
         direction.save(tmp_path / "nowhere" / "d.safetensors")
 
 
@@ -191,10 +191,10 @@ def test_files_are_readable_by_whom_the_umask_lets(direction: ul.CapabilityDirec
 
 def test_an_aligner_of_before_there_were_methods_is_read(aligner: ul.SubspaceAligner, tmp_path: Path) -> None:
     aligner.save(tmp_path / "a.safetensors")
-    tensors, told = artifact.load(tmp_path / "a.safetensors")
+    tensors, metadata = files.load(tmp_path / "a.safetensors")
     for name in ("method", "ridge", "sinks", "without_mean", "cross_validation", "kind", "shapes", "content_hash"):
-        told.pop(name)
-    artifact.save(tmp_path / "old.safetensors", "aligner", tensors, told)
+        metadata.pop(name)
+    files.save(tmp_path / "old.safetensors", "aligner", tensors, metadata)
     old = ul.SubspaceAligner.load(tmp_path / "old.safetensors")
     assert (old.method, old.sinks, old.cross_validation) == ("unlock", "keep", None)
     assert torch.equal(old.map(1), aligner.map(1))

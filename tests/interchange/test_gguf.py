@@ -16,8 +16,8 @@ import torch
 
 import unlock_lens as ul
 from tests.checks import unchecked
-from unlock_lens.core.artifact import content_hash
 from unlock_lens.core.direction import Provenance
+from unlock_lens.core.files import content_hash
 from unlock_lens.interchange import from_gguf, to_gguf
 from unlock_lens.interchange.control_vectors import AS_LLAMA_CPP_SAYS
 from unlock_lens.method.apply import norm_preserving

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import unlock_lens as ul
 from unlock_lens import zoo
-from unlock_lens.core import artifact
+from unlock_lens.core import files
 
 Open = Callable[[str], Any]
 """Opens a model by name."""
@@ -65,7 +65,7 @@ def finished(folder: Path) -> list[str]:
     """The files of finished requests in a resume folder: all can be read, and nothing else lies beside them but tickets."""
     results = sorted(file for file in folder.iterdir() if not file.name.endswith(".job.json"))
     for file in results:
-        assert artifact.load(file, "finished request")[0]
+        assert files.load(file, "finished request")[0]
     tickets(folder)
     return [file.name for file in results]
 

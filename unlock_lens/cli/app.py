@@ -254,10 +254,10 @@ def inspect(
 
     Example: `unlock-lens inspect cot.safetensors`
     """
-    from unlock_lens.core import artifact
+    from unlock_lens.core import files
     from unlock_lens.method.crossval import CrossValidation
 
-    tensors, metadata = artifact.load(file)
+    tensors, metadata = files.load(file)
     if metadata["kind"] == "direction":
         metadata["norms"] = [round(norm, 4) for norm in tensors["vectors"].norm(dim=1).tolist()]
     if as_json:

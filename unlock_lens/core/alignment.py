@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.core import artifact
+from unlock_lens.core import files
 from unlock_lens.core.direction import CapabilityDirection
-from unlock_lens.core.hub import Shareable
+from unlock_lens.core.files import Shareable
 from unlock_lens.core.paired import Reader
 from unlock_lens.core.read import How
 from unlock_lens.core.tokens import Positions, check_positions, paired_tokens
@@ -320,7 +320,7 @@ class SubspaceAligner(Shareable, kind=_KIND):
             "source_model": asdict(self.source_model) if self.source_model else None,
             "target_model": asdict(self.target_model) if self.target_model else None,
         }
-        artifact.save(path, _KIND, maps.tensors(), described)
+        files.save(path, _KIND, maps.tensors(), described)
 
     @classmethod
     def load(cls, path: str | Path) -> SubspaceAligner:
@@ -329,8 +329,8 @@ class SubspaceAligner(Shareable, kind=_KIND):
         Raises:
             ArtifactError: no such file, not an aligner, another format version, or damaged.
         """
-        tensors, told = artifact.load(path, _KIND)
-        with artifact.reading(path):
+        tensors, told = files.load(path, _KIND)
+        with files.reading(path):
             layer_map = dict(map(tuple, told["layer_map"]))
             given = {name: told[name] for name in _SETTINGS if name in told and name != "layer_map"}
             aligner = cls(**given, layer_map=layer_map if told["own_layer_map"] else None)

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.core import artifact
+from unlock_lens.core import files
 from unlock_lens.core.differences import differences, mean_difference
-from unlock_lens.core.hub import Shareable
+from unlock_lens.core.files import Shareable
 from unlock_lens.core.read import How, check_layers
 from unlock_lens.core.tokens import check_position
 from unlock_lens.core.variant import Variant
@@ -271,7 +271,7 @@ class CapabilityDirection(Shareable, kind=_KIND):
         Raises:
             ArtifactError: the path is a folder, or lies in none.
         """
-        artifact.save(path, _KIND, {"vectors": self.vectors}, self.description)
+        files.save(path, _KIND, {"vectors": self.vectors}, self.description)
 
     @classmethod
     def load(cls, path: str | Path) -> CapabilityDirection:
@@ -280,8 +280,8 @@ class CapabilityDirection(Shareable, kind=_KIND):
         Raises:
             ArtifactError: no such file, not a direction, another format version, or damaged.
         """
-        tensors, told = artifact.load(path, _KIND)
-        with artifact.reading(path):
+        tensors, told = files.load(path, _KIND)
+        with files.reading(path):
             return cls.described(tensors["vectors"], told)
 
     @property

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
-from unlock_lens.core import artifact
+from unlock_lens.core import files
 from unlock_lens.core.progress import shown
 from unlock_lens.errors import ArtifactError, InvalidInput, JobLost, JobsRunning, RemoteError
 from unlock_lens.hosts import Pending, Server
@@ -91,13 +91,13 @@ class Kept:
     def result(self, key: str) -> Found | None:
         file = self.folder / f"{key}.safetensors"
         try:
-            return artifact.load(file, _KIND)[0] if file.exists() else None
+            return files.load(file, _KIND)[0] if file.exists() else None
         except ArtifactError as error:
             logger.warning("%s; what it held is asked for again", error)
             return None
 
     def keep(self, key: str, found: Found) -> None:
-        artifact.save(self.folder / f"{key}.safetensors", _KIND, found, {"key": key})
+        files.save(self.folder / f"{key}.safetensors", _KIND, found, {"key": key})
         self.forget(key)
 
     def ticket(self, key: str) -> tuple[str, float] | None:

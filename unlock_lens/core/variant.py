@@ -28,7 +28,7 @@ class Tokens:
     ids: Int[Tensor, "prompt token"]
     mask: Int[Tensor, "prompt token"]
 
-    @property
+    @cached_property
     def lengths(self) -> Int[Tensor, " prompt"]:
         return self.mask.sum(dim=1)
 

@@ -23,8 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.core.artifact import content_hash, replacing
 from unlock_lens.core.direction import CapabilityDirection
+from unlock_lens.core.files import content_hash, replacing
 from unlock_lens.core.steering import SteeringHook
 from unlock_lens.errors import ArtifactError, IncompatibleModel, InvalidInput
 from unlock_lens.interchange.additive import additive

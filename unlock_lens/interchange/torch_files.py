@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from unlock_lens.core.artifact import replacing
+from unlock_lens.core.files import replacing
 from unlock_lens.errors import ArtifactError
 
 

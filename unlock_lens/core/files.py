@@ -1,0 +1,391 @@
+"""Files: an artifact in one safetensors file, alone, in a folder with a card, or on the Hugging Face hub (docs/hub.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+from uuid import uuid4
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from unlock_lens.errors import ArtifactError, InvalidInput, RemoteFailure, RequestRefused, ServerUnreachable, UnlockLensError
+from unlock_lens.method.crossval import CrossValidation
+
+__all__ = ["Shareable", "load"]
+
+FORMAT_VERSION = 1
+_KEY = "unlock_lens"
+_CARD = "README.md"
+_LIBRARY = "unlock-lens"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+T = TypeVar("T", bound="Shareable")
+
+
+def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Write an artifact to a temporary file, which then takes the place of `path`."""
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {
+        "kind": kind,
+        "format_version": FORMAT_VERSION,
+        "library_version": version(_LIBRARY),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "content_hash": content_hash(held),
+        "shapes": {name: list(tensor.shape) for name, tensor in held.items()},
+        **description,
+    }
+    content = to_bytes(held, metadata={_KEY: json.dumps(metadata)})
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Generator[Path, None, None]:
+    """Name of a file to write in the block, which then replaces `path`; an exception leaves the old file unchanged.
+
+    Raises:
+        ArtifactError: the path is a folder, or its folder does not exist.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise ArtifactError(f"{path.parent} is not a folder; make it first")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def load(path: str | Path, kind: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of an artifact, of any kind if none is given.
+
+    Raises:
+        ArtifactError: the file does not exist, is foreign or damaged, or has another kind or format version.
+
+    Source: docs/hub.md.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from unlock_lens import CapabilityDirection
+        >>> from unlock_lens.core import files
+        >>> path = Path(tempfile.mkdtemp(), "direction.safetensors")
+        >>> CapabilityDirection(torch.eye(2, 8), layers=(0, 1)).save(path)
+        >>> tensors, metadata = files.load(path)
+        >>> metadata["kind"], tensors["vectors"].shape
+        ('direction', torch.Size([2, 8]))
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ArtifactError(f"there is no file {path}")
+    with reading(path):
+        with safe_open(path, framework="pt") as file:
+            raw = (file.metadata() or {}).get(_KEY)
+            if raw is None:
+                raise ArtifactError(f"{path} was not written by unlock-lens; expected a saved direction or aligner")
+            metadata = json.loads(raw)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        _check(path, kind, tensors, metadata)
+    return tensors, metadata
+
+
+@contextmanager
+def reading(path: str | Path) -> Generator[None, None, None]:
+    """Turn what a damaged or foreign file provokes into an ArtifactError that names the file."""
+    try:
+        yield
+    except ArtifactError:
+        raise
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ArtifactError(f"{path} is not a readable unlock-lens artifact ({error}); save it again") from error
+
+
+def _check(path: Path, kind: str | None, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    if metadata["format_version"] != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path} has format version {metadata['format_version']}, this library reads {FORMAT_VERSION}; "
+            f"it was written by unlock-lens {metadata.get('library_version', '?')}"
+        )
+    if kind is not None and metadata["kind"] != kind:
+        raise ArtifactError(f"{path} holds: {metadata['kind']}; expected: {kind}")
+    if metadata["shapes"] != {name: list(tensor.shape) for name, tensor in tensors.items()}:
+        raise ArtifactError(f"the shapes in {path} differ from those in its metadata; save it again")
+    if metadata["content_hash"] != content_hash(tensors):
+        raise ArtifactError(f"the numbers in {path} differ from those that were saved (content hash); save it again")
+
+
+def content_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of names and numbers."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Shareable(ABC):
+    """An artifact that can be kept in a folder or a repository of the hub, with a card.
+
+    Each kind has a file name of its own, so one folder can hold a direction and the aligner that transported it.
+
+    Source: docs/hub.md.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from unlock_lens import CapabilityDirection
+        >>> folder = tempfile.mkdtemp()
+        >>> CapabilityDirection(torch.eye(2, 8), layers=(0, 1)).save_pretrained(folder)
+        >>> CapabilityDirection.from_pretrained(folder).layers
+        (0, 1)
+    """
+
+    _kind: ClassVar[str]
+
+    def __init_subclass__(cls, kind: str | None = None, **others: Any) -> None:
+        super().__init_subclass__(**others)
+        cls._kind = kind or cls._kind  # a subclass of a direction is a direction
+
+    @abstractmethod
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: str | Path) -> Any:
+        """Read what `save` wrote."""
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the artifact and its card to a folder, which is created if needed.
+
+        Args:
+            folder: gets `direction.safetensors` or `aligner.safetensors`, and a section in `README.md`, whose other text stays.
+
+        Raises:
+            InvalidInput: the folder is a file, or the aligner is not fitted.
+            ArtifactError: the existing card cannot be read.
+        """
+        folder = Path(folder).expanduser()
+        if folder.is_file():
+            raise InvalidInput(f"{folder} is a file; give a folder, or write one file with save()")
+        file, content, metadata = self._packed()
+        card = _card(folder.resolve().name, metadata, folder / _CARD)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, new in ((file, content), (_CARD, card)):
+            with replacing(folder / name) as temporary:
+                temporary.write_bytes(new)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[T],
+        name_or_folder: str | Path,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> T:
+        """Read what `save_pretrained` or `push_to_hub` wrote; from the hub, only the safetensors file is fetched.
+
+        Args:
+            name_or_folder: an existing folder, or else a hub id, namespace/name.
+            revision: branch, tag or commit on the hub; None is main.
+            token: for private repositories; None is the one of `hf auth login`.
+            cache_dir: where files of the hub are kept, and found again without network; None is huggingface_hub's cache.
+
+        Raises:
+            InvalidInput: the name is a file, or neither a folder nor a hub id; a revision was given for a folder.
+            ArtifactError: there is no such repository, revision or file, or it is of another kind, foreign or damaged.
+            RequestRefused: the repository is gated, or the token is refused.
+            ServerUnreachable: the hub does not answer, and the file is not in the cache.
+            RemoteFailure: the hub fails, or the transfer breaks off.
+        """
+        from huggingface_hub import hf_hub_download
+
+        folder, file = Path(name_or_folder).expanduser(), f"{cls._kind}.safetensors"
+        if folder.is_file():
+            raise InvalidInput(f"{folder} is a file; read it with {cls.__name__}.load()")
+        if folder.is_dir():
+            if revision is not None:
+                raise InvalidInput(f"{folder} is a local folder, which has no revision {revision!r}; leave revision= out")
+            return cls.load(folder / file)
+        name = str(name_or_folder)
+        with _asking(f"reading {file} from {name!r}"):
+            fetched = hf_hub_download(
+                name, file, revision=revision, token=_clean(token), cache_dir=cache_dir, library_name=_LIBRARY
+            )
+        return cls.load(fetched)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        revision: str | None = None,
+    ) -> str:
+        """Write the artifact and its card to a repository of the hub in one commit, and return the repository's URL.
+
+        Args:
+            repo_id: namespace/name; without a namespace it is your own. The repository is created if needed.
+            private: whether a new repository is private.
+            token: one that may write; None is the one of `hf auth login`.
+            commit_message: None is "Upload" and the file.
+            revision: branch to write to, created if needed; None is main.
+
+        Raises:
+            InvalidInput: the name is not a hub id, private=True and the repository is public, or the aligner is not fitted.
+            ArtifactError: the card in the repository cannot be read.
+            RequestRefused: the token is missing or may not write there, or somebody else committed in between.
+            ServerUnreachable: the hub does not answer.
+            RemoteFailure: the hub fails, or the transfer breaks off.
+        """
+        from huggingface_hub import CommitOperationAdd, HfApi
+
+        file, content, metadata = self._packed()
+        api = HfApi(token=_clean(token), library_name=_LIBRARY)
+        with tempfile.TemporaryDirectory() as scratch, _asking(f"sending {file} to {repo_id!r}"):
+            url = api.create_repo(repo_id, private=private, exist_ok=True)
+            if revision and not api.revision_exists(url.repo_id, revision):
+                api.create_branch(url.repo_id, branch=revision)
+            there = api.model_info(url.repo_id, revision=revision)
+            if private and not there.private:
+                raise InvalidInput(f"{repo_id} exists and is public; make it private on the hub first, or use another name")
+            if any(sibling.rfilename == _CARD for sibling in there.siblings or ()):
+                api.hf_hub_download(url.repo_id, _CARD, revision=there.sha, local_dir=scratch)
+            card = _card(url.repo_id, metadata, Path(scratch, _CARD))
+            api.create_commit(
+                url.repo_id,
+                [CommitOperationAdd(file, content), CommitOperationAdd(_CARD, card)],
+                commit_message=commit_message or f"Upload {file}",
+                revision=revision,
+                parent_commit=there.sha,
+            )
+        return str(url)
+
+    def _packed(self) -> tuple[str, bytes, dict[str, Any]]:
+        """Name and content of the artifact's file, and its metadata."""
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch, f"{self._kind}.safetensors")
+            self.save(file)
+            return file.name, file.read_bytes(), load(file)[1]
+
+
+def _clean(token: str | bool | None) -> str | bool | None:
+    """The token without a line's end, which HTTP would refuse with a message that shows the token."""
+    return token.strip() if isinstance(token, str) else token
+
+
+@contextmanager
+def _asking(doing: str) -> Generator[None, None, None]:
+    """Turn errors of huggingface_hub into the library's own; the original is the cause."""
+    from huggingface_hub import errors
+
+    silences = errors.HTTPError, ConnectionError, errors.LocalEntryNotFoundError  # pyright: ignore[reportPrivateImportUsage]
+    try:
+        yield
+    except (*silences, errors.HFValidationError, errors.LocalTokenNotFoundError, RuntimeError) as error:
+        own, advice = _translated(error)
+        raise own(f"{doing} failed ({type(error).__name__}): {advice}") from error
+
+
+def _translated(error: BaseException) -> tuple[type[UnlockLensError], str]:
+    """The library's own error for one of huggingface_hub, and what to do about it."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, errors.HfHubHTTPError):
+        error = error.__cause__  # the hub did answer
+    if isinstance(error, errors.HFValidationError):
+        return InvalidInput, "the name is neither a folder here nor a hub id; a hub id is namespace/name"
+    if isinstance(error, (errors.GatedRepoError, errors.LocalTokenNotFoundError)):
+        return RequestRefused, "log in (hf auth login) or give token=; access to a gated repository is granted on its page"
+    if isinstance(error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError)):
+        return ArtifactError, "check name and revision; if the repository is private, log in (hf auth login) or give token="
+    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code < 500:
+        return RequestRefused, f"status {error.response.status_code}; check the token's rights, or call again"
+    if isinstance(error, (errors.HfHubHTTPError, RuntimeError)):  # RuntimeError is how the transfer of large files fails
+        return RemoteFailure, "the hub failed, or the transfer broke off; try again"
+    return ServerUnreachable, "the hub does not answer, and the cache has no copy; check the network and HF_ENDPOINT"
+
+
+_USES: Mapping[str, str] = {
+    "direction": """direction = ul.CapabilityDirection.from_pretrained("{name}")
+steer = ul.SteeringHook(direction, alpha=0.3)  # choose the strength on problems that you do not report
+completions = ul.generate(model, prompts, steer=steer)""",
+    "aligner": """aligner = ul.SubspaceAligner.from_pretrained("{name}")
+moved = aligner.transport(direction)  # from the source model to the target model""",
+}
+_SECTION = """<!-- unlock-lens: {kind}. This part is rewritten at every save; write above or below it. -->
+
+## {kind}.safetensors
+
+```python
+import unlock_lens as ul
+
+{use}
+```
+
+| what | value |
+|---|---|
+{rows}
+
+That text changes under steering does not prove transfer: compare the gain with random directions and with "away from the
+target's mean state" at the same strength (`unlock-lens sweep` runs these controls). Layer l is the output of block l; the
+method is UNLOCK, [arXiv:2604.06377](https://arxiv.org/abs/2604.06377).
+
+<!-- unlock-lens: end of {kind} -->"""
+_HIDDEN = ("kind", "format_version", "shapes", "own_layer_map", "provenance")
+
+
+def _card(name: str, metadata: Mapping[str, Any], existing: Path) -> bytes:
+    """The existing card, or a new one, with the section of this kind of artifact rewritten from the artifact's metadata."""
+    from huggingface_hub import ModelCard
+    from yaml import YAMLError
+
+    try:
+        text = existing.read_text(encoding="utf-8-sig") if existing.is_file() else f"# {name.rsplit('/', 1)[-1]}\n"
+        card = ModelCard(text if text.lstrip().startswith("---") else f"---\nlibrary_name: {_LIBRARY}\n---\n\n{text}")
+    except (ValueError, TypeError, YAMLError) as error:
+        raise ArtifactError(f"the metadata of {name}'s {_CARD} cannot be read; mend it, or remove the file") from error
+    rows = {**metadata, **metadata.get("provenance", {})}
+    if rows.get("cross_validation"):
+        rows["cross_validation"] = "chose rank {}, ridge {:g}".format(*CrossValidation.from_json(rows["cross_validation"]).best)
+    rows = {key: value for key, value in rows.items() if key not in _HIDDEN and value not in (None, [])}
+    kind = metadata["kind"]
+    table = "\n".join(f"| {key} | {_shown(value)} |" for key, value in rows.items())
+    section = _SECTION.format(kind=kind, use=_USES[kind].format(name=name), rows=table)
+    begin, *_, end = section.splitlines()
+    above, begun, rest = card.text.rpartition(begin)
+    _, ended, below = rest.partition(end)
+    card.text = above + section + below if begun and ended else f"{card.text.rstrip()}\n\n{section}\n"
+    models = [value["name"] for value in rows.values() if isinstance(value, dict) and _HUB_ID.fullmatch(value["name"])]
+    card.data["library_name"] = card.data.get("library_name") or _LIBRARY
+    for key, ours in (("tags", (_LIBRARY, "activation-steering", "interpretability")), ("base_model", models)):
+        own = card.data.get(key) or []
+        if merged := list(dict.fromkeys([*([own] if isinstance(own, str) else own), *ours])):
+            card.data[key] = merged
+    return str(card).encode()
+
+
+def _shown(value: Any) -> str:
+    """A value of the metadata in one line; of a model's name that looks like a path only the last part."""
+    if isinstance(value, dict):
+        name = value["name"] if _HUB_ID.fullmatch(value["name"]) else re.split(r"[/\\]", value["name"])[-1]
+        value = [f"{key} {item}" for key, item in {**value, "name": f"`{name}`"}.items() if item is not None]
+    if isinstance(value, list):
+        value = ", ".join(": ".join(map(str, item)) if isinstance(item, list) else str(item) for item in value)
+    return " ".join(str(value).split()).replace("|", "\\|")
