@@ -50,16 +50,12 @@ Aggregate = Annotated[Literal["mean", "pca"], Option(help="How differences becom
 Layers = Annotated[str | None, Option(help="Layers, such as 4,5,6 or 4-12; all by default.")]
 Method = Annotated[MethodName, Option(help="How the map is made (docs/aligners.md).")]
 Rank = Annotated[str | None, Option(help="Rank of the map, or cv to choose it by cross-validation.")]
-Positions = Annotated[
-    str, Option(help="Calibration tokens of each text: all, last, or a stride back from the last, such as 4.")
-]
+Positions = Annotated[str, Option(help="Calibration tokens of each text: all, last, or a stride from the last, such as 4.")]
 SinkOption = Annotated[Sinks, Option(help="What to do with tokens of more than 10 times the median norm.")]
 Operation = Literal["norm_preserving", "add", "ablate"]
 SteerPositions = Literal["last_prompt", "prompt", "generated", "all"]
 BatchSize = Annotated[int, Option(help="Prompts in one forward pass.", min=1)]
-SpecialTokens = Annotated[
-    bool, Option(help="Let the tokenizer add special tokens; say no for text with a chat template in it.")
-]
+SpecialTokens = Annotated[bool, Option(help="Let the tokenizer add special tokens; say no for text with a chat template.")]
 Backend = Annotated[Literal["transformer_lens", "nnsight"], Option(help="Framework that runs the models.")]
 Server = Annotated[str | None, Option("--remote", help="Run on a server, with nnsight: ndif, a URL, or local (this machine).")]
 Resume = Annotated[Path | None, Option(help="Folder that keeps a server's results; the same command resumes after a fault.")]

@@ -110,5 +110,5 @@ def parse_layer_map(spec: str) -> dict[int, int] | None:
     pairs = [pair.partition(":") for pair in spec.split()]
     found = {int(b): int(a) for b, _, a in pairs if b.isdecimal() and a.isdecimal()}
     if not pairs or len(found) < len(pairs):
-        raise InvalidInput(f'layer map {spec!r} was given; write "proportional", or target:source pairs such as "0:0 1:1 2:3"')
+        raise InvalidInput(f'layer map {spec!r} was given; write "proportional" or target:source pairs such as "0:0 1:1 2:3"')
     return found
