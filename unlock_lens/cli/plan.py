@@ -7,11 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from unlock_lens.errors import InvalidInput
-
-console = Console()
 
 
 def plan(
@@ -54,8 +51,7 @@ def plan(
     Example: `unlock-lens plan --source org/70B --target org/8B --n 512 --prompt-tokens 120 --texts 512 --text-tokens 200`
     """
     from unlock_lens.core.inputs import fill, parse_layer_map, parse_layers, parse_positions, parse_rank, read_texts
-    from unlock_lens.core.planning import plan as planned
-    from unlock_lens.core.planning import table
+    from unlock_lens.core.plan import plan as planned
     from unlock_lens.hosts.remote import Remote
 
     if questions and n:
@@ -95,4 +91,4 @@ def plan(
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
     else:
-        table.show(found, console)
+        typer.echo(found)
