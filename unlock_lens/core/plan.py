@@ -35,6 +35,8 @@ from unlock_lens.method.extract import Aggregator, check_aggregate
 from unlock_lens.method.methods import METHODS, check_method
 from unlock_lens.method.reduce import Factors, Reduction
 
+__all__ = ["Plan", "Step", "plan"]
+
 Prompts = int | tuple[Sequence[str], Sequence[str]]
 """The number of prompts in each variant, or the locked and the unlocked prompts."""
 Texts = int | Sequence[str]
