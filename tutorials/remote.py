@@ -61,7 +61,7 @@ for model in (source, target):
 # %% [markdown]
 # ## A plan before spending
 #
-# From configs and tokenizers alone: requests, tokens, bytes each way, what the server holds beside the weights, FLOPs.
+# From configs and tokenizers alone: requests, tokens, bytes each way, and what the server keeps until a request ends.
 
 # %%
 print(ul.plan(SOURCE, TARGET, prompts=(task.direct, task.think), texts=text, rank=48))

@@ -27,7 +27,7 @@ from unlock_lens.hosts.remote import Remote, Traffic
 
 if TYPE_CHECKING:
     from unlock_lens import interchange, zoo
-    from unlock_lens.core.planning import Plan, plan
+    from unlock_lens.core.plan import Plan, plan
     from unlock_lens.evidence import (
         controls,
         distributions,
@@ -95,8 +95,8 @@ _MODULES = {name: f"unlock_lens.evidence.{name}" for name in _EVIDENCE} | {
 _NAMES = {
     "Diagnosis": "unlock_lens.evidence.diagnosis",
     "diagnose": "unlock_lens.evidence.diagnosis",
-    "Plan": "unlock_lens.core.planning",
-    "plan": "unlock_lens.core.planning",
+    "Plan": "unlock_lens.core.plan",
+    "plan": "unlock_lens.core.plan",
 }
 
 

@@ -12,7 +12,6 @@ from typer import Option
 import unlock_lens as ul
 import unlock_lens.cli.options as opt
 from unlock_lens.core.inputs import SLOT, fill, parse_layer_map, parse_layers, read_texts
-from unlock_lens.core.planning import table
 from unlock_lens.errors import InvalidInput
 
 
@@ -79,4 +78,4 @@ def plan(
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
     else:
-        table.show(found, opt.console)
+        typer.echo(found)
