@@ -13,6 +13,7 @@ from speed_rows import Row, Setup
 from torch import Tensor
 
 import unlock_lens as ul
+from unlock_lens.core import read
 from unlock_lens.core.differences import mean_state
 from unlock_lens.core.variant import Tokens
 

@@ -210,3 +210,13 @@ def test_each_layer_is_decomposed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "principal", counted)
     SubspaceAligner(2).fit_activations(acts(0, 2, 9, 8), acts(1, 5, 9, 6))
     assert len(seen) == len(set(seen)) == 2 + 5
+
+
+def test_a_raw_direction_is_centered_for_a_centered_source() -> None:
+    """The source's host holds states without their d_model mean, so the direction must lose its own before it is mapped."""
+    centered = ul.ModelIdentity("source", 2, 8, basis="centered")
+    aligner = SubspaceAligner(4).fit_activations(acts(0, 2, 20, 8), acts(1, 2, 20, 6), source_model=centered)
+    raw = ul.CapabilityDirection(acts(2, 1, 2, 8)[0] + 5, (0, 1), "raw", ul.ModelIdentity("source", 2, 8))
+    found = aligner.transport(raw).vectors
+    torch.testing.assert_close(found, aligner.transport(raw.centered()).vectors)
+    assert not torch.allclose(found, torch.stack([raw.vectors[a] @ aligner.map(b) for b, a in aligner.layer_map.items()]))

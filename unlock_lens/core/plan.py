@@ -278,7 +278,7 @@ class PlannedModel:
         """Ids, rows, columns and places go up as int32, masks as bool (`hosts.ndif.reduced`)."""
         up = sum(5 * one.batch.ids.numel() + 12 * len(one.rows) for one in passes)
         d = self.identity.d_model
-        down, held = 4 * d, 8 * d  # a mean in float32, summed in float64
+        down, held = 8 * d, 8 * d  # a mean in float64
         if isinstance(reduction, Factors):
             # Mean, energy and singular values in float32; axes and scores.
             size = 2 if reduction.half else 4
