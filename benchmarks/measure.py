@@ -59,13 +59,14 @@ def interleaved(works: Mapping[str, Work], rounds: int, told: Callable[[], Any] 
     return Times({name: tuple(seconds) for name, seconds in found.items()})
 
 
-def peak_bytes(work: Work) -> int:
+def peak_bytes(work: Work, warm: bool = True) -> int:
     """The most that the work's tensors held at once, beyond what was there before: exact, from every allocation and release.
 
     The profiler notes each event of torch's CPU allocator with its signed size; their running sum is what the work holds.
     Unlike the process's resident memory it knows neither the allocator's reserve nor the pages of Python.
     """
-    work()  # what is kept for good (caches of masks, say) is no peak of the next run
+    if warm:
+        work()  # what is kept for good (caches of masks, say) is not part of the next run's peak
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = work()

@@ -178,15 +178,15 @@ def principal(
     Raises:
         InvalidInput: states that are not finite, or do not vary.
     """
-    h = states.to("cpu" if states.device.type == "mps" else states.device, torch.float64)
-    if not bool(h.sum().isfinite()):
-        token = int((~h.isfinite()).any(dim=1).nonzero()[0])
+    states = states.cpu() if states.device.type == "mps" else states  # which has no float64
+    mean, exact = states.double().mean(dim=0), states.dtype == torch.float64
+    if not bool(mean.isfinite().all()):
+        token = int((~states.isfinite()).any(dim=1).nonzero()[0])
         raise InvalidInput(f"the activations of {name} are not finite at token {token}; leave that prompt out")
-    exact, mean = states.dtype == torch.float64, h.mean(dim=0)
-    h = h - mean if centered else h
-    if not bool(h.norm() > (1e-14 if exact else NOISE) * len(h) ** 0.5 * mean.norm()):
+    point = mean if centered else torch.zeros_like(mean)
+    if not bool((states.double() - point).norm() > (1e-14 if exact else NOISE) * len(states) ** 0.5 * mean.norm()):
         raise _constant(name)
-    return mean, spectrum(h, rank, exact)
+    return mean, spectrum(states, rank, point if centered else None, exact)
 
 
 def _constant(name: str) -> InvalidInput:

@@ -30,23 +30,33 @@ class Spectrum:
     scores: Float[Tensor, "n rank"]
 
 
-def spectrum(states: Float[Tensor, "n d_model"], rank: int | None = None, exact: bool = False) -> Spectrum:
+def spectrum(
+    states: Float[Tensor, "n d_model"],
+    rank: int | None = None,
+    mean: Float[Tensor, " d_model"] | None = None,
+    exact: bool = False,
+) -> Spectrum:
     """The leading `rank` factors of H, or all that it spans, from the smaller of its two Gram matrices.
+
+    H are the states, or their distances from `mean`. They are widened to float64 only while they are multiplied.
 
     A Gram matrix squares the condition number, so singular values below 1e-8 of the largest are lost, which does not matter for
     activations that were computed in half or single precision. `exact` takes the SVD, for states that are better than that.
     """
-    h = states.double()
+
+    def h() -> Float[Tensor, "n d_model"]:
+        return states.double() if mean is None else states.double() - mean
+
     if exact:
-        u, values, vectors = torch.linalg.svd(h, full_matrices=False)
-        kept = int((values > max(h.shape) * torch.finfo(h.dtype).eps * values[0]).sum())
+        u, values, vectors = torch.linalg.svd(h(), full_matrices=False)
+        kept = int((values > max(states.shape) * torch.finfo(values.dtype).eps * values[0]).sum())
         values, vectors = values[:kept][:rank], vectors[:kept][:rank]
         return Spectrum(values, vectors, u[:, : len(values)] * values)
-    if h.shape[0] >= h.shape[1]:
-        values, vectors = spectrum_of_gram(_upper_gram(h.T), rank)
-        return Spectrum(values, vectors, h @ vectors.T)
-    values, u = spectrum_of_gram(_upper_gram(h), rank)
-    return Spectrum(values, (u @ h) / values[:, None], u.T * values)
+    if states.shape[0] >= states.shape[1]:
+        values, vectors = spectrum_of_gram(_upper_gram(h().T), rank)
+        return Spectrum(values, vectors, h() @ vectors.T)
+    values, u = spectrum_of_gram(_upper_gram(h()), rank)
+    return Spectrum(values, (u @ h()) / values[:, None], u.T * values)
 
 
 def spectrum_of_gram(

@@ -104,7 +104,7 @@ def _of_states(
     maps, centered = aligner.maps, aligner.centered
     i = list(maps.layer_map).index(target_layer)
     carried = carried_over(source, target, maps.source_factors[i], centered)
-    spectra = [spectrum(h.double() - h.double().mean(dim=0) if centered else h).values for h in (source, target)]
+    spectra = [spectrum(h, mean=h.double().mean(dim=0) if centered else None).values for h in (source, target)]
     entropies = torch.tensor([spectral_entropy(values) for values in spectra], dtype=torch.float64)
     ranks = entropies.exp()
     return {

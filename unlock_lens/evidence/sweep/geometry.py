@@ -93,8 +93,8 @@ def _spectra(material: Material, chosen: Setting) -> Iterator[dict[str, Any]]:
     for side, of_side in layers.items():
         states = material.states("source" if side == "source" else "target", chosen.aligner or "text", chosen.n)
         for layer in of_side:
-            h = states[layer].double()
-            values = spectrum(h - h.mean(dim=0) if aligner.centered else h).values
+            h = states[layer]
+            values = spectrum(h, mean=h.double().mean(dim=0) if aligner.centered else None).values
             entropy = spectral_entropy(values)
             yield {
                 "aligner": chosen.aligner,
