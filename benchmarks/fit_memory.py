@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/fit_memory.py
 
-What a fit may hold is the smaller of the states (float32) and the sums over them (float64), and one layer's decomposition. Cross-validation
-may hold twice what a plain fit does. Both are measured from the allocator's own events, at 1, 2 and 3 layers, whose peaks must lie on a line.
+A fit may hold the smaller of the states (float32) and the sums over them (float64), and one layer's decomposition.
+Cross-validation may hold twice what a plain fit does. Both are measured from the allocator's own events at 1, 2 and 3 layers,
+whose peaks must lie on a line.
 """
 
 from __future__ import annotations
