@@ -38,14 +38,7 @@ def additive(
     norms: Float[Tensor, " layer"] | None = None,
     first_layer: int = 0,
 ) -> tuple[CapabilityDirection, tuple[str, ...]]:
-    """The vectors that another tool will add to every token, and what they cannot say, in one sentence each.
-
-    Args:
-        what: a direction, whose vectors are taken unchanged, or a hook: alpha times its vectors.
-        tool: what will read the file, for messages.
-        lossy: accept a loss.
-        norms: the residual's norm at each layer that a norm-preserving hook steers.
-        first_layer: the format has no place for layers below this one.
+    """The vectors that `tool` will add to every token, from `first_layer` on, and what is lost by that, a sentence for each.
 
     Raises:
         InvalidInput: neither a direction nor a hook, a loss without `lossy`, an ablation, norms that do not fit, or nothing
@@ -80,12 +73,10 @@ def _of_hook(hook: SteeringHook, tool: str, norms: Float[Tensor, " layer"] | Non
     vectors, lost = steered.vectors, list[str]()
     if hook.operation == "norm_preserving":
         vectors = _first_order(steered, norms)
-        strength = (
-            "alpha times the unit vectors is written, whose strength must be chosen anew where they are used (or give norms=)"
-            if norms is None
-            else "alpha times norm times the unit vectors is written, which turns a token of that norm alike, but lengthens it"
+        lost.append(
+            'operation="norm_preserving": an addition cannot keep the norm of each token; alpha times the unit vectors is '
+            "written, times norms= where given"
         )
-        lost.append(f'operation="norm_preserving": an addition cannot keep the norm of each token; {strength}')
     if hook.positions != "all":
         lost.append(f'positions="{hook.positions}": the vector acts on every token instead')
     strengths = [hook.alpha[layer] if isinstance(hook.alpha, Mapping) else hook.alpha for layer in steered.layers]
@@ -182,12 +173,7 @@ def acting(vectors: Vectors) -> Vectors:
 def direction_of(
     vectors: Vectors, where: str, provenance: Provenance, identity: ModelIdentity | None = None, basis: Basis = "raw"
 ) -> CapabilityDirection:
-    """The direction of vectors by layer, as one of the given model.
-
-    Raises:
-        InvalidInput: no vectors, vectors of several shapes, or what CapabilityDirection refuses.
-        IncompatibleModel: as in `given_to`.
-    """
+    """The direction of vectors by layer, as one of the given model; InvalidInput for vectors that make no direction."""
     layers = sorted(vectors)
     shapes = {layer: list(vectors[layer].shape) for layer in layers}
     if not layers or any(len(shape) != 1 or shape != shapes[layers[0]] for shape in shapes.values()):
