@@ -17,8 +17,8 @@ import torch
 import unlock_lens as ul
 from tests.checks import unchecked
 from tests.interchange.test_common import EXACT, MODEL, made
-from unlock_lens.core.files import content_hash
 from unlock_lens.core.direction import Provenance
+from unlock_lens.core.files import content_hash
 from unlock_lens.interchange import from_gguf, to_gguf
 
 Q8 = gguf.GGMLQuantizationType.Q8_0

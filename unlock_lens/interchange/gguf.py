@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.core.files import content_hash, replacing
 from unlock_lens.core.direction import CapabilityDirection, Provenance
+from unlock_lens.core.files import content_hash, replacing
 from unlock_lens.core.steering import SteeringHook
 from unlock_lens.errors import ArtifactError, InvalidInput
 from unlock_lens.interchange.common import acting, additive, by_layer, direction_of, given_to, identity_of, reading
@@ -114,15 +114,6 @@ def from_gguf(path: str | Path, model: Any = None) -> CapabilityDirection:
         InvalidInput: the gguf package is missing.
 
     Source: docs/interchange.md; llama.cpp, common/common.cpp and src/llama-adapter.cpp.
-
-    Example:
-        >>> import torch, tempfile
-        >>> from unlock_lens import CapabilityDirection, zoo
-        >>> from unlock_lens.interchange import from_gguf, to_gguf
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     to_gguf(CapabilityDirection(torch.ones(2, 64), (1, 2)), f"{folder}/v.gguf", architecture="llama")
-        ...     from_gguf(f"{folder}/v.gguf", zoo.load("small-base")).model.name
-        'small-base'
     """
     gguf, identity = _gguf(), identity_of(model)
     with reading(path, "write or download the GGUF file again"):

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.core.files import replacing
 from unlock_lens.core.direction import CapabilityDirection, Provenance
+from unlock_lens.core.files import replacing
 from unlock_lens.core.steering import SteeringHook
 from unlock_lens.errors import InvalidInput
 from unlock_lens.hosts.identity import Basis
@@ -85,15 +85,6 @@ def to_steering_vectors(
         ArtifactError: the file cannot be there.
 
     Source: steering-vectors 0.12.2, steering_vectors/steering_vector.py.
-
-    Example:
-        >>> import torch, tempfile
-        >>> from unlock_lens import CapabilityDirection
-        >>> from unlock_lens.interchange import to_steering_vectors
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     to_steering_vectors(CapabilityDirection(torch.ones(1, 4), (2,)), f"{folder}/v.pt")
-        ...     torch.load(f"{folder}/v.pt")
-        {'layer_activations': {2: tensor([1., 1., 1., 1.])}, 'layer_type': 'decoder_block'}
     """
     direction, _ = additive(what, "steering-vectors", lossy, norms)
     vectors = {layer: vector.clone() for layer, vector in zip(direction.layers, direction.vectors, strict=True)}
@@ -165,15 +156,6 @@ def to_lm_eval(
         ArtifactError: the file cannot be there.
 
     Source: lm-evaluation-harness 0.4.13, lm_eval/models/hf_steered.py.
-
-    Example:
-        >>> import torch, tempfile
-        >>> from unlock_lens import CapabilityDirection
-        >>> from unlock_lens.interchange import to_lm_eval
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     to_lm_eval(CapabilityDirection(torch.ones(1, 4), (2,)), f"{folder}/v.pt", blocks="layers")
-        ...     list(torch.load(f"{folder}/v.pt"))
-        ['layers.2']
     """
     if Path(path).suffix not in (".pt", ".pth"):
         raise InvalidInput(f"{path} was given; lm-evaluation-harness reads steering files that end with .pt or .pth")
