@@ -1,10 +1,14 @@
 """Directions in the files of other tools, both ways, and from activations that you already have (docs/interchange.md)."""
 
 from unlock_lens.interchange.caches import from_caches, states
-from unlock_lens.interchange.control_vectors import from_gguf, to_gguf
-from unlock_lens.interchange.lm_eval import from_lm_eval, to_lm_eval
-from unlock_lens.interchange.steering_vectors import from_steering_vectors, to_steering_vectors
-from unlock_lens.interchange.tensors import from_tensors
+from unlock_lens.interchange.gguf import from_gguf, to_gguf
+from unlock_lens.interchange.torch_files import (
+    from_lm_eval,
+    from_steering_vectors,
+    from_tensors,
+    to_lm_eval,
+    to_steering_vectors,
+)
 
 __all__ = [
     "from_caches",

@@ -1,50 +1,246 @@
-"""`.pt` files that hold dictionaries of tensors and nothing that runs."""
+"""Dictionaries of vectors: in memory, and in the `.pt` files of lm-evaluation-harness and steering-vectors.
+
+Both tools add the vectors to every token at the outputs of blocks. Their files hold plain tensors here and are read as such, so
+nothing in a file is ever run. steering-vectors needs transformers below 5, so it cannot share an environment with this library.
+"""
 
 from __future__ import annotations
 
-import pickle
+import re
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from unlock_lens.core.direction import CapabilityDirection, Provenance
 from unlock_lens.core.files import replacing
-from unlock_lens.errors import ArtifactError
+from unlock_lens.core.steering import SteeringHook
+from unlock_lens.errors import InvalidInput
+from unlock_lens.hosts.identity import Basis
+from unlock_lens.interchange.common import acting, additive, by_layer, direction_of, identity_of, reading
+
+LAYER_TYPE = "decoder_block"
+INSTEAD = "pickled objects are refused, as they can run anything when they are read. Where it was made, save "
+CONTENT = '{"layer_activations": vector.layer_activations, "layer_type": vector.layer_type}'
+MODULE = re.compile(r"(?:[^\W\d]+\.)*(?:layers?|h|blocks?)\.([0-9]{1,6})")
+"""A block in a Hugging Face model; numbers before the module list would belong to another block."""
+ENTRY = (
+    '{"layers.3": {"steering_vector": tensor, "steering_coefficient": 1.0, "action": "add", "bias": None, "head_index": None}}'
+)
 
 
-def write(path: str | Path, content: dict[Any, Any]) -> None:
-    """Save a dictionary; an interrupted write leaves the old file as it was.
+def from_tensors(tensors: Mapping[Any, Any], model: Any = None, basis: Basis = "raw") -> CapabilityDirection:
+    """A direction of vectors that you already have, one [d_model] for each layer; layer l is the output of block l.
+
+    Args:
+        tensors: {layer: vector}; a layer is a number, or a name with exactly one number in it and nothing behind that but
+            .hook_resid_post, .hook_out or .output: "blocks.3.hook_resid_post", "direction.3", "layers.3". Vectors are tensors
+            or NumPy arrays.
+        model: an open model, or a ModelIdentity, which the direction is checked against and then belongs to.
+        basis: "centered" where the vectors come from a host that takes the d_model mean out of the residual stream.
 
     Raises:
-        ArtifactError: the file cannot be there.
+        InvalidInput: not a dictionary, names that are not outputs of blocks, a layer twice, shapes that do not fit, or vectors
+            that are zero, not finite, not real or not in memory.
+        IncompatibleModel: another width, or layers that the model does not have.
+        UnsupportedModel: a model that no backend serves.
+
+    Source: docs/interchange.md.
+
+    Example:
+        >>> import torch
+        >>> from unlock_lens.interchange import from_tensors
+        >>> from_tensors({"blocks.0.hook_resid_post": torch.ones(4), "blocks.2.hook_resid_post": torch.ones(4)}).layers
+        (0, 2)
     """
+    if not isinstance(tensors, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  users have no type checker
+        raise InvalidInput(f"a {type(tensors).__name__} was given; give a dictionary {{layer: vector [d_model]}}")
+    provenance = Provenance(steps=("made of given tensors",))
+    return direction_of(by_layer(tensors), "the given dictionary", provenance, identity_of(model), basis)
+
+
+def to_steering_vectors(
+    what: CapabilityDirection | SteeringHook,
+    path: str | Path,
+    *,
+    norms: Float[Tensor, " layer"] | None = None,
+    lossy: bool = False,
+) -> None:
+    """Write a file for the steering-vectors library: `SteeringVector(**torch.load(path))` there.
+
+    Layer l is the output of block l. Model and provenance are not in the file.
+
+    Args:
+        what: a direction, or a hook; exact as in `to_gguf`, layer 0 included.
+        path: the `.pt` file; an interrupted write leaves the old one unchanged.
+        norms: for a norm-preserving hook: the residual's norm at each layer that it steers (as in `to_gguf`).
+        lossy: write what can be written of a hook that is more than an addition to every token.
+
+    Raises:
+        InvalidInput: not exact and not `lossy` (it says why), an ablation, or norms that do not fit.
+        ArtifactError: the file cannot be there.
+
+    Source: steering-vectors 0.12.2, steering_vectors/steering_vector.py.
+    """
+    direction, _ = additive(what, "steering-vectors", lossy, norms)
+    vectors = {layer: vector.clone() for layer, vector in zip(direction.layers, direction.vectors, strict=True)}
+    with replacing(path) as temporary:
+        torch.save({"layer_activations": vectors, "layer_type": LAYER_TYPE}, temporary)
+
+
+def from_steering_vectors(given: Any, model: Any = None) -> CapabilityDirection:
+    """Read a steering vector of the steering-vectors library.
+
+    Args:
+        given: a file with {"layer_activations": ..., "layer_type": ...}, that dictionary, or an object with these attributes.
+        model: an open model, or a ModelIdentity, which the direction is checked against and then belongs to.
+
+    Raises:
+        ArtifactError: no such file, damaged, or a whole pickled object, which is never unpickled.
+        InvalidInput: something else, another layer type than decoder blocks, or values that are not vectors.
+        IncompatibleModel: another width, or layers that the model does not have.
+        UnsupportedModel: a model that no backend serves.
+
+    Source: steering-vectors 0.12.2, steering_vectors/steering_vector.py.
+
+    Example:
+        >>> import torch
+        >>> from unlock_lens.interchange import from_steering_vectors
+        >>> from_steering_vectors({"layer_activations": {2: torch.ones(4)}, "layer_type": "decoder_block"}).layers
+        (2,)
+    """
+    identity, is_file = identity_of(model), isinstance(given, str | Path)
+    where = str(given) if is_file else f"the given {type(given).__name__}"
+    with reading(given, INSTEAD + CONTENT) if is_file else nullcontext():
+        held = _loaded(given) if is_file else given
+        names = ("layer_activations", "layer_type")
+        vectors, kind = [held.get(name) if isinstance(held, Mapping) else getattr(held, name, None) for name in names]
+        if not isinstance(vectors, Mapping):
+            raise InvalidInput(f"{where} has no layer_activations; give a SteeringVector, or a file of {CONTENT}")
+        if kind != LAYER_TYPE:
+            raise InvalidInput(
+                f"{where} has the layer type {kind!r}; a direction acts at the outputs of whole blocks, so train the steering "
+                f"vector anew with {LAYER_TYPE!r}"
+            )
+        provenance = Provenance(steps=("read from a steering vector of steering-vectors",))
+        return direction_of(acting(by_layer(vectors)), where, provenance, identity)
+
+
+def to_lm_eval(
+    what: CapabilityDirection | SteeringHook,
+    path: str | Path,
+    *,
+    blocks: str | None = None,
+    norms: Float[Tensor, " layer"] | None = None,
+    lossy: bool = False,
+) -> None:
+    """Write a file for `lm_eval --model steered --model_args pretrained=NAME,steer_path=FILE.pt`.
+
+    The coefficients are 1. Layer l is the output of block l. Model and provenance are not in the file.
+
+    Args:
+        what: a direction, or a hook; exact as in `to_gguf`, layer 0 included.
+        path: the file, which lm_eval wants to end with .pt or .pth; an interrupted write leaves the old one unchanged.
+        blocks: the module list of the blocks below `model.base_model`, "layers" in Llama and "h" in GPT-2; by default where
+            transformers has it in models of the direction's architecture.
+        norms: for a norm-preserving hook: the residual's norm at each layer that it steers (as in `to_gguf`).
+        lossy: write what can be written of a hook that is more than an addition to every token.
+
+    Raises:
+        InvalidInput: not exact and not `lossy` (it says why), an ablation, norms that do not fit, unknown blocks, or another
+            suffix.
+        ArtifactError: the file cannot be there.
+
+    Source: lm-evaluation-harness 0.4.13, lm_eval/models/hf_steered.py.
+    """
+    if Path(path).suffix not in (".pt", ".pth"):
+        raise InvalidInput(f"{path} was given; lm-evaluation-harness reads steering files that end with .pt or .pth")
+    direction, _ = additive(what, "lm-evaluation-harness", lossy, norms)
+    architecture = direction.model.architecture if direction.model else None
+    found = blocks or _blocks_of(architecture)
+    if not isinstance(found, str):
+        raise InvalidInput(
+            f"blocks={blocks!r} was given, and where a model of architecture {architecture!r} holds its blocks is not known; "
+            'give blocks=, the name of the module list below model.base_model: "layers" in Llama, "h" in GPT-2'
+        )
+    settings = {"steering_coefficient": 1.0, "action": "add", "bias": None, "head_index": None}
+    content = {
+        f"{found}.{layer}": {"steering_vector": vector.clone(), **settings}
+        for layer, vector in zip(direction.layers, direction.vectors, strict=True)
+    }
     with replacing(path) as temporary:
         torch.save(content, temporary)
 
 
-def read(path: str | Path, instead: str) -> dict[Any, Any]:
-    """The dictionary in a file; pickled objects are never run.
+def from_lm_eval(path: str | Path, model: Any = None) -> CapabilityDirection:
+    """Read a steering file of lm-evaluation-harness: each vector times its coefficient, at the output of its block.
 
     Args:
-        path: the file.
-        instead: what to save in place of whole objects.
+        path: the `.pt` file.
+        model: an open model, or a ModelIdentity, which the direction is checked against and then belongs to.
 
     Raises:
-        ArtifactError: no such file, damaged, pickled objects in it, or no dictionary.
+        ArtifactError: no such file, damaged, pickled objects, or entries that do more than add at the output of a block.
+        IncompatibleModel: another width, or layers that the model does not have.
+        UnsupportedModel: a model that no backend serves.
+
+    Source: lm-evaluation-harness 0.4.13, lm_eval/models/hf_steered.py.
+
+    Example:
+        >>> import torch, tempfile
+        >>> from unlock_lens.interchange import from_lm_eval
+        >>> entry = {"steering_vector": torch.ones(4), "steering_coefficient": 2.0, "action": "add", "bias": None}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"layers.2": entry}, f"{folder}/v.pt")
+        ...     from_lm_eval(f"{folder}/v.pt").vectors
+        tensor([[2., 2., 2., 2.]])
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ArtifactError(f"there is no file {path}")
+    identity = identity_of(model)
+    with reading(path, INSTEAD + ENTRY):
+        content = _loaded(path)
+        coefficients = [_coefficient(point, entry) for point, entry in content.items()]
+        given = by_layer({str(point): entry["steering_vector"] for point, entry in content.items()}, MODULE)
+        vectors = {layer: given[layer].float() * factor for layer, factor in zip(given, coefficients, strict=True)}
+        provenance = Provenance(steps=("read from a steering file of lm-evaluation-harness",))
+        return direction_of(acting(vectors), str(path), provenance, identity)
+
+
+def _loaded(path: str | Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _blocks_of(architecture: str | None) -> str | None:
+    """The one module list with an entry for each layer, below `base_model` of such a model without weights; None: unknown."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ArtifactError(
-            f"{path} is no file of tensors alone: a whole pickled object, which could run anything when it is read, or "
-            f"damaged. It is not read; where it was made, save {instead}"
-        ) from error
-    except Exception as error:  # what foreign bytes provoke in the parser has no one class
-        reason = f"{type(error).__name__}: {error}"
-        raise ArtifactError(f"{path} is not a readable file of torch.save ({reason}); save it again: {instead}") from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path} holds a {type(content).__name__}; expected a dictionary: save {instead}")
-    return content
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture or ""))
+    except (ImportError, ValueError):
+        return None
+    n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    modules = model.base_model.named_modules()
+    lists = [name for name, part in modules if isinstance(part, torch.nn.ModuleList) and len(part) == n_layers]
+    return lists[0] if len(lists) == 1 else None
+
+
+def _coefficient(point: Any, entry: Any) -> float:
+    """By what the harness multiplies an entry's vector; an entry that does more than add is refused."""
+    if not isinstance(entry, Mapping) or "steering_vector" not in entry:
+        raise InvalidInput(f"{point!r:.80} has no steering_vector; entries such as {ENTRY} are needed")
+    action, head, bias = entry.get("action"), entry.get("head_index"), entry.get("bias")
+    if action != "add" or head is not None or bias is not None:
+        does = f"action {action!r}, head_index {head!r} and {'no' if bias is None else 'a'} bias"
+        raise InvalidInput(
+            f'{point!r:.80} has {does}; a direction is added to the whole residual stream, so only "add" with neither is read'
+        )
+    factor = entry.get("steering_coefficient", 1.0)
+    largest = torch.finfo(torch.float32).max
+    if not isinstance(factor, int | float) or not -largest <= factor <= largest:
+        shown = "a huge integer" if isinstance(factor, int) else repr(factor)  # Python refuses to print over 4300 digits
+        raise InvalidInput(f"{point!r:.80} has steering_coefficient {shown}; a finite number is needed, within float32's range")
+    return factor

@@ -1,0 +1,173 @@
+"""llama.cpp's control vectors: GGUF files that hold one float32 vector `direction.L` for each layer L.
+
+L counts from 0, and its vector is added to every token at the output of block L; llama.cpp refuses files with L = 0. It reads
+the tensors alone (`common_control_vector_load_one` in common/common.cpp) and adds them at the end of each block (`build_cvec`).
+The keys are those that repeng and llama.cpp's cvector-generator write: the number of tensors in `controlvector.layer_count`,
+the model's architecture in `controlvector.model_hint`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from unlock_lens.core.direction import CapabilityDirection, Provenance
+from unlock_lens.core.files import content_hash, replacing
+from unlock_lens.core.steering import SteeringHook
+from unlock_lens.errors import ArtifactError, InvalidInput
+from unlock_lens.interchange.common import acting, additive, by_layer, direction_of, given_to, identity_of, reading
+
+KIND = "controlvector"
+COUNT, HINT = f"{KIND}.layer_count", f"{KIND}.model_hint"
+DESCRIPTION = "unlock_lens.description"
+"""Key of what the format has no place for: model, basis, provenance, what was lost."""
+NAME = re.compile(r"direction\.([0-9]{1,6})")
+
+
+def to_gguf(
+    what: CapabilityDirection | SteeringHook,
+    path: str | Path,
+    *,
+    architecture: str | None = None,
+    norms: Float[Tensor, " layer"] | None = None,
+    lossy: bool = False,
+) -> None:
+    """Write a llama.cpp control vector, which `llama-cli --control-vector` and repeng read.
+
+    A direction is written unchanged, a hook as alpha times its vectors. Exact are a direction, and a hook with
+    operation="add" and positions="all", both without layer 0. Layer l is the output of block l.
+
+    Args:
+        what: a direction, or a hook.
+        path: the file; an interrupted write leaves the old one unchanged.
+        architecture: the model_type in the model's config.json, such as "llama"; by default that of the direction's model.
+        norms: for a norm-preserving hook: the residual's norm at each layer that it steers. Its first-order form is written,
+            alpha times norm times the unit vector. Without them alpha times the unit vector: set the strength in llama.cpp,
+            with --control-vector-scaled FILE:STRENGTH.
+        lossy: write what the format can hold of a hook or direction that it cannot hold exactly.
+
+    Raises:
+        InvalidInput: not exact and not `lossy` (it says why), an ablation, norms that do not fit, an unknown architecture, or
+            the gguf package is missing.
+        ArtifactError: the file cannot be there.
+
+    Source: docs/interchange.md; llama.cpp, common/common.cpp and src/llama-adapter.cpp.
+
+    Example:
+        >>> import torch, tempfile
+        >>> from unlock_lens import CapabilityDirection, SteeringHook
+        >>> from unlock_lens.interchange import from_gguf, to_gguf
+        >>> hook = SteeringHook(CapabilityDirection(torch.eye(1, 4), (2,)), alpha=3.0, operation="add", positions="all")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     to_gguf(hook, f"{folder}/v.gguf", architecture="llama")
+        ...     from_gguf(f"{folder}/v.gguf").vectors
+        tensor([[3., 0., 0., 0.]])
+    """
+    gguf = _gguf()
+    direction, lost = additive(what, "a llama.cpp control vector", lossy, norms, first_layer=1)
+    hint = architecture or (direction.model.architecture if direction.model else None)
+    if not isinstance(hint, str):
+        raise InvalidInput(
+            f"a control vector names the architecture of its model, and this one is {hint!r}; "
+            'give architecture=, the model_type in its config.json, such as "llama"'
+        )
+    description = {**direction.description, "lost": lost, "content_hash": content_hash({"vectors": direction.vectors})}
+    with replacing(path) as temporary:
+        writer = gguf.GGUFWriter(temporary, KIND)
+        try:
+            writer.add_string(HINT, hint)
+            writer.add_uint32(COUNT, len(direction.layers))
+            writer.add_string(DESCRIPTION, json.dumps(description))
+            for layer, vector in zip(direction.layers, direction.vectors, strict=True):
+                writer.add_tensor(f"direction.{layer}", vector.numpy())
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
+
+
+def from_gguf(path: str | Path, model: Any = None) -> CapabilityDirection:
+    """Read a llama.cpp control vector, written by this library, repeng or llama.cpp's cvector-generator.
+
+    A file of this library gives back the direction that was written, with its layers, model, basis and provenance. The model
+    of other files is unknown unless it is given; a warning says where its architecture has another name than in the file.
+    Layer l is the output of block l, where the vector is added; llama.cpp's cvector-generator stores there what it read at
+    the output of the block before.
+
+    Args:
+        path: the file.
+        model: an open model, or a ModelIdentity, which the direction is checked against and then belongs to.
+
+    Raises:
+        ArtifactError: no such file, not a control vector, damaged, or with other tensors.
+        IncompatibleModel: another width, layers that the model does not have, or the file was made for another model.
+        UnsupportedModel: a model that no backend serves.
+        InvalidInput: the gguf package is missing.
+
+    Source: docs/interchange.md; llama.cpp, common/common.cpp and src/llama-adapter.cpp.
+    """
+    gguf, identity = _gguf(), identity_of(model)
+    with reading(path, "write or download the GGUF file again"):
+        reader = gguf.GGUFReader(path)
+        kept = {key: field.contents() for key, field in reader.fields.items()}
+        _check(kept, len(reader.tensors), path)
+        hint = str(kept.get(HINT, "an unknown architecture"))
+        vectors = by_layer({tensor.name: _vector(tensor) for tensor in reader.tensors}, NAME)
+        provenance = Provenance(steps=(f"read from a control vector for {hint}",))
+        direction = direction_of(acting(vectors), str(path), provenance)
+        if DESCRIPTION in kept:
+            direction = _described(direction, json.loads(kept[DESCRIPTION]), path)
+    if identity is not None and identity.architecture and _plain(hint) != _plain(identity.architecture):
+        warnings.warn(
+            f"{path} is a control vector for the architecture {hint!r}, and {identity} is {identity.architecture!r}. Programs "
+            "have different names for some architectures; unless these two mean one, give the model that it was made for",
+            stacklevel=2,
+        )
+    return given_to(direction, identity, str(path))
+
+
+def _gguf() -> ModuleType:
+    try:
+        import gguf  # an optional dependency
+    except ImportError:
+        raise InvalidInput("control vectors need the gguf package; pip install 'unlock-lens[gguf]'") from None
+    return gguf
+
+
+def _plain(architecture: str) -> str:
+    """Hugging Face says qwen2_moe, llama.cpp qwen2moe."""
+    return re.sub(r"[^a-z0-9]", "", architecture.casefold().removesuffix("_text"))
+
+
+def _check(kept: dict[str, Any], count: int, path: str | Path) -> None:
+    if kept.get("general.architecture") != KIND:
+        raise ArtifactError(
+            f"{path} is a GGUF of architecture {kept.get('general.architecture')!r}, perhaps a model; {KIND!r} is needed"
+        )
+    if not count or kept.get(COUNT) != count:
+        raise ArtifactError(
+            f"{path} holds {count} directions, and {COUNT} is {kept.get(COUNT)}; both must be one number above 0: "
+            "write it again, with a vector for each steered layer"
+        )
+
+
+def _vector(tensor: Any) -> Float[np.ndarray, ...]:
+    if tensor.data.dtype not in (np.float32, np.float16):
+        raise InvalidInput(f"{tensor.name} is stored as {tensor.tensor_type.name}; write it unquantized, as F32 or F16")
+    return np.array(tensor.data)  # a copy, as the file is mapped
+
+
+def _described(direction: CapabilityDirection, description: dict[str, Any], path: str | Path) -> CapabilityDirection:
+    written = description["layers"], description["content_hash"]
+    if written != (list(direction.layers), content_hash({"vectors": direction.vectors})):
+        raise ArtifactError(f"{path} is damaged: its layers or numbers are not those that were written; write it again")
+    return CapabilityDirection.described(direction.vectors, description)
