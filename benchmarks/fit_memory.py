@@ -65,9 +65,8 @@ def main() -> None:
     show(f"states {held / gigabytes:.2f}, sums {summed / gigabytes:.2f}")
     show(f"fit {plain / gigabytes:.2f}: {plain / smaller:.3f} of the smaller (bar {GOAL}); {off_line:.1%} off a line")
     chosen, off_line = extrapolated(peaks(scale, "cv", LAYERS), DEPTHS[1])
-    show(
-        f"cross-validated {chosen / gigabytes:.2f}: {chosen / plain:.3f} of that (bar {CROSS_VALIDATED}); {off_line:.1%} off a line"
-    )
+    of_plain = f"{chosen / plain:.3f} of the plain fit (bar {CROSS_VALIDATED})"
+    show(f"cross-validated {chosen / gigabytes:.2f}: {of_plain}; {off_line:.1%} off a line")
 
 
 if __name__ == "__main__":
