@@ -11,6 +11,7 @@ TL3 := .venv-tl3
 PEERS := .venv-peers
 NDIF := .ndif-venv
 PYTEST := $(VENV)/bin/pytest -n $(WORKERS) --dist loadfile
+NDIF_TEST = $(shell $(PYTHON) -c 'import sys; print("test-ndif" * (sys.version_info >= (3, 11)))')
 APT_INSTALL := apt-get install --yes --no-install-recommends chromium fonts-dejavu-core
 
 .PHONY: help demo sweep test test-all test-numerics test-tl3 test-ndif test-wheel test-peers test-real bench-ndif browser diagnosis aligners bench \
@@ -31,7 +32,8 @@ test: $(VENV)/ready  ## run the tests that CI runs (the one of the report page n
 
 test-all: browser check  ## run everything before an issue is called resolved, as CI does each night (real pretrained models: make test-real)
 	$(PYTEST) -m "not real"
-	$(MAKE) test-tl3 test-wheel test-peers test-ndif
+	$(MAKE) test-tl3 test-wheel test-peers $(NDIF_TEST)
+	$(if $(NDIF_TEST),,@echo "SKIPPED: the tests against a real NDIF server, because the server needs Python 3.11 or newer." >&2)
 
 test-numerics: $(VENV)/ready  ## run the tests with 1 and 2 threads and with older instruction sets, and compare what fails
 	$(VENV)/bin/python scripts/test_numerics.py
@@ -39,9 +41,8 @@ test-numerics: $(VENV)/ready  ## run the tests with 1 and 2 threads and with old
 test-tl3: $(TL3)/ready  ## run the tests of the hosts with TransformerLens 3.x and its HookedTransformer
 	$(TL3)/bin/pytest -n $(WORKERS) --dist loadfile tests/hosts
 
-test-ndif: $(VENV)/ready  ## run the tests against a real NDIF server, which is started here and ended (6 minutes on 2 cores)
-	if $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then $(MAKE) $(NDIF)/ready && tests/remote/run; \
-	else echo "SKIPPED: the tests against a real NDIF server, because the server needs Python 3.11 or newer." >&2; fi
+test-ndif: $(VENV)/ready $(NDIF)/ready  ## run the tests against a real NDIF server, which is started here and ended (6 minutes on 2 cores)
+	tests/remote/run
 
 test-wheel: $(VENV)/ready  ## build the package and use it in an environment of its own, in an empty folder (minutes)
 	UNLOCK_LENS_WHEEL=$${UNLOCK_LENS_WHEEL:-1} $(VENV)/bin/pytest tests/packaging/test_wheel.py

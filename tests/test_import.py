@@ -30,6 +30,15 @@ with tempfile.TemporaryDirectory() as folder:
     assert ul.CapabilityDirection.load(Path(folder, "direction.safetensors")).layers == (0, 1)
 """
 """What works without any extra."""
+HOST = """
+import unlock_lens as ul
+from unlock_lens import zoo
+
+model, task = zoo.load("small-base", "{backend}"), zoo.running_sum(n=4)
+direction = ul.CapabilityDirection.extract(ul.Variant(model, task.direct), ul.Variant(model, task.think))
+assert len(ul.generate(model, task.direct, ul.SteeringHook(direction, alpha=0.3), max_new_tokens=2)) == 4
+"""
+"""What works with one framework."""
 EVIDENCE = ("filelock", "jinja2", "pandas", "plotly", "pydantic", "rich", "scipy", "yaml")
 EXTRAS = ("gguf", "nnsight", "transformer_lens", "typer", *EVIDENCE)
 
@@ -47,6 +56,12 @@ def test_import_brings_little_besides_torch() -> None:
 
 def test_the_core_needs_no_extra() -> None:
     done = run_without(EXTRAS, CORE)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("backend", "other"), [("transformer_lens", "nnsight"), ("nnsight", "transformer_lens")])
+def test_a_host_needs_neither_the_other_nor_the_evidence(backend: str, other: str) -> None:
+    done = run_without((other, "plotly", "scipy", "typer"), HOST.format(backend=backend))
     assert done.returncode == 0, done.stderr
 
 

@@ -1,4 +1,4 @@
-"""What users install: the wheel, made from the sdist, in new environments (without extras, and with most) and an empty folder."""
+"""What users install: the wheel, made from the sdist, in new environments (without extras, with most) and an empty folder."""
 
 from __future__ import annotations
 
