@@ -22,7 +22,7 @@ import yaml
 import unlock_lens
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("core.artifact", "core.contrast", "core.planning", "evidence.diagnosis", "method.extract")
+ROOMS = ("core.contrast", "core.files", "core.plan", "evidence.diagnosis", "method.extract")
 PUBLIC = [getattr(unlock_lens, name) for name in unlock_lens.__all__]
 MODULES = [f"unlock_lens.{name}" for name in ROOMS] + [one.__name__ for one in PUBLIC if inspect.ismodule(one)]
 NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
