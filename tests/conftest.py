@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -13,8 +14,16 @@ from unlock_lens import zoo
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
 
-# Several test processes share the cores.
-torch.set_num_threads(1)
+# Several test processes share the cores: one thread each, where scripts/test_numerics.py does not ask for more.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of documents and pages the quick suite runs only what is marked quick."""
+    for item in items:
+        if item.path.parent.name in ("browser", "docs") and not item.get_closest_marker("quick"):
+            item.add_marker("full")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 
 class UnlockLensError(Exception):
     """Base class of all errors that unlock-lens raises on purpose."""
@@ -21,6 +23,20 @@ class IncompatibleModel(UnlockLensError, ValueError):
 
 class ArtifactError(UnlockLensError, ValueError):
     """A file that is not a readable unlock-lens artifact of the wanted kind."""
+
+
+class MissingPackage(UnlockLensError, ImportError):
+    """A package of an extra is needed and not installed; the message has the line that installs it."""
+
+
+def require(extra: str, *packages: str) -> None:
+    """Ask for the packages of an extra by the names that they are imported by, without importing them.
+
+    Raises:
+        MissingPackage: one is not installed.
+    """
+    if missing := [package for package in packages if find_spec(package) is None]:
+        raise MissingPackage(f"this needs {', '.join(missing)}; install what is missing: pip install 'unlock-lens[{extra}]'")
 
 
 class RemoteError(UnlockLensError, RuntimeError):

@@ -17,6 +17,7 @@ from unlock_lens.evidence.results import Results
 pytestmark = pytest.mark.browser
 
 DESK, PHONE = (1200, 800), (360, 740)
+LOOKS = [(DESK, "dark"), (PHONE, "light"), (PHONE, "dark")]
 RESULTS = sweep(n=24)
 Open = Callable[..., AbstractContextManager[Any]]
 
@@ -89,8 +90,7 @@ def opened(browser: Any, page_file: Path) -> Open:
     return open_page
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [DESK, PHONE])
+@pytest.mark.parametrize(("size", "scheme"), [pytest.param(DESK, "light", marks=pytest.mark.quick), *LOOKS])
 def test_it_opens_without_a_complaint_or_a_request(opened: Open, page_file: Path, size: tuple[int, int], scheme: str) -> None:
     with opened(size, scheme) as page:
         page.wait_for_timeout(200)
@@ -98,7 +98,7 @@ def test_it_opens_without_a_complaint_or_a_request(opened: Open, page_file: Path
         assert page.title() == "think, large to small · arrived · unlock-lens"
 
 
-@pytest.mark.parametrize("size", [DESK, PHONE])
+@pytest.mark.parametrize("size", [pytest.param(DESK, marks=pytest.mark.quick), PHONE])
 def test_every_figure_is_drawn(opened: Open, size: tuple[int, int]) -> None:
     with opened(size) as page:
         drawn = page.eval_on_selector_all(

@@ -22,10 +22,9 @@ import yaml
 import unlock_lens
 
 ROOT = Path(__file__).parents[2]
-MODULES = (
-    "aggregation", "artifact", "contrast", "controls", "diagnostics", "distributions", "evaluation", "interchange", "lens",
-    "planning", "plots", "recipes", "report", "results", "statistics", "sweep", "tasks", "zoo",
-)  # fmt: skip
+ROOMS = ("core.contrast", "core.files", "core.plan", "evidence.diagnosis")
+PUBLIC = [getattr(unlock_lens, name) for name in unlock_lens.__all__]
+MODULES = [f"unlock_lens.{name}" for name in ROOMS] + [one.__name__ for one in PUBLIC if inspect.ismodule(one)]
 NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
 
 
@@ -56,14 +55,14 @@ def hooks() -> ModuleType:
 
 def public(module: str) -> list[str]:
     """What a module offers that `unlock_lens` itself does not: in `__all__`, or the functions and classes that it defines."""
-    found = importlib.import_module(f"unlock_lens.{module}")
+    found = importlib.import_module(module)
     names: list[str] = getattr(found, "__all__", None) or [
         name
         for name, one in vars(found).items()
         if not name.startswith("_") and (inspect.isfunction(one) or inspect.isclass(one)) and one.__module__ == found.__name__
     ]
     there = [name for name in names if getattr(unlock_lens, name, None) is not getattr(found, name)]
-    return [f"unlock_lens.{module}.{name}" for name in there]
+    return [f"{module}.{name}" for name in there]
 
 
 def test_every_public_name_is_in_the_reference(site: Path) -> None:
@@ -72,8 +71,9 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
         for file in (site / "reference").rglob("*.html")
         for anchor in re.findall(r'id="(unlock_lens\.[\w.]+)"', file.read_text())
     }
-    wanted = [f"unlock_lens.{name}" for name in unlock_lens.__all__]
-    wanted += [name for module in MODULES for name in public(module)] + ["unlock_lens.core.files.Shareable"]
+    wanted = [f"unlock_lens.{name}" for name, one in zip(unlock_lens.__all__, PUBLIC, strict=True) if not inspect.ismodule(one)]
+    wanted += [name for module in MODULES for name in public(module)]
+    wanted += [f"unlock_lens.{name}" for name in ("core.files.Shareable", "method.extract.mean", "method.extract.pca")]
     assert len(wanted) > 100
     assert [name for name in wanted if name not in shown] == []
 
@@ -147,20 +147,20 @@ def test_links_lead_where_they_lead_in_the_repository(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("nav", "index", "change", "message"),
+    ("nav", "index", "change", "keyword"),
     [
-        (["index.md"], "# Home\n\n[gone](gone.md)\n", None, "contains a link 'gone.md', but the target is not found"),
-        (["index.md"], "# Home\n\n[gone](index.md#gone)\n", None, "a link 'index.md#gone', but there is no such anchor"),
-        (["index.md"], "# Home\n\n[gone](../tutorials/gone.ipynb)\n", None, "a link 'tutorials/gone.md', but the target"),
-        (["index.md"], "# Home\n\n[outside](../Makefile)\n", None, "contains an unrecognized relative link '../Makefile'"),
-        (["index.md", "tutorials/own.md"], "# Home\n", None, "A reference to 'tutorials/own.md' is included in the 'nav'"),
-        (["index.md"], "# Home\n", notebook, "not included in the \"nav\" configuration:\n  - tutorials/quickstart.md"),
-        (["index.md"], "# Home\n\n::: unlock_lens.Gone\n", None, "unlock_lens.Gone could not be found"),
+        (["index.md"], "# Home\n\n[gone](gone.md)\n", None, "gone.md"),
+        (["index.md"], "# Home\n\n[gone](index.md#gone)\n", None, "index.md#gone"),
+        (["index.md"], "# Home\n\n[gone](../tutorials/gone.ipynb)\n", None, "tutorials/gone.md"),
+        (["index.md"], "# Home\n\n[outside](../Makefile)\n", None, "../Makefile"),
+        (["index.md", "tutorials/own.md"], "# Home\n", None, "tutorials/own.md"),
+        (["index.md"], "# Home\n", notebook, "tutorials/quickstart.md"),
+        (["index.md"], "# Home\n\n::: unlock_lens.Gone\n", None, "unlock_lens.Gone"),
     ],
     ids=["link", "anchor", "link to a notebook", "link out of the site", "missing notebook", "notebook in no nav", "name"],
 )  # fmt: skip
 def test_what_is_broken_stops_the_build(
-    tmp_path: Path, nav: list[str], index: str, change: Callable[[Path], None] | None, message: str
+    tmp_path: Path, nav: list[str], index: str, change: Callable[[Path], None] | None, keyword: str
 ) -> None:
     project = project_of(tmp_path, nav, index=index)
     (project / "unlock_lens").symlink_to(ROOT / "unlock_lens")
@@ -168,7 +168,7 @@ def test_what_is_broken_stops_the_build(
         change(project)
     done = build(project, tmp_path / "site")
     assert done.returncode == 1
-    assert message in done.stderr.replace("\nINFO    -  ", "\n")
+    assert keyword in done.stderr
 
 
 @pytest.mark.parametrize(

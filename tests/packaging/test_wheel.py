@@ -1,4 +1,4 @@
-"""What users install: the wheel, made from the sdist, alone in a new environment and an empty folder."""
+"""What users install: the wheel, made from the sdist, in new environments (without extras, with most) and an empty folder."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.test_import import CORE
 
 ROOT = Path(__file__).parents[2]
 MODELS = ("large-base", "large-duo", "large-post", "small-base", "small-duo", "small-gpt2", "small-naive", "small-post")
@@ -83,14 +85,22 @@ def wheel(built: Path) -> Path:
     return found
 
 
-@pytest.fixture(scope="session")
-def clean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Clean:
-    folder = tmp_path_factory.mktemp("clean")
+def environment(wheel: Path, folder: Path, extras: str = "") -> Clean:
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
-    command = [folder / "venv/bin/pip", "install", "--quiet", "--no-compile", "--constraint", ROOT / "constraints.txt", wheel]
-    subprocess.run(command, check=True, capture_output=True)
+    command = [folder / "venv/bin/pip", "install", "--quiet", "--no-compile", "--constraint", ROOT / "constraints.txt"]
+    subprocess.run([*command, f"{wheel}{extras}"], check=True, capture_output=True)
     (folder / "empty").mkdir()
     return Clean(folder / "venv/bin", folder / "empty")
+
+
+@pytest.fixture(scope="session")
+def core(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Clean:
+    return environment(wheel, tmp_path_factory.mktemp("core"))
+
+
+@pytest.fixture(scope="session")
+def clean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Clean:
+    return environment(wheel, tmp_path_factory.mktemp("clean"), "[cli,evidence,nnsight,transformer-lens]")
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
@@ -106,7 +116,9 @@ def test_the_wheel_holds_the_data_that_the_package_reads(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     parts = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
     assert {f"unlock_lens/zoo/models/{model}/{part}" for model in MODELS for part in parts} <= names
-    assert {f"unlock_lens/evidence/recipes/{path.name}" for path in (ROOT / "unlock_lens/recipes").glob("*.yaml")} <= names
+    assert {
+        f"unlock_lens/evidence/recipes/{path.name}" for path in (ROOT / "unlock_lens/evidence/recipes").glob("*.yaml")
+    } <= names
     assert {"unlock_lens/py.typed", "unlock_lens/evidence/report/page.html.j2", "unlock_lens/evidence/report/page.css"} <= names
 
 
@@ -123,10 +135,15 @@ def test_the_sdist_holds_what_the_tests_need(built: Path) -> None:
     assert not {"runs", "build", "dist"} & tops
 
 
-def test_importing_it_warns_of_nothing(clean: Clean) -> None:
-    done = clean.run("python", "-W", "error", "-c", "import unlock_lens; print(unlock_lens.__file__)")
+def test_importing_the_core_warns_of_nothing(core: Clean) -> None:
+    done = core.run("python", "-W", "error", "-c", "import unlock_lens; print(unlock_lens.__file__)")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(str(clean.bin.parent))
+    assert done.stdout.startswith(str(core.bin.parent))
+
+
+def test_the_core_alone_aligns_and_reads_files(core: Clean) -> None:
+    done = core.run("python", "-c", CORE)
+    assert done.returncode == 0, done.stderr
 
 
 def test_its_metadata_has_the_version_of_the_wheel(clean: Clean, wheel: Path) -> None:
@@ -158,14 +175,25 @@ def test_a_capability_is_transferred(clean: Clean, backend: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "code", "told"),
+    ("extra", "code"),
     [
-        ("gguf", NEEDS_GGUF, "InvalidInput: control vectors need the gguf package; pip install 'unlock-lens[gguf]'"),
-        ("math_verify", NEEDS_MATH, "InvalidInput: the check \"math\" needs math-verify: pip install 'unlock-lens[tasks]'"),
-        ("reasoning_gym", NEEDS_GYM, "InvalidInput: reasoning-gym is not installed; pip install 'unlock-lens[tasks]'"),
+        ("transformer-lens", "from unlock_lens import zoo; zoo.load('small-base')"),
+        ("nnsight", "from unlock_lens import zoo; zoo.load('small-base', 'nnsight')"),
+        ("evidence", "import unlock_lens as ul; ul.lens"),
     ],
-    ids=["gguf", "math-verify", "reasoning-gym"],
 )
-def test_a_missing_extra_is_named(clean: Clean, package: str, code: str, told: str) -> None:
+def test_an_extra_that_the_core_lacks_is_named(core: Clean, extra: str, code: str) -> None:
+    last = core.run("python", "-c", code).stderr.strip().splitlines()[-1]
+    assert "MissingPackage" in last
+    assert f"unlock-lens[{extra}]" in last
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "code"),
+    [("gguf", "gguf", NEEDS_GGUF), ("math_verify", "tasks", NEEDS_MATH), ("reasoning_gym", "tasks", NEEDS_GYM)],
+)
+def test_a_missing_package_is_named(clean: Clean, package: str, extra: str, code: str) -> None:
     assert "ModuleNotFoundError" in clean.run("python", "-c", f"import {package}").stderr
-    assert clean.run("python", "-c", code).stderr.strip().splitlines()[-1].endswith(told)
+    last = clean.run("python", "-c", code).stderr.strip().splitlines()[-1]
+    assert last.startswith("unlock_lens.errors.")
+    assert f"unlock-lens[{extra}]" in last

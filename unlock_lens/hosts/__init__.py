@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unlock_lens.errors import InvalidInput, UnsupportedModel
+from unlock_lens.errors import InvalidInput, UnsupportedModel, require
 from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Pass, Pending, Server
 from unlock_lens.hosts.remote import Remote, Where, remote_of
 
@@ -66,11 +66,13 @@ def open_model(name: str, backend: str = "transformer_lens", dtype: str = "float
 
     Raises:
         InvalidInput: there is no such backend, none that runs remotely, or no such model.
+        MissingPackage: the backend's framework is not installed.
     """
     if backend not in BACKENDS:
         raise InvalidInput(f"there is no backend {backend!r}; take one of {', '.join(BACKENDS)}")
     if remote and backend != "nnsight":
         raise InvalidInput(f"remote={remote!r} was given with the backend {backend!r}; models on a server take nnsight")
+    require(backend.replace("_", "-"), backend)
     if isinstance(remote_of(remote), Remote):
         from unlock_lens.hosts.nnsight import open_meta_model as opener
     elif backend == "transformer_lens":
