@@ -13,10 +13,6 @@ from io import StringIO
 from typing import Any, ClassVar, Literal
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.filesize import decimal
-from rich.table import Table
 
 from unlock_lens.core.differences import difference_readings, mean_readings
 from unlock_lens.core.direction import check_pair
@@ -25,7 +21,7 @@ from unlock_lens.core.paired import Reader
 from unlock_lens.core.read import How, Reading, check_layers
 from unlock_lens.core.tokens import Chosen, Positions, check_positions, paired_tokens
 from unlock_lens.core.variant import Tokens, Variant
-from unlock_lens.errors import InvalidInput
+from unlock_lens.errors import InvalidInput, require
 from unlock_lens.hosts import Batch, Pass, Server, backend_of
 from unlock_lens.hosts.identity import ModelIdentity, model_name
 from unlock_lens.hosts.remote import Remote, remote_of
@@ -96,6 +92,11 @@ class Plan:
         return {"steps": steps, "total": total, "assumptions": list(self.assumptions)}
 
     def __str__(self) -> str:
+        require("cli", "rich")
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table
+
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_footer=True)
         for title, total in zip(_TITLES, _cells(self.total), strict=True):
             table.add_column(title, total, no_wrap=True, justify="left" if title == "step" else "right")
@@ -112,6 +113,8 @@ class Plan:
 
 def _cells(step: Step) -> list[str]:
     counts = [f"{count:,}" for count in (step.requests, step.tokens, step.padded_tokens)]
+    from rich.filesize import decimal
+
     return [step.name, *counts, *map(decimal, (step.bytes_up, step.bytes_down, step.server_bytes))]
 
 
