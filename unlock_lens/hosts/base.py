@@ -139,6 +139,19 @@ class Backend(ABC):
     end_tokens: Sequence[int]
 
     @abstractmethod
+    def __init__(self, model: Any) -> None:
+        """Look at the model.
+
+        Raises:
+            UnsupportedModel: it cannot be served.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def made_from(model: Any) -> tuple[Any, ...]:
+        """What of the model may change after its adapter was made, so that another is needed; quick to look at."""
+
+    @abstractmethod
     def on(self, server: Remote | Literal["local"]) -> Server:
         """The same model on a server, or on this machine as a server would run it.
 
@@ -199,6 +212,13 @@ def end_tokens(generation_config: Any, tokenizer: Any) -> tuple[int, ...]:
     if ends is None:
         return ()
     return (ends,) if isinstance(ends, int) else tuple(ends)
+
+
+def state_of(weight: Tensor | None) -> tuple[Any, ...]:
+    """Differs once a weight is loaded, replaced or changed in place."""
+    if weight is None or weight.is_meta:
+        return ()
+    return id(weight), weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version
 
 
 def edits_in_order(edits: Edits) -> Iterator[tuple[int, Sequence[Edit]]]:

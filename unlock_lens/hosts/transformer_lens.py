@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from unlock_lens.errors import InvalidInput, UnsupportedModel
-from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, edits_in_order, end_tokens
+from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, edits_in_order, end_tokens, state_of
 from unlock_lens.hosts.identity import Basis, ModelIdentity, fingerprint, model_name
 from unlock_lens.hosts.remote import Remote
 from unlock_lens.method.apply import Chunk, Edit, at_least_float32
@@ -158,6 +158,11 @@ class TransformerLensBackend(Backend):
             architecture=getattr(getattr(wrapped, "config", None), "model_type", None),
         )
         self._is_bridge = wrapped is not None
+
+    @staticmethod
+    def made_from(model: Any) -> tuple[Any, ...]:
+        ends = getattr(getattr(model, "original_model", None), "generation_config", None)
+        return model.tokenizer, getattr(ends, "eos_token_id", None), model.cfg.normalization_type, state_of(model.W_E)
 
     def on(self, server: Remote | Literal["local"]) -> Server:
         raise UnsupportedModel(
