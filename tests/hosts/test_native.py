@@ -87,6 +87,18 @@ def test_one_token_after_another_without_a_cache_is_one_generation(lens_model: A
     assert ids[-STEPS:] == true
 
 
+def test_a_generation_with_a_cache_is_not_continued_by_a_pass_without(lens_model: Any, oracle: Oracle) -> None:
+    """A prompt that is one token longer than the last one is steered as a prompt of its own."""
+    direction = direction_for(lens_model)
+    ids = torch.tensor([lens_model.tokenizer.encode(PROMPTS[2])])
+    with lens_model.hooks(fwd_hooks=ul.SteeringHook(direction, ALPHA).fwd_hooks(lens_model)):
+        lens_model.generate(ids[:, :-1], max_new_tokens=2, do_sample=False, stop_at_eos=False, prepend_bos=False, verbose=False)
+        logits = lens_model(ids, prepend_bos=False)
+    torch.testing.assert_close(
+        logits[0, -1].double(), oracle_logits(oracle, PROMPTS[2], direction, ALPHA), rtol=1e-4, atol=1e-4
+    )
+
+
 def test_a_pass_taken_for_the_next_step_is_said_once(lens_model: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A sweep over prefixes looks the same as generation without a cache; a new list for each is always right."""
     steer = ul.SteeringHook(direction_for(lens_model), ALPHA)

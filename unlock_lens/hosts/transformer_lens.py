@@ -25,6 +25,8 @@ HookList = list[tuple[str, Callable[..., Any]]]
 
 _ENTRY = "blocks.0.hook_resid_pre"
 _PATTERN = "blocks.0.attn.hook_pattern"
+_DECODING = Chunk(prompt_length=1, seen=1)
+"""A pass after the prompt, which lies in the KV cache, however long it is."""
 
 
 def open_bridge(name: str, dtype: str) -> Any:
@@ -43,7 +45,8 @@ class Progress:
     """
 
     def __init__(self, last: Int[Tensor, " batch"] | None = None) -> None:
-        self.chunk = Chunk(prompt_length=0, last=last)
+        self.chunk = Chunk(prompt_length=0)
+        self._last = last
         self._said = False
         self._entering: Tensor | None = None
         self._previous: Tensor | None = None
@@ -57,13 +60,11 @@ class Progress:
     def _look(self, pattern: Tensor, hook: Any) -> None:
         length, keys = pattern.shape[-2:]
         if keys > length:
-            if not self.chunk.seen:
-                self.chunk = Chunk(self.chunk.prompt_length, self.chunk.prompt_length, self.chunk.last)
-            self._previous = None
+            self.chunk, self._previous = _DECODING, None
             return
-        if self.chunk.last is not None and len(self.chunk.last) != pattern.shape[0]:
+        if self._last is not None and len(self._last) != len(pattern):
             raise InvalidInput(
-                f"the attention mask has {len(self.chunk.last)} rows, the batch {pattern.shape[0]}; give one row a prompt"
+                f"the attention mask has {len(self._last)} rows, the batch {len(pattern)}; give one row a prompt"
             )
         continues = self._continues()
         if continues and not self._said:
@@ -72,8 +73,7 @@ class Progress:
                 "a pass without KV cache continues the one before by one token, and is steered as the next step of the same "
                 "generation; for prompts of their own (a sweep over prefixes, say) attach the hook anew for each"
             )
-        prompt_length = self.chunk.prompt_length if continues else length
-        self.chunk = Chunk(prompt_length, 0, self.chunk.last)
+        self.chunk = Chunk(self.chunk.prompt_length if continues else length, 0, self._last)
         self._previous = self._entering
 
     def _continues(self) -> bool:
