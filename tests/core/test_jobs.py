@@ -68,9 +68,6 @@ class Scripted(Server):
     def generate(self, batches: Sequence[Batch], edits: Edits, how: Generation) -> Pending:
         raise AssertionError
 
-    def states(self, one: Pass, layers: Sequence[int]) -> Tensor:
-        raise AssertionError
-
     def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Tensor:
         raise AssertionError
 

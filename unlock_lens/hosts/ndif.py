@@ -27,7 +27,7 @@ from unlock_lens.hosts.tracing import (
     unembedding_paths,
 )
 from unlock_lens.hosts.transport import Job, host_of, model_key
-from unlock_lens.method.apply import Chunk, at_least_float32
+from unlock_lens.method.apply import Chunk
 from unlock_lens.method.reduce import Reduction
 
 
@@ -40,19 +40,6 @@ class Done:
 
     def result(self, wait: bool = True) -> Any:
         return self.found
-
-
-class States:
-    """No reduction: the states themselves, of one pass."""
-
-    def __init__(self) -> None:
-        self.states: dict[int, Tensor] = {}
-
-    def add(self, i: int, states: Tensor, places: Tensor, sign: int) -> None:
-        self.states[i] = at_least_float32(states).cpu()
-
-    def result(self) -> dict[str, Tensor]:
-        return {"states": torch.stack([self.states[i] for i in sorted(self.states)])}
 
 
 def reduced(model: Any, blocks: str, passes: Sequence[Pass], layers: Sequence[int], reduction: Reduction, where: Any) -> Any:
@@ -143,9 +130,6 @@ class NdifServer(Server):
     def reattach(self, job_id: str, sent: float) -> Pending:
         assert isinstance(self.remote, Remote)
         return Job(self.model, self.remote, job_id, sent)
-
-    def states(self, one: Pass, layers: Sequence[int]) -> Float[Tensor, "layer picked d_model"]:
-        return self.reduce([one], layers, States()).result()["states"]
 
     def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
         return self._sent(traced_log_probs, batch, edits, prompt_length).result()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unlock_lens.errors import InvalidInput, UnsupportedModel
-from unlock_lens.hosts.base import Batch, Edits, Generation, edits_in_order
+from unlock_lens.hosts.base import Batch, Edits, Generation
 from unlock_lens.hosts.identity import ModelIdentity, fingerprint, model_name
 from unlock_lens.method.apply import Chunk
 
@@ -27,7 +27,7 @@ def residual_of(output: Any) -> Tensor:
 def edit_blocks(model: Any, blocks: str, edits: Edits, chunk: Chunk | None = None) -> None:
     """Make the edits in one forward pass; to be called inside a trace. `chunk` None: the pass is a prefill."""
     layers = model.get(blocks)
-    for layer, of_layer in edits_in_order(edits):
+    for layer, of_layer in sorted(edits.items()):  # as the forward pass meets them
         block = layers[layer]
         output = block.output
         residual = edited = residual_of(output)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from unlock_lens.errors import InvalidInput, UnsupportedModel
-from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, edits_in_order, end_tokens, state_of
+from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, end_tokens, state_of
 from unlock_lens.hosts.identity import Basis, ModelIdentity, fingerprint, model_name
 from unlock_lens.hosts.remote import Remote
 from unlock_lens.method.apply import Chunk, Edit, at_least_float32
@@ -82,8 +82,7 @@ class Progress:
         return torch.equal(self._entering[:, :-1], self._previous)
 
 
-def fwd_hooks(edits: Edits, last: Int[Tensor, " batch"] | None = None) -> HookList:
-    """Native hooks that make the edits in any run; their state is their own, so take a new list for a new run."""
+def _native(edits: Edits, last: Int[Tensor, " batch"] | None) -> HookList:
     progress = Progress(last)
     needed = any(edit.positions != "all" for of_layer in edits.values() for edit in of_layer)
     return (progress.hooks() if needed else []) + _editing(edits, lambda: progress.chunk)
@@ -93,7 +92,7 @@ def _editing(edits: Edits, chunk: Callable[[], Chunk]) -> HookList:
     def editing(of_layer: Sequence[Edit]) -> Callable[..., Tensor | None]:
         return lambda residual, hook: _edited(residual, of_layer, chunk())
 
-    return [(_output_of(layer), editing(of_layer)) for layer, of_layer in edits_in_order(edits)]
+    return [(_output_of(layer), editing(of_layer)) for layer, of_layer in sorted(edits.items())]
 
 
 def _edited(residual: Tensor, of_layer: Sequence[Edit], chunk: Chunk) -> Tensor | None:
@@ -128,7 +127,7 @@ def generating(model: Any, edits: Edits, prompt_length: int, cached: bool) -> Ge
 
         return hook_fn
 
-    with model.hooks(fwd_hooks=[(_output_of(layer), editing(layer, of_layer)) for layer, of_layer in edits_in_order(edits)]):
+    with model.hooks(fwd_hooks=[(_output_of(layer), editing(layer, of_layer)) for layer, of_layer in edits.items()]):
         # The hook that a point was given last is ours; the user's own stay as they are.
         handles.update({layer: model.hook_dict[_output_of(layer)].fwd_hooks[-1].hook for layer in edits})
         yield
@@ -179,31 +178,20 @@ class TransformerLensBackend(Backend):
         keep: Keep,
     ) -> None:
         def keeping(i: int) -> Callable[..., None]:
-            def hook_fn(residual: Tensor, hook: Any) -> None:
-                keep(i, at_least_float32(residual[rows, columns]).cpu())
+            return lambda residual, hook: keep(i, at_least_float32(residual[rows, columns]).cpu())
 
-            return hook_fn
-
-        hooks = [(f"blocks.{layer}.hook_resid_post", keeping(i)) for i, layer in enumerate(layers)]
-        self.model.run_with_hooks(
-            batch.ids.to(self._device),
-            attention_mask=batch.mask.to(self._device),
-            return_type=None,
-            stop_at_layer=max(layers) + 1,
-            fwd_hooks=hooks,
-            **self._left_padded,
-        )
+        hooks = [(_output_of(layer), keeping(i)) for i, layer in enumerate(layers)]
+        self._run(batch, hooks, return_type=None, stop_at_layer=max(layers) + 1)
 
     @torch.no_grad()
     def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
-        logits = self.model.run_with_hooks(
-            batch.ids.to(self._device),
-            attention_mask=batch.mask.to(self._device),
-            return_type="logits",
-            fwd_hooks=_editing(edits, lambda: Chunk(prompt_length)),
-            **self._left_padded,
-        )
+        logits = self._run(batch, _editing(edits, lambda: Chunk(prompt_length)), return_type="logits")
         return logits[:, prompt_length - 1 :].float().log_softmax(-1).cpu()
+
+    def _run(self, batch: Batch, hooks: HookList, **how: Any) -> Any:
+        padded = {} if self._is_bridge else {"padding_side": "left", "prepend_bos": False}
+        ids, mask = batch.ids.to(self._device), batch.mask.to(self._device)
+        return self.model.run_with_hooks(ids, attention_mask=mask, fwd_hooks=hooks, **padded, **how)
 
     @torch.no_grad()
     def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
@@ -212,10 +200,6 @@ class TransformerLensBackend(Backend):
     @property
     def _device(self) -> torch.device:
         return self.model.W_E.device
-
-    @property
-    def _left_padded(self) -> dict[str, Any]:
-        return {} if self._is_bridge else {"padding_side": "left", "prepend_bos": False}
 
     @torch.no_grad()
     def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
@@ -254,11 +238,11 @@ class TransformerLensBackend(Backend):
 
     @contextmanager
     def attached(self, edits: Edits) -> Generator[None, None, None]:
-        with self.model.hooks(fwd_hooks=fwd_hooks(edits)):
+        with self.model.hooks(fwd_hooks=_native(edits, None)):
             yield
 
     def fwd_hooks(self, edits: Edits, last: Int[Tensor, " batch"] | None) -> HookList:
-        return fwd_hooks(edits, last)
+        return _native(edits, last)
 
     def apply(self, edits: Edits, tracer: Any) -> None:
         raise UnsupportedModel(
