@@ -139,8 +139,12 @@ class NdifServer(Server):
 
     def _sent(self, traced: Callable[..., Any], *asked: Any) -> Pending:
         """The request that such a function makes of its traces."""
+        where, job = self._where()
+        found = traced(self.model, self.blocks, *asked, where)
+        return job or Done(found)
+
+    def _where(self) -> tuple[dict[str, Any], Job | None]:
         if not isinstance(self.remote, Remote):
-            return Done(traced(self.model, self.blocks, *asked, {"remote": self.remote}))
+            return {"remote": self.remote}, None
         job = Job(self.model, self.remote)
-        traced(self.model, self.blocks, *asked, {"backend": job})
-        return job
+        return {"backend": job}, job
