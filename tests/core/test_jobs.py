@@ -15,7 +15,7 @@ import unlock_lens as ul
 from tests.checks import unchecked
 from unlock_lens.core.jobs import Kept, Request, batches_in_request, collect, key_of, submit
 from unlock_lens.errors import JobLost
-from unlock_lens.hosts import Batch, Edits, Generation, Pass, Pending, Server
+from unlock_lens.hosts import Batch, Edits, Generation, Pass, Pending, Server, backend_of
 from unlock_lens.method.reduce import Reduction
 
 
@@ -68,9 +68,6 @@ class Scripted(Server):
     def generate(self, batches: Sequence[Batch], edits: Edits, how: Generation) -> Pending:
         raise AssertionError
 
-    def states(self, one: Pass, layers: Sequence[int]) -> Tensor:
-        raise AssertionError
-
     def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Tensor:
         raise AssertionError
 
@@ -97,7 +94,7 @@ def test_without_a_folder_nothing_is_kept() -> None:
 def test_what_is_on_its_way_is_found_again(tmp_path: Path) -> None:
     server = Scripted()
     requests = [server.request("a", rounds=2), server.request("b", rounds=9), server.request("c")]
-    with pytest.raises(ul.JobsRunning, match="2 of 3 requests are on their way .job-1, job-2.; the same call with") as caught:
+    with pytest.raises(ul.JobsRunning, match="job-1, job-2.*resume") as caught:
         collect(requests, tmp_path, wait=False)
     assert caught.value.ids == ("job-1", "job-2")
     with pytest.raises(ul.JobsRunning) as caught:  # a has finished since
@@ -123,7 +120,7 @@ def test_a_damaged_ticket_is_none(tmp_path: Path) -> None:
 def test_a_failed_request_keeps_those_before_it_and_is_sent_anew(tmp_path: Path) -> None:
     server = Scripted()
     requests = [server.request("a"), server.request("b", fails=ul.RemoteFailure("it failed there", "job-2", "Traceback"))]
-    with pytest.raises(ul.RemoteFailure, match="it failed there"):
+    with pytest.raises(ul.RemoteFailure, match="failed"):
         collect(requests, tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.safetensors"]
     collect([server.request("a"), server.request("b")], tmp_path)
@@ -151,7 +148,7 @@ def test_a_refused_question_leaves_a_request_that_may_be_running(tmp_path: Path)
 
 
 def test_not_waiting_needs_a_folder() -> None:
-    with pytest.raises(ul.InvalidInput, match="wait=False was given without resume="):
+    with pytest.raises(ul.InvalidInput, match="resume"):
         collect([Scripted().request("a")], None, wait=False)
 
 
@@ -159,7 +156,7 @@ def test_a_folder_that_cannot_be_made_is_said_before_anything_is_sent(tmp_path: 
     (tmp_path / "file").write_text("")
     server = Scripted()
     for folder in (tmp_path / "file", tmp_path / "no" / "folder"):
-        with pytest.raises(ul.InvalidInput, match="a folder that cannot be made"):
+        with pytest.raises(ul.InvalidInput, match="folder"):
             collect([server.request("a")], folder)
     assert server.sent == 0
 
@@ -168,7 +165,7 @@ def test_a_kept_result_that_is_damaged_is_asked_for_again(tmp_path: Path, caplog
     (tmp_path / "a.safetensors").write_bytes(b"half of it")
     for _ in range(2):
         assert float(collect([Scripted().request("a")], tmp_path)[0]["mean"]) == 1
-    assert caplog.text.count("what it held is asked for again") == 1
+    assert caplog.text.count("a.safetensors") == 1
 
 
 def test_submitting_gives_the_names_of_what_is_running(tmp_path: Path) -> None:
@@ -196,6 +193,38 @@ def test_a_key_hashes_all_that_is_asked() -> None:
     assert key_of({"layers": [0]}, [ids.clone()]) in keys
 
 
+def test_what_is_kept_of_a_generation_belongs_to_all_that_was_asked(
+    small_nnsight: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another vector is another request, as is another strength; otherwise another direction's completions would come back."""
+    server = Scripted()
+
+    def generate(batches: Sequence[Batch], edits: Edits, how: Generation) -> Pending:
+        server.sent += 1
+        return Job(f"job-{server.sent}", {"0": torch.full((len(batches[0].ids), 1), server.sent)})
+
+    monkeypatch.setattr(server, "generate", generate)
+    monkeypatch.setattr(type(backend_of(small_nnsight)), "on", lambda backend, where: server)
+    direction, other = (ul.CapabilityDirection(torch.full((2, 64), value), (0, 2)) for value in (1.0, 2.0))
+    plain: dict[str, Any] = {"prompts": ["Q 1 A :"], "steer": ul.SteeringHook(direction, 0.5), "max_new_tokens": 3}
+    changes: list[dict[str, Any]] = [
+        {},
+        {"prompts": ["Q 2 A :"]},
+        {"max_new_tokens": 4},
+        {"use_cache": False},
+        {"steer": None},
+        {"steer": [plain["steer"], plain["steer"]]},
+        {"steer": ul.SteeringHook(other, 0.5)},
+        {"steer": ul.SteeringHook(direction, 0.4)},
+        {"steer": ul.SteeringHook(direction, 0.5, "add")},
+        {"steer": ul.SteeringHook(direction, 0.5, positions="all")},
+        {"steer": ul.SteeringHook(direction, 0.5, layers=[2])},
+    ]
+    found = [[ul.generate(small_nnsight, **plain | change, remote=True, resume=tmp_path) for change in changes] for _ in "ab"]
+    assert server.sent == len(changes) == len({text for (text,) in found[0]})
+    assert found[0] == found[1]
+
+
 def test_how_many_batches_go_into_a_request() -> None:
     assert batches_in_request(ul.Remote(), resumes=False) is None
     assert batches_in_request(ul.Remote(), resumes=True) == 8
@@ -204,7 +233,7 @@ def test_how_many_batches_go_into_a_request() -> None:
 
 
 def test_what_is_not_a_number_of_batches_is_refused() -> None:
-    with unchecked(), pytest.raises(ul.InvalidInput, match=r"Remote\(batches=0\) was given"):
+    with unchecked(), pytest.raises(ul.InvalidInput, match="batches=0"):
         ul.Remote(batches=0)
-    with unchecked(), pytest.raises(ul.InvalidInput, match=r"Remote\(batches=2.5\) was given; a positive whole number"):
+    with unchecked(), pytest.raises(ul.InvalidInput, match="batches=2.5"):
         ul.Remote(batches=2.5)  # pyright: ignore[reportArgumentType]

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 import unlock_lens as ul
-import unlock_lens.hosts as backends
 from tests.hosts.models import HOSTS, PROMPTS
-from tests.hosts.test_native import ALPHA, KIND, direction_for, leftovers, logits_of
+from tests.hosts.test_native import KIND, leftovers, logits_of
+from tests.hosts.test_oracle import ALPHA, direction_for
 from unlock_lens.core.steering import edits_for
-from unlock_lens.hosts import Batch, Generation
+from unlock_lens.hosts import Batch, Generation, backend_of
 from unlock_lens.method import apply as operations
 
 OURS = str(Path(ul.__file__).parent)
@@ -52,16 +52,12 @@ def calls_of_ours(work: Callable[[], Any]) -> int:
 
 def steered_tokens(model: Any, steer: list[ul.SteeringHook], steps: int) -> Callable[[], Tensor]:
     """No end token, so that as many are decoded as are asked for."""
-    backend = backends.backend_of(model)
+    backend = backend_of(model)
     backend.end_tokens = ()
     ids = torch.tensor([backend.tokenizer.encode(PROMPT)])
     edits = edits_for(backend, steer)
 
-    def work() -> Tensor:
-        new = backend.generate(Batch(ids, torch.ones_like(ids)), edits, Generation(steps))
-        return new
-
-    return work
+    return lambda: backend.generate(Batch(ids, torch.ones_like(ids)), edits, Generation(steps))
 
 
 @pytest.mark.parametrize("positions", ["last_prompt", "prompt"])

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 import unlock_lens as ul
-from tests.hosts.models import HOSTS, PARTNERS, PROMPTS, make_folder, open_hooked, open_host
-from tests.hosts.test_oracle import ALPHA, STEPS, oracle_completions, up_to_end
+from tests.hosts.models import HOSTS, PROMPTS, make_folder, open_hooked, open_host
+from tests.hosts.test_oracle import ALPHA, STEPS, direction_for, oracle_completions
 from tests.oracle import Oracle, norm_preserving
-from unlock_lens.core.variant import Tokens, tokenize
+from unlock_lens.core.variant import tokenize
 from unlock_lens.method import apply as operations
 
 KIND = "qwen2"
@@ -38,14 +38,6 @@ def lens_model(request: pytest.FixtureRequest, model_of: Any) -> Any:
     return model_of(KIND, request.param)
 
 
-def direction_for(model: Any) -> ul.CapabilityDirection:
-    return ul.CapabilityDirection.extract(ul.Variant(model, PROMPTS), ul.Variant(model, PARTNERS))
-
-
-def tokens_for(model: Any, prompts: list[str] | None = None) -> Tokens:
-    return tokenize(model.tokenizer, prompts or PROMPTS)
-
-
 def oracle_logits(oracle: Oracle, prompt: str, direction: ul.CapabilityDirection, alpha: float) -> Tensor:
     ids = oracle.tokenizer.encode(prompt)
 
@@ -53,26 +45,6 @@ def oracle_logits(oracle: Oracle, prompt: str, direction: ul.CapabilityDirection
         return torch.cat([h[:-1], norm_preserving(h[-1:], direction.vectors[layer].double(), alpha)])
 
     return oracle.run(ids, edit)[1][-1]
-
-
-def lens_texts(model: Any, steps: int = STEPS, cached: bool = True, prompts: list[str] | None = None) -> list[str]:
-    """TransformerLens' own generate, prompt by prompt, so that it needs no mask."""
-    texts: list[str] = []
-    for prompt in prompts or PROMPTS:
-        ids = torch.tensor([model.tokenizer.encode(prompt)])
-        whole = model.generate(
-            ids,
-            max_new_tokens=steps,
-            do_sample=False,
-            use_past_kv_cache=cached,
-            stop_at_eos=False,
-            prepend_bos=False,
-            return_type="tokens",
-            verbose=False,
-        )
-        written = up_to_end(whole[0, ids.shape[1] :].tolist(), model.tokenizer.eos_token_id)
-        texts.append(model.tokenizer.decode(written, skip_special_tokens=True))
-    return texts
 
 
 # TransformerLens
@@ -89,24 +61,19 @@ def test_run_with_hooks_edits_the_last_token(lens_model: Any, oracle: Oracle) ->
         )
 
 
-def test_run_with_hooks_with_padding_on_the_right(lens_model: Any, oracle: Oracle) -> None:
-    direction = direction_for(lens_model)
-    left = tokens_for(lens_model)
-    rolled = [torch.stack([row.roll(int(n)) for row, n in zip(t, left.lengths, strict=True)]) for t in (left.ids, left.mask)]
-    hooks = ul.SteeringHook(direction, ALPHA).fwd_hooks(lens_model, attention_mask=rolled[1])
-    logits = lens_model.run_with_hooks(rolled[0], fwd_hooks=hooks, attention_mask=rolled[1], prepend_bos=False)
-    for i, prompt in enumerate(PROMPTS):
-        found = logits[i, left.lengths[i] - 1].double()
-        torch.testing.assert_close(found, oracle_logits(oracle, prompt, direction, ALPHA), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("cached", [True, False])
-def test_hooks_context_with_the_models_own_generate(lens_model: Any, oracle: Oracle, cached: bool) -> None:
-    """Several generations in one context, with and without the KV cache: each steers its own prompt."""
-    direction = direction_for(lens_model)
-    with lens_model.hooks(fwd_hooks=ul.SteeringHook(direction, ALPHA).fwd_hooks(lens_model)):
-        found = lens_texts(lens_model, cached=cached)
-    assert found == oracle_completions(oracle, direction, "norm_preserving", "last_prompt")
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_run_with_hooks_with_padding(lens_model: Any, oracle: Oracle, side: str) -> None:
+    """The mask says where each row's last token stands; without it, short rows could be steered in their padding."""
+    direction, tokens = direction_for(lens_model), tokenize(lens_model.tokenizer, PROMPTS)
+    ids, mask, last = tokens.ids, tokens.mask, [-1] * len(PROMPTS)
+    if side == "right":
+        ids, mask = (torch.stack([row.roll(int(n)) for row, n in zip(t, tokens.lengths, strict=True)]) for t in (ids, mask))
+        last = [int(n) - 1 for n in tokens.lengths]
+    how: dict[str, Any] = {} if hasattr(lens_model, "original_model") else {"padding_side": side}
+    hooks = ul.SteeringHook(direction, ALPHA).fwd_hooks(lens_model, attention_mask=mask)
+    logits = lens_model.run_with_hooks(ids, fwd_hooks=hooks, attention_mask=mask, prepend_bos=False, **how)
+    for row, i, prompt in zip(logits, last, PROMPTS, strict=True):
+        torch.testing.assert_close(row[i].double(), oracle_logits(oracle, prompt, direction, ALPHA), rtol=1e-4, atol=1e-4)
 
 
 def test_one_token_after_another_without_a_cache_is_one_generation(lens_model: Any, oracle: Oracle) -> None:
@@ -118,6 +85,18 @@ def test_one_token_after_another_without_a_cache_is_one_generation(lens_model: A
         for _ in range(STEPS):
             ids.append(int(lens_model(torch.tensor([ids]), prepend_bos=False)[0, -1].argmax()))
     assert ids[-STEPS:] == true
+
+
+def test_a_generation_with_a_cache_is_not_continued_by_a_pass_without(lens_model: Any, oracle: Oracle) -> None:
+    """A prompt that is one token longer than the last one is steered as a prompt of its own."""
+    direction = direction_for(lens_model)
+    ids = torch.tensor([lens_model.tokenizer.encode(PROMPTS[2])])
+    with lens_model.hooks(fwd_hooks=ul.SteeringHook(direction, ALPHA).fwd_hooks(lens_model)):
+        lens_model.generate(ids[:, :-1], max_new_tokens=2, do_sample=False, stop_at_eos=False, prepend_bos=False, verbose=False)
+        logits = lens_model(ids, prepend_bos=False)
+    torch.testing.assert_close(
+        logits[0, -1].double(), oracle_logits(oracle, PROMPTS[2], direction, ALPHA), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_pass_taken_for_the_next_step_is_said_once(lens_model: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -132,7 +111,8 @@ def test_a_pass_taken_for_the_next_step_is_said_once(lens_model: Any, caplog: py
         with steer.attached(lens_model):
             for length in (4, 5, 6):
                 lens_model(ids[:, :length], prepend_bos=False)
-    assert caplog.text.count("is steered as the next step of the same generation") == 1
+    assert len(caplog.records) == 1
+    assert "KV cache" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
@@ -143,7 +123,7 @@ def test_masks_of_any_dtype_but_of_the_batch(lens_model: Any, dtype: torch.dtype
     masks = [torch.ones(rows, ids.shape[1], dtype=dtype) for rows in (2, 1)]
     hooks = steer.fwd_hooks(lens_model, attention_mask=masks[0])
     assert torch.equal(lens_model.run_with_hooks(ids, fwd_hooks=hooks, prepend_bos=False), plain)
-    with pytest.raises(ul.InvalidInput, match="the attention mask has 1 rows, the batch 2; give one row a prompt"):
+    with pytest.raises(ul.InvalidInput, match="mask"):
         lens_model.run_with_hooks(ids, fwd_hooks=steer.fwd_hooks(lens_model, attention_mask=masks[1]), prepend_bos=False)
 
 
@@ -166,11 +146,6 @@ def test_lists_of_several_hooks_act_in_their_order(lens_model: Any) -> None:
 # nnsight
 
 
-def nnsight_texts(model: Any, ids: Tensor, start: int) -> list[str]:
-    written = [up_to_end(row, model.tokenizer.eos_token_id) for row in ids[:, start:].tolist()]
-    return [model.tokenizer.decode(row, skip_special_tokens=True) for row in written]
-
-
 def test_apply_in_a_trace(nnsight_model: Any, oracle: Oracle) -> None:
     direction = direction_for(nnsight_model)
     steer = ul.SteeringHook(direction, ALPHA)
@@ -179,18 +154,6 @@ def test_apply_in_a_trace(nnsight_model: Any, oracle: Oracle) -> None:
         logits = nnsight_model.output.logits[:, -1].save()
     for found, prompt in zip(logits, PROMPTS, strict=True):
         torch.testing.assert_close(found.double(), oracle_logits(oracle, prompt, direction, ALPHA), rtol=1e-4, atol=1e-4)
-
-
-def test_apply_in_generate_edits_the_prefill_alone(nnsight_model: Any, oracle: Oracle) -> None:
-    direction = direction_for(nnsight_model)
-    steer = ul.SteeringHook(direction, ALPHA)
-    with nnsight_model.generate(max_new_tokens=STEPS, do_sample=False) as tracer:
-        with tracer.invoke(PROMPTS):
-            steer.apply(nnsight_model)
-        with tracer.invoke():
-            ids = tracer.result.save()
-    start = tokens_for(nnsight_model).ids.shape[1]
-    assert nnsight_texts(nnsight_model, ids, start) == oracle_completions(oracle, direction, "norm_preserving", "last_prompt")
 
 
 def test_each_invoke_has_its_own_edit(nnsight_model: Any, oracle: Oracle) -> None:
@@ -210,22 +173,6 @@ def test_each_invoke_has_its_own_edit(nnsight_model: Any, oracle: Oracle) -> Non
         torch.testing.assert_close(found.double(), oracle_logits(oracle, prompt, direction, alpha), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
-@pytest.mark.parametrize("positions", ["last_prompt", "prompt", "generated", "all"])
-def test_apply_with_the_tracer_acts_on_every_step(nnsight_model: Any, oracle: Oracle, positions: Any, use_cache: bool) -> None:
-    direction = direction_for(nnsight_model)
-    steer = ul.SteeringHook(direction, ALPHA, positions=positions)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*was never reached")
-        with nnsight_model.generate(max_new_tokens=STEPS, do_sample=False, use_cache=use_cache) as tracer:
-            with tracer.invoke(PROMPTS):
-                steer.apply(nnsight_model, tracer)
-            with tracer.invoke():
-                ids = tracer.result.save()
-    start = tokens_for(nnsight_model).ids.shape[1]
-    assert nnsight_texts(nnsight_model, ids, start) == oracle_completions(oracle, direction, "norm_preserving", positions)
-
-
 def test_apply_in_a_session(nnsight_model: Any, oracle: Oracle) -> None:
     direction = direction_for(nnsight_model)
     steer = ul.SteeringHook(direction, ALPHA)
@@ -241,7 +188,7 @@ def test_apply_in_a_session(nnsight_model: Any, oracle: Oracle) -> None:
 
 def test_apply_says_when_it_needs_the_tracer(nnsight_model: Any) -> None:
     steer = ul.SteeringHook(direction_for(nnsight_model), ALPHA, positions="generated")
-    with pytest.raises(ul.InvalidInput, match=r"pass the tracer: steer.apply\(lm, tracer\)"):
+    with pytest.raises(ul.InvalidInput, match="tracer"):
         steer.apply(nnsight_model)
 
 
@@ -319,18 +266,6 @@ def test_nothing_stays_behind_when_an_edit_itself_fails(
     assert torch.equal(logits_of(any_model), before)
 
 
-def test_attached_steers_the_models_own_generate(any_model: Any, oracle: Oracle) -> None:
-    direction = direction_for(any_model)
-    with ul.SteeringHook(direction, ALPHA).attached(any_model):
-        if hasattr(any_model, "trace"):
-            with any_model.generate(PROMPTS, max_new_tokens=STEPS, do_sample=False) as tracer:
-                ids = tracer.result.save()
-            found = nnsight_texts(any_model, ids, tokens_for(any_model).ids.shape[1])
-        else:
-            found = lens_texts(any_model)
-    assert found == oracle_completions(oracle, direction, "norm_preserving", "last_prompt")
-
-
 def test_several_hooks_at_once_act_in_the_order_given(any_model: Any) -> None:
     """Adding and then taking the component out is not the same as taking it out and then adding."""
     direction = direction_for(any_model)
@@ -393,9 +328,7 @@ def test_a_centered_direction_serves_a_raw_model_for_add_alone(folders: Any, mod
     added = ul.SteeringHook(centered, 1.0, "add")
     true = ul.generate(model, PROMPTS, steer=added, max_new_tokens=STEPS)
     assert ul.generate(raw_model, PROMPTS, steer=added, max_new_tokens=STEPS) == true
-    with pytest.raises(
-        ul.IncompatibleModel, match=r'centered .* is raw: norm_preserving is not the same edit there.*operation="add"'
-    ):
+    with pytest.raises(ul.IncompatibleModel, match="centered"):
         ul.generate(raw_model, PROMPTS, steer=ul.SteeringHook(centered, 0.5))
 
 

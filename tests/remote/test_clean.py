@@ -12,7 +12,7 @@ import nnsight
 import unlock_lens as ul
 from tests.remote.asking import Open
 from tests.remote.server.rig import BIN, Rig
-from unlock_lens.hosts.job import Job
+from unlock_lens.hosts.transport import Job
 
 
 def test_the_servers_environment_does_not_have_the_library(tmp_path: Path) -> None:

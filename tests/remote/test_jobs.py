@@ -53,9 +53,7 @@ def test_a_call_that_does_not_wait_says_what_is_running_and_gives_the_result_aft
     with rig.silent_actors("small-base"):
         ids = ul.submit(function, *args, resume=tmp_path, **kwargs)
         sent = remote.traffic.up
-        with pytest.raises(
-            ul.JobsRunning, match=rf"2 of 2 requests are on their way \({', '.join(ids)}\); the same call"
-        ) as told:
+        with pytest.raises(ul.JobsRunning, match=ids[0]) as told:
             function(*args, resume=tmp_path, wait=False, **kwargs)
     assert (told.value.ids, told.value.job_id) == (ids, ids[0])
     wait_until(lambda: all(status(one) == "COMPLETED" for one in ids))
@@ -66,5 +64,5 @@ def test_a_call_that_does_not_wait_says_what_is_running_and_gives_the_result_aft
 
 def test_there_is_nothing_to_collect_without_a_folder(remote_model: Open) -> None:
     function, args, kwargs = call("extract", remote_model, ul.Remote())
-    with pytest.raises(ul.InvalidInput, match="wait=False was given without resume=; name a folder"):
+    with pytest.raises(ul.InvalidInput, match="resume"):
         function(*args, wait=False, **kwargs)

@@ -191,7 +191,7 @@ def test_hooks_in_a_trace(remote_model: Open, local_model: Open, direction: ul.C
 def test_a_hook_of_another_model_is_refused_there(remote_model: Open, direction: ul.CapabilityDirection) -> None:
     """A body of the user's own fails as nnsight fails: with its RemoteError, and our message in it."""
     steer, lm = ul.SteeringHook(direction, 0.5), remote_model("large-base")
-    with pytest.raises(RemoteError, match=r"IncompatibleModel: the direction \(.*small-base .* does not fit .*large-base"):
+    with pytest.raises(RemoteError, match="IncompatibleModel.*small-base.*large-base"):
         with lm.trace(TASK.direct[:3], remote=True):
             steer.apply(lm)
 

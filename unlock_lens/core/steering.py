@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
@@ -17,6 +16,7 @@ from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.hosts import Backend, Edits, backend_of
 from unlock_lens.hosts.identity import ModelIdentity
+from unlock_lens.hosts.shipping import arrived
 from unlock_lens.method.apply import OPERATIONS, POSITIONS, Edit, edits_of
 
 
@@ -113,8 +113,7 @@ class SteeringHook:
     def attached(self, model: Any) -> AbstractContextManager[None]:
         """A context in which every run of a local model is steered; off again when it ends, even by an exception.
 
-        Prompts must be padded on the left, as `generate` of both frameworks does; for others take `fwd_hooks` with their
-        mask. An nnsight model must generate with its KV cache in it (the default); without one, take `apply` with the tracer.
+        Prompts must be padded on the left, as `generate` of both frameworks does; for others take `fwd_hooks` with their mask.
 
         Raises:
             IncompatibleModel: the direction was made for another model.
@@ -146,14 +145,10 @@ class SteeringHook:
         direction = self._in_basis_of(identity)
         return edits_of(direction.vectors, direction.layers, self.alpha, self.operation, self.positions, self.layers)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Nnsight pickles what a remote body names; a class would draw in all that its methods name, the whole library."""
-        if "nnsight" not in sys.modules:
-            return super().__reduce_ex__(protocol)
-        from unlock_lens.hosts.shipping import arrived  # it imports nnsight
-
+    def __reduce__(self) -> Any:
+        """In plain parts, from which a hook is made where it arrives: nnsight ships what a remote body names."""
         parts = tuple(getattr(self.direction, field.name) for field in fields(self.direction))
-        return arrived, (parts, {field.name: getattr(self, field.name) for field in fields(self)[1:]})
+        return arrived, (__name__, parts, {field.name: getattr(self, field.name) for field in fields(self)[1:]})
 
     def _in_basis_of(self, identity: ModelIdentity) -> CapabilityDirection:
         direction = self.direction
@@ -178,6 +173,11 @@ class SteeringHook:
                 'extract it again from the raw model, or use operation="add", which is'
             )
         return direction
+
+
+def rebuilt(direction: tuple[Any, ...], settings: Mapping[str, Any]) -> SteeringHook:
+    """A hook that was pickled (`hosts.shipping.arrived`)."""
+    return SteeringHook(CapabilityDirection(*direction), **settings)
 
 
 def as_hooks(steer: SteeringHook | Sequence[SteeringHook] | None) -> list[SteeringHook]:

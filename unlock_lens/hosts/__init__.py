@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from unlock_lens.errors import InvalidInput, UnsupportedModel, require
 from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Pass, Pending, Server
@@ -26,21 +28,40 @@ __all__ = [
 ]
 
 
+_made: WeakKeyDictionary[Any, tuple[tuple[Any, ...], Backend]] = WeakKeyDictionary()
+"""For each model what its adapter was made from, and the adapter without the model, which would keep its own key alive."""
+
+
 def backend_of(model: Any) -> Backend:
-    """The adapter for a model that the user has open.
+    """The adapter for a model that the user has open; what it costs to look at one is paid once.
 
     Raises:
         UnsupportedModel: it is neither a TransformerLens nor an nnsight model.
     """
+    kind = _kind_of(model)
+    made = _made.get(model)
+    if made is None or made[0] != kind.made_from(model):
+        fresh = kind(model)  # refuses first what cannot be served
+        made = _made[model] = kind.made_from(model), _with_model(fresh, None)
+    return _with_model(made[1], model)
+
+
+def _with_model(backend: Backend, model: Any) -> Backend:
+    same = copy(backend)
+    same.model = model
+    return same
+
+
+def _kind_of(model: Any) -> type[Backend]:
     packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}
     if "transformer_lens" in packages:
         from unlock_lens.hosts.transformer_lens import TransformerLensBackend
 
-        return TransformerLensBackend(model)
+        return TransformerLensBackend
     if "nnsight" in packages:
         from unlock_lens.hosts.nnsight import NNsightBackend
 
-        return NNsightBackend(model)
+        return NNsightBackend
     given = f"{type(model).__module__}.{type(model).__name__}"
     if "transformers" in packages:
         raise UnsupportedModel(

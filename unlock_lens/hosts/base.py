@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -33,14 +33,9 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One forward pass whose states are reduced.
+    """One forward pass whose states are reduced: of each picked token its row and column, and where it is held (-1: nowhere).
 
-    Attributes:
-        batch: what it reads.
-        rows: of each picked token its row in the batch.
-        columns: and its column.
-        places: and the place at which it is held, or -1.
-        sign: -1 where the states are taken from those of another pass.
+    At sign -1 the states are subtracted from those of another pass.
     """
 
     batch: Batch
@@ -52,27 +47,21 @@ class Pass:
 
 @dataclass(frozen=True)
 class Generation:
-    """How completions are made."""
+    """How completions are made: greedily at temperature 0, otherwise sampled, on a server with `seed`."""
 
     max_new_tokens: int
     use_cache: bool = True
     temperature: float = 0.0
-    """0: greedy."""
     seed: int | None = None
-    """Of sampling on a server."""
 
 
 @runtime_checkable
 class Pending(Protocol):
-    """A request that was submitted.
-
-    Attributes:
-        id: the server's name of it; None where it ran on this machine.
-    """
+    """A request that was submitted."""
 
     @property
     def id(self) -> str | None:
-        """As the server names it."""
+        """The server's name of it; None where it ran on this machine."""
         ...
 
     def result(self, wait: bool = True) -> Any:
@@ -83,20 +72,34 @@ class Pending(Protocol):
         """
 
 
-class Server(ABC):
-    """A model that runs on a server: what a request does there, and what comes back.
+class Runs(ABC):
+    """What a model does on either machine."""
 
-    Attributes:
-        remote: on which server, and how long to wait; "local" runs here as a server would.
-        told: what of the server decides what a request gives: its URL, the model's key there, adapters.
-    """
+    @abstractmethod
+    def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
+        """Next-token log-probabilities (nats) at each token from the last prompt token on, in one edited forward pass.
+
+        `prompt_length` counts the prompts' tokens with their padding; what follows them is read, not written.
+        """
+
+    @abstractmethod
+    def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
+        """Logits that the model's own final norm and unembedding make of residual states, before any soft cap.
+
+        Raises:
+            UnsupportedModel: weights that are not on this machine, or no final norm.
+        """
+
+
+class Server(Runs):
+    """A model that runs on a server, or ("local") on this machine as a server would run it."""
 
     remote: Remote | Literal["local"]
 
     @property
     @abstractmethod
     def told(self) -> dict[str, Any]:
-        """For keys of requests."""
+        """What of the server decides the result of a request, for its key: URL, the model's key there, adapters."""
 
     @abstractmethod
     def reduce(self, passes: Sequence[Pass], layers: Sequence[int], reduction: Reduction) -> Pending:
@@ -110,20 +113,8 @@ class Server(ABC):
     def reattach(self, job_id: str, sent: float) -> Pending:
         """A request that was submitted at that time (seconds since the epoch), perhaps by another process."""
 
-    @abstractmethod
-    def states(self, one: Pass, layers: Sequence[int]) -> Float[Tensor, "layer picked d_model"]:
-        """The states themselves, where no reduction will do."""
 
-    @abstractmethod
-    def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
-        """`Backend.log_probs`, there."""
-
-    @abstractmethod
-    def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
-        """`Backend.unembed`, there."""
-
-
-class Backend(ABC):
+class Backend(Runs):
     """A model in its host framework. Layer l always means the output of block l (`blocks.l.hook_resid_post`).
 
     Attributes:
@@ -137,6 +128,19 @@ class Backend(ABC):
     identity: ModelIdentity
     tokenizer: Any
     end_tokens: Sequence[int]
+
+    @abstractmethod
+    def __init__(self, model: Any) -> None:
+        """Look at the model.
+
+        Raises:
+            UnsupportedModel: it cannot be served.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def made_from(model: Any) -> tuple[Any, ...]:
+        """What of the model may change after its adapter was made, so that another is needed; quick to look at."""
 
     @abstractmethod
     def on(self, server: Remote | Literal["local"]) -> Server:
@@ -158,21 +162,6 @@ class Backend(ABC):
         """Give `keep` the residual stream of ascending `layers` at the tokens (rows[i], columns[i]), layer after layer.
 
         That happens while the pass runs, so that no more than one layer's states wait.
-        """
-
-    @abstractmethod
-    def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
-        """Next-token log-probabilities (nats) at each token from the last prompt token on, in one edited forward pass.
-
-        `prompt_length` counts the prompts' tokens with their padding; what follows them is read, not written.
-        """
-
-    @abstractmethod
-    def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
-        """Logits that the model's own final norm and unembedding make of residual states, before any soft cap.
-
-        Raises:
-            UnsupportedModel: weights that are not on this machine, or no final norm.
         """
 
     @abstractmethod
@@ -201,6 +190,8 @@ def end_tokens(generation_config: Any, tokenizer: Any) -> tuple[int, ...]:
     return (ends,) if isinstance(ends, int) else tuple(ends)
 
 
-def edits_in_order(edits: Edits) -> Iterator[tuple[int, Sequence[Edit]]]:
-    """Layers ascending, as the forward pass meets them."""
-    return iter(sorted(edits.items()))
+def state_of(weight: Tensor | None) -> tuple[Any, ...]:
+    """Differs once a weight is loaded, replaced or changed in place."""
+    if weight is None or weight.is_meta:
+        return ()
+    return id(weight), weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version

@@ -1,8 +1,11 @@
-"""NDIF: an nnsight model on a server. Bodies of traces are shipped as source with what they name; conclusions come back."""
+"""NDIF: an nnsight model on a server, and the sessions that it is sent, which run here as well.
+
+Bodies of traces are shipped as source with what they name; conclusions come back.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,30 +15,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.hosts.base import Batch, Edits, Generation, Pass, Pending, Server
-from unlock_lens.hosts.job import Job, host_of, model_key
-from unlock_lens.hosts.nnsight import (
+from unlock_lens.hosts.remote import Remote
+from unlock_lens.hosts.tracing import (
     acts_on_steps,
     apply_edits,
+    edit_blocks,
     generation_options,
     inputs_of,
     open_loops_end_quietly,
     residual_of,
-    traced_log_probs,
     unembedding_paths,
 )
-from unlock_lens.hosts.remote import Remote
-from unlock_lens.method.apply import at_least_float32
+from unlock_lens.hosts.transport import Job, host_of, model_key
+from unlock_lens.method.apply import Chunk
 from unlock_lens.method.reduce import Reduction
-
-
-def unembedded(model: Any, norm: str, head: str, residual: Tensor, where: Any) -> Any:
-    """A trace of one token, in which the model's own modules are called on other states."""
-    found = None
-    with torch.no_grad():
-        with model.trace(torch.zeros(1, 1, dtype=torch.long), **where):
-            states = residual.to(model.get(norm).weight)
-            found = nnsight.save(model.get(head)(model.get(norm)(states)).float().cpu())
-    return found
 
 
 @dataclass(frozen=True)
@@ -47,19 +40,6 @@ class Done:
 
     def result(self, wait: bool = True) -> Any:
         return self.found
-
-
-class States:
-    """No reduction: the states themselves, of one pass."""
-
-    def __init__(self) -> None:
-        self.states: dict[int, Tensor] = {}
-
-    def add(self, i: int, states: Tensor, places: Tensor, sign: int) -> None:
-        self.states[i] = at_least_float32(states).cpu()
-
-    def result(self) -> dict[str, Tensor]:
-        return {"states": torch.stack([self.states[i] for i in sorted(self.states)])}
 
 
 def reduced(model: Any, blocks: str, passes: Sequence[Pass], layers: Sequence[int], reduction: Reduction, where: Any) -> Any:
@@ -82,12 +62,23 @@ def reduced(model: Any, blocks: str, passes: Sequence[Pass], layers: Sequence[in
     return found
 
 
+def traced_log_probs(model: Any, blocks: str, batch: Batch, edits: Edits, prompt_length: int, where: Any) -> Any:
+    """One traced and edited forward pass; `where` says on which machine."""
+    inputs, chunk = inputs_of(batch), Chunk(prompt_length)
+    found = None
+    with torch.no_grad():
+        with model.trace(inputs, **where):
+            edit_blocks(model, blocks, edits, chunk)
+            logits = model.output.logits[:, prompt_length - 1 :]
+            found = nnsight.save(logits.float().log_softmax(-1).cpu())
+    return found
+
+
 def generated(model: Any, blocks: str, batches: Sequence[Batch], edits: Edits, how: Generation, where: Any) -> Any:
-    """All batches in one session."""
-    # A body is shipped with what it names, so it names no backend; a function that holds a `with` cannot be shipped.
+    """Ids of the completions of all batches, generated in one session: {"0": [row, new token], ...}."""
+    # A body is shipped with what it names, so it names no batch and no backend.
     read = [(inputs_of(batch), batch.ids.shape[1]) for batch in batches]
-    seed = how.seed
-    options, every_step = generation_options(how), acts_on_steps(edits) or not how.use_cache
+    seed, options, every_step = how.seed, generation_options(how), acts_on_steps(edits) or not how.use_cache
     found = None
     with open_loops_end_quietly():
         with model.session(**where):
@@ -99,9 +90,20 @@ def generated(model: Any, blocks: str, batches: Sequence[Batch], edits: Edits, h
                     with tracer.invoke(inputs):
                         apply_edits(model, blocks, edits, tracer if every_step else None)
                     with tracer.invoke():
-                        whole = tracer.result.save()
+                        whole = nnsight.save(tracer.result)
                 completions[str(i)] = whole[:, length:].clone().cpu()  # a view would come back with all that it is a view of
             found = nnsight.save(completions)
+    return found
+
+
+def unembedded(model: Any, blocks: str, residual: Tensor, where: Any) -> Any:
+    """A trace of one token, in which the model's own norm and unembedding are called on other states."""
+    norm, head = unembedding_paths(model, blocks)
+    found = None
+    with torch.no_grad():
+        with model.trace(torch.zeros(1, 1, dtype=torch.long), **where):
+            states = residual.to(model.get(norm).weight)
+            found = nnsight.save(model.get(head)(model.get(norm)(states)).float().cpu())
     return found
 
 
@@ -113,44 +115,36 @@ class NdifServer(Server):
 
     @property
     def told(self) -> dict[str, Any]:
-        """Locally, the model's identity tells the rest."""
+        """Locally, the model's identity decides the rest."""
         if not isinstance(self.remote, Remote):
             return {"host": self.remote}
         key = model_key(self.model, self.remote)
         return {"host": host_of(self.remote), "model": key, "env": self.model._remoteable_get_env()}
 
     def reduce(self, passes: Sequence[Pass], layers: Sequence[int], reduction: Reduction) -> Pending:
-        where, job = self._where()
-        found = reduced(self.model, self.blocks, passes, layers, reduction, where)
-        return job or Done(found)
+        return self._sent(reduced, passes, layers, reduction)
 
     def generate(self, batches: Sequence[Batch], edits: Edits, how: Generation) -> Pending:
-        where, job = self._where()
-        found = generated(self.model, self.blocks, batches, edits, how, where)
-        return job or Done(found)
+        return self._sent(generated, batches, edits, how)
 
     def reattach(self, job_id: str, sent: float) -> Pending:
         assert isinstance(self.remote, Remote)
         return Job(self.model, self.remote, job_id, sent)
 
-    def states(self, one: Pass, layers: Sequence[int]) -> Float[Tensor, "layer picked d_model"]:
-        return self.reduce([one], layers, States()).result()["states"]
-
     def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
-        where, job = self._where()
-        with torch.no_grad():
-            found = traced_log_probs(self.model, self.blocks, batch, edits, prompt_length, where)
-        return (job or Done(found)).result()
+        return self._sent(traced_log_probs, batch, edits, prompt_length).result()
 
     def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
+        return self._sent(unembedded, residual).result()
+
+    def _sent(self, traced: Callable[..., Any], *asked: Any) -> Pending:
+        """The request that such a function makes of its traces."""
         where, job = self._where()
-        norm, head = unembedding_paths(self.model, self.blocks)
-        found = unembedded(self.model, norm, head, residual, where)
-        return (job or Done(found)).result()
+        found = traced(self.model, self.blocks, *asked, where)
+        return job or Done(found)
 
     def _where(self) -> tuple[dict[str, Any], Job | None]:
-        if self.remote == "local":
-            return {"remote": "local"}, None
-        assert isinstance(self.remote, Remote)
+        if not isinstance(self.remote, Remote):
+            return {"remote": self.remote}, None
         job = Job(self.model, self.remote)
         return {"backend": job}, job

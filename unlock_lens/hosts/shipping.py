@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 from unlock_lens.errors import IncompatibleModel
-from unlock_lens.hosts.nnsight import apply_edits, identity_and_blocks
+from unlock_lens.hosts.tracing import apply_edits, identity_and_blocks
 from unlock_lens.method.apply import edits_of
 
 
 class ShippedHook:
-    """What a `SteeringHook` is there: its direction and settings as they are, and `apply`.
+    """What a `SteeringHook` is there: its direction and settings, and `apply`.
 
     Args:
         direction: vectors, layers, basis, model and provenance.
@@ -37,11 +38,13 @@ class ShippedHook:
         apply_edits(model, blocks, {layer: [edit] for layer, edit in edits.items()}, tracer)
 
 
-def arrived(direction: tuple[Any, ...], settings: Mapping[str, Any]) -> Any:
-    """A hook that was pickled: itself where this library is installed, a `ShippedHook` elsewhere."""
+def arrived(home: str, direction: tuple[Any, ...], settings: Mapping[str, Any]) -> Any:
+    """A hook that was pickled: what the module `home` makes of it with its `rebuilt`, or a `ShippedHook` where it is missing.
+
+    The name of the module travels, because a class would draw the whole library along, and a registry would stay behind.
+    """
     try:
-        from unlock_lens.core.direction import CapabilityDirection
-        from unlock_lens.core.steering import SteeringHook
+        module = import_module(home)
     except ImportError:
         return ShippedHook(direction, settings)
-    return SteeringHook(CapabilityDirection(*direction), **settings)
+    return module.rebuilt(direction, settings)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from unlock_lens.errors import InvalidInput, UnsupportedModel
-from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, edits_in_order, end_tokens
+from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, end_tokens, state_of
 from unlock_lens.hosts.identity import Basis, ModelIdentity, fingerprint, model_name
 from unlock_lens.hosts.remote import Remote
 from unlock_lens.method.apply import Chunk, Edit, at_least_float32
@@ -25,6 +25,8 @@ HookList = list[tuple[str, Callable[..., Any]]]
 
 _ENTRY = "blocks.0.hook_resid_pre"
 _PATTERN = "blocks.0.attn.hook_pattern"
+_DECODING = Chunk(prompt_length=1, seen=1)
+"""A pass after the prompt, which lies in the KV cache, however long it is."""
 
 
 def open_bridge(name: str, dtype: str) -> Any:
@@ -43,7 +45,8 @@ class Progress:
     """
 
     def __init__(self, last: Int[Tensor, " batch"] | None = None) -> None:
-        self.chunk = Chunk(prompt_length=0, last=last)
+        self.chunk = Chunk(prompt_length=0)
+        self._last = last
         self._said = False
         self._entering: Tensor | None = None
         self._previous: Tensor | None = None
@@ -57,13 +60,11 @@ class Progress:
     def _look(self, pattern: Tensor, hook: Any) -> None:
         length, keys = pattern.shape[-2:]
         if keys > length:
-            if not self.chunk.seen:
-                self.chunk = Chunk(self.chunk.prompt_length, self.chunk.prompt_length, self.chunk.last)
-            self._previous = None
+            self.chunk, self._previous = _DECODING, None
             return
-        if self.chunk.last is not None and len(self.chunk.last) != pattern.shape[0]:
+        if self._last is not None and len(self._last) != len(pattern):
             raise InvalidInput(
-                f"the attention mask has {len(self.chunk.last)} rows, the batch {pattern.shape[0]}; give one row a prompt"
+                f"the attention mask has {len(self._last)} rows, the batch {len(pattern)}; give one row a prompt"
             )
         continues = self._continues()
         if continues and not self._said:
@@ -72,8 +73,7 @@ class Progress:
                 "a pass without KV cache continues the one before by one token, and is steered as the next step of the same "
                 "generation; for prompts of their own (a sweep over prefixes, say) attach the hook anew for each"
             )
-        prompt_length = self.chunk.prompt_length if continues else length
-        self.chunk = Chunk(prompt_length, 0, self.chunk.last)
+        self.chunk = Chunk(self.chunk.prompt_length if continues else length, 0, self._last)
         self._previous = self._entering
 
     def _continues(self) -> bool:
@@ -82,8 +82,7 @@ class Progress:
         return torch.equal(self._entering[:, :-1], self._previous)
 
 
-def fwd_hooks(edits: Edits, last: Int[Tensor, " batch"] | None = None) -> HookList:
-    """Native hooks that make the edits in any run; their state is their own, so take a new list for a new run."""
+def _native(edits: Edits, last: Int[Tensor, " batch"] | None) -> HookList:
     progress = Progress(last)
     needed = any(edit.positions != "all" for of_layer in edits.values() for edit in of_layer)
     return (progress.hooks() if needed else []) + _editing(edits, lambda: progress.chunk)
@@ -93,7 +92,7 @@ def _editing(edits: Edits, chunk: Callable[[], Chunk]) -> HookList:
     def editing(of_layer: Sequence[Edit]) -> Callable[..., Tensor | None]:
         return lambda residual, hook: _edited(residual, of_layer, chunk())
 
-    return [(_output_of(layer), editing(of_layer)) for layer, of_layer in edits_in_order(edits)]
+    return [(_output_of(layer), editing(of_layer)) for layer, of_layer in sorted(edits.items())]
 
 
 def _edited(residual: Tensor, of_layer: Sequence[Edit], chunk: Chunk) -> Tensor | None:
@@ -128,7 +127,7 @@ def generating(model: Any, edits: Edits, prompt_length: int, cached: bool) -> Ge
 
         return hook_fn
 
-    with model.hooks(fwd_hooks=[(_output_of(layer), editing(layer, of_layer)) for layer, of_layer in edits_in_order(edits)]):
+    with model.hooks(fwd_hooks=[(_output_of(layer), editing(layer, of_layer)) for layer, of_layer in edits.items()]):
         # The hook that a point was given last is ours; the user's own stay as they are.
         handles.update({layer: model.hook_dict[_output_of(layer)].fwd_hooks[-1].hook for layer in edits})
         yield
@@ -159,6 +158,11 @@ class TransformerLensBackend(Backend):
         )
         self._is_bridge = wrapped is not None
 
+    @staticmethod
+    def made_from(model: Any) -> tuple[Any, ...]:
+        ends = getattr(getattr(model, "original_model", None), "generation_config", None)
+        return model.tokenizer, getattr(ends, "eos_token_id", None), model.cfg.normalization_type, state_of(model.W_E)
+
     def on(self, server: Remote | Literal["local"]) -> Server:
         raise UnsupportedModel(
             "a TransformerLens model runs on this machine only; for remote=True open it as an nnsight TransformersModel"
@@ -174,31 +178,20 @@ class TransformerLensBackend(Backend):
         keep: Keep,
     ) -> None:
         def keeping(i: int) -> Callable[..., None]:
-            def hook_fn(residual: Tensor, hook: Any) -> None:
-                keep(i, at_least_float32(residual[rows, columns]).cpu())
+            return lambda residual, hook: keep(i, at_least_float32(residual[rows, columns]).cpu())
 
-            return hook_fn
-
-        hooks = [(f"blocks.{layer}.hook_resid_post", keeping(i)) for i, layer in enumerate(layers)]
-        self.model.run_with_hooks(
-            batch.ids.to(self._device),
-            attention_mask=batch.mask.to(self._device),
-            return_type=None,
-            stop_at_layer=max(layers) + 1,
-            fwd_hooks=hooks,
-            **self._left_padded,
-        )
+        hooks = [(_output_of(layer), keeping(i)) for i, layer in enumerate(layers)]
+        self._run(batch, hooks, return_type=None, stop_at_layer=max(layers) + 1)
 
     @torch.no_grad()
     def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
-        logits = self.model.run_with_hooks(
-            batch.ids.to(self._device),
-            attention_mask=batch.mask.to(self._device),
-            return_type="logits",
-            fwd_hooks=_editing(edits, lambda: Chunk(prompt_length)),
-            **self._left_padded,
-        )
+        logits = self._run(batch, _editing(edits, lambda: Chunk(prompt_length)), return_type="logits")
         return logits[:, prompt_length - 1 :].float().log_softmax(-1).cpu()
+
+    def _run(self, batch: Batch, hooks: HookList, **how: Any) -> Any:
+        padded = {} if self._is_bridge else {"padding_side": "left", "prepend_bos": False}
+        ids, mask = batch.ids.to(self._device), batch.mask.to(self._device)
+        return self.model.run_with_hooks(ids, attention_mask=mask, fwd_hooks=hooks, **padded, **how)
 
     @torch.no_grad()
     def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
@@ -207,10 +200,6 @@ class TransformerLensBackend(Backend):
     @property
     def _device(self) -> torch.device:
         return self.model.W_E.device
-
-    @property
-    def _left_padded(self) -> dict[str, Any]:
-        return {} if self._is_bridge else {"padding_side": "left", "prepend_bos": False}
 
     @torch.no_grad()
     def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
@@ -249,11 +238,11 @@ class TransformerLensBackend(Backend):
 
     @contextmanager
     def attached(self, edits: Edits) -> Generator[None, None, None]:
-        with self.model.hooks(fwd_hooks=fwd_hooks(edits)):
+        with self.model.hooks(fwd_hooks=_native(edits, None)):
             yield
 
     def fwd_hooks(self, edits: Edits, last: Int[Tensor, " batch"] | None) -> HookList:
-        return fwd_hooks(edits, last)
+        return _native(edits, last)
 
     def apply(self, edits: Edits, tracer: Any) -> None:
         raise UnsupportedModel(
