@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,15 @@ def made(d: int = 8, rank: int = 8, n: int = 200) -> tuple[ul.SubspaceAligner, t
 
 def made_contrast(differences: torch.Tensor) -> Contrast:
     return Contrast(differences, tuple(range(len(differences))), MODEL, Provenance())
+
+
+def assert_alike(one: Diagnosis, other: Diagnosis) -> None:
+    """The same forecast, up to the order of sums."""
+    assert (one.rank, one.ability) == (other.rank, other.ability)
+    assert one.score == pytest.approx(other.score, abs=1e-4)
+    for pair in zip(one.layers, other.layers, strict=True):
+        found, same = ({name: value for name, value in asdict(layer).items() if value is not None} for layer in pair)
+        assert found == pytest.approx(same, rel=1e-4, abs=1e-4)
 
 
 def test_stability() -> None:
@@ -78,8 +87,8 @@ def test_a_direction_outside_the_span_is_told() -> None:
     aligner = ul.SubspaceAligner(4, centered=True).fit_activations(source, target)
     direction = ul.CapabilityDirection(torch.eye(8)[6:], (0, 1))
     found = diagnose(direction, aligner, source_acts=source, target_acts=target)
-    assert [layer.coverage for layer in found.layers] == [0, 0]
-    assert found.score == found.geometry == 0
+    assert [layer.coverage for layer in found.layers] == pytest.approx([0, 0], abs=1e-9)
+    assert found.score == found.geometry == pytest.approx(0, abs=1e-9)
     assert "100%" in found.reasons[0]
     assert "layers 0-1" in found.reasons[0]
     assert "rank 4" in found.reasons[0]
@@ -127,7 +136,7 @@ def test_many_tokens_are_thinned_out() -> None:
     direction = ul.CapabilityDirection(source[:, 0], (0, 1))
     kept = torch.linspace(0, 199, 50).round().long()
     thinned = diagnose(direction, aligner, source_acts=source, target_acts=target, max_tokens=50)
-    assert thinned == diagnose(direction, aligner, source_acts=source[:, kept], target_acts=target[:, kept])
+    assert_alike(thinned, diagnose(direction, aligner, source_acts=source[:, kept], target_acts=target[:, kept]))
 
 
 def test_a_forecast_survives_json() -> None:
@@ -273,4 +282,4 @@ def test_captured_states_give_the_same_forecast(large: Any, small: Any, contrast
     aligner = ul.SubspaceAligner(8).fit(*texts)
     states = [read.at_position(variant) for variant in texts]
     by_variants = diagnose(contrast.direction(), aligner, *texts)
-    assert diagnose(contrast.direction(), aligner, source_acts=states[0], target_acts=states[1]) == by_variants
+    assert_alike(diagnose(contrast.direction(), aligner, source_acts=states[0], target_acts=states[1]), by_variants)
