@@ -54,7 +54,7 @@ def test_the_direction_without_its_mean_part_is_orthogonal_to_the_mean(small: An
     mean = read.at_position(locked).mean(dim=1)
     torch.testing.assert_close(torch.cosine_similarity(left.vectors, mean, dim=1), torch.zeros(3), rtol=0, atol=1e-5)
     torch.testing.assert_close(left.vectors.norm(dim=1), own.vectors.norm(dim=1))
-    with pytest.raises(ul.InvalidInput, match="vector 0.*multiple"):
+    with pytest.raises(ul.InvalidInput, match="multiple"):
         controls.without_mean(locked, controls.anti_mean(locked, own))
 
 

@@ -183,7 +183,7 @@ class TestArithmetic:
         assert left.provenance.steps == ("without its part along another direction",)
 
     def test_without_itself_nothing_is_left_at_all(self, directions: dict[str, ul.CapabilityDirection]) -> None:
-        with pytest.raises(ul.InvalidInput, match="vector 0.*multiple"):
+        with pytest.raises(ul.InvalidInput, match="multiple"):
             directions["think"].without(3.0 * directions["think"])
 
     def test_unit(self, directions: dict[str, ul.CapabilityDirection]) -> None:

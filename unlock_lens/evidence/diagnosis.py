@@ -34,7 +34,7 @@ LIKELY, UNLIKELY = 0.5, 0.25
 ENOUGH_ABILITY = 0.5
 """Share of problems within the target's reach above which ability is no obstacle."""
 _AGREED, _RANK_COSTS, _BEGAN = 0.6, 0.2, 0.5
-_LOW: Mapping[str, tuple[float, str]] = {
+_LOW: Mapping[str, tuple[float, str]] = {  # what is too low in a layer, and what to do about it
     "coverage": (
         0.8,
         "{missing:.0%} of the direction's squared norm at {where} lies outside what the calibration texts span at rank {rank}: "
@@ -55,7 +55,6 @@ _LOW: Mapping[str, tuple[float, str]] = {
         "look at the layer map and the rank.",
     ),
 }
-"""What is too low in a layer, and what to do about it."""
 _COLUMNS = {
     "coverage": "cover", "agreement": "agree", "full_agreement": "any", "r2": "R2", "error": "error", "own_cosine": "own",
     "stability": "stable", "principal_cosine": "angles", "source_rank": "dim s", "target_rank": "dim t",
@@ -229,19 +228,18 @@ def diagnose(
 def show(diagnosis: Diagnosis, console: Console) -> None:
     """Print the forecast as people read it: verdict, reasons, and a table of layers without columns that were not measured."""
     from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     console.print(Text(diagnosis.verdict, style="bold"))
     for reason in diagnosis.reasons:
         console.print(Text(f"- {reason}"))
     measured = [name for name in _COLUMNS if any(getattr(layer, name) is not None for layer in diagnosis.layers)]
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for title in ("layer", *(_COLUMNS[name] for name in measured)):
-        table.add_column(title, no_wrap=True)
+    columns = [Column(title, no_wrap=True) for title in ("layer", *(_COLUMNS[name] for name in measured))]
+    table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for layer in diagnosis.layers:
-        values = [getattr(layer, name) for name in measured]
-        shown = ["" if value is None else f"{value:.2f}" for value in values]
+        values = (getattr(layer, name) for name in measured)
+        shown = ("" if value is None else f"{value:.2f}" for value in values)
         table.add_row(f"{layer.source_layer}>{layer.target_layer}", *shown)
     console.print(table)
     console.print(Text(_LEGEND, style="dim"))
@@ -313,8 +311,7 @@ def _states(
         return None
     _check_states(source, target, aligner)
     kept = _spread(source.shape[1], max_tokens)
-    states = source[:, kept], target[:, kept]
-    by_layer = [dict(enumerate(side)) for side in states]
+    by_layer = [dict(enumerate(side[:, kept])) for side in (source, target)]
     rule = SinkRule.of(aligner.sinks, *by_layer)
     stays = rule.kept(*by_layer)
     tamed = [torch.stack([rule.tamed(i, b, h)[stays] for b, h in side.items()]) for i, side in enumerate(by_layer)]
@@ -357,8 +354,7 @@ def _check_states(source: Tensor, target: Tensor, aligner: SubspaceAligner) -> N
 
 
 def _verdict(score: float, probe: Probe | None) -> str:
-    unseen = probe is None or probe.share is None
-    basis = "geometry alone: a probe is much surer" if unseen else "what a probe saw"
+    basis = "geometry alone: a probe is much surer" if probe is None or probe.share is None else "what a probe saw"
     forecast = "likely to work" if score >= LIKELY else "uncertain" if score >= UNLIKELY else "unlikely to work"
     return f"The transfer is {forecast} (score {score:.2f}, by {basis})."
 
@@ -420,5 +416,5 @@ def _named(layers: Sequence[LayerDiagnosis]) -> str:
     """As in: layer 3; layers 0-2, 5."""
     numbers = enumerate(sorted(layer.target_layer for layer in layers))
     runs = [[layer for _, layer in run] for _, run in groupby(numbers, key=lambda pair: pair[1] - pair[0])]
-    spans = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    spans = ", ".join("-".join(str(end) for end in sorted({run[0], run[-1]})) for run in runs)
     return f"layer{'s' if len(layers) > 1 else ''} {spans}"
