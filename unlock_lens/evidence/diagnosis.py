@@ -7,10 +7,14 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from math import exp
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
 from torch import Tensor
 
 from unlock_lens.core import read
@@ -26,9 +30,6 @@ from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.method.calibrate import SinkRule
 from unlock_lens.method.extract import AGGREGATORS, aggregated
 from unlock_lens.method.linalg import coverage, principal_cosines, spectral_entropy, spectrum
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 LIKELY, UNLIKELY = 0.5, 0.25
 ENOUGH_ABILITY = 0.5
@@ -227,10 +228,6 @@ def diagnose(
 
 def show(diagnosis: Diagnosis, console: Console) -> None:
     """Print the forecast as people read it: verdict, reasons, and a table of layers without columns that were not measured."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Column, Table
-    from rich.text import Text
-
     console.print(Text(diagnosis.verdict, style="bold"))
     for reason in diagnosis.reasons:
         console.print(Text(f"- {reason}"))
