@@ -27,9 +27,8 @@ from scipy.stats import rankdata
 from tqdm.auto import tqdm
 
 import unlock_lens as ul
-from unlock_lens.evidence.diagnosis import Diagnosis, diagnose
-from unlock_lens.evidence.diagnosis.layers import LayerDiagnosis
-from unlock_lens.evidence.diagnosis.probe import Probe
+from unlock_lens.evidence.diagnosis import Diagnosis, LayerDiagnosis, diagnose
+from unlock_lens.evidence.probe import Probe
 
 Row = Mapping[str, Any]
 WORKED = 0.5  # a gain above it counts as a success

@@ -33,8 +33,8 @@ from transformers.utils import logging
 
 import unlock_lens as ul
 from unlock_lens import controls, report, sweep, zoo
-from unlock_lens.evidence.diagnosis import Probe
 from unlock_lens.evidence.evaluation import compare, evaluate
+from unlock_lens.evidence.probe import Probe
 from unlock_lens.evidence.sweep.config import SweepConfig
 from unlock_lens.evidence.tasks import JsonlSpec, Sizes
 

@@ -54,7 +54,7 @@ def test_the_direction_without_its_mean_part_is_orthogonal_to_the_mean(small: An
     mean = read.at_position(locked).mean(dim=1)
     torch.testing.assert_close(torch.cosine_similarity(left.vectors, mean, dim=1), torch.zeros(3), rtol=0, atol=1e-5)
     torch.testing.assert_close(left.vectors.norm(dim=1), own.vectors.norm(dim=1))
-    with pytest.raises(ul.InvalidInput, match="vector 0 of 3 is nothing but a multiple of the mean state"):
+    with pytest.raises(ul.InvalidInput, match="multiple"):
         controls.without_mean(locked, controls.anti_mean(locked, own))
 
 
@@ -79,9 +79,9 @@ def test_unaligned_copies_follow_the_layer_map() -> None:
     copied = controls.unaligned(direction, {0: 0, 1: 1, 2: 1}, identity)
     assert torch.equal(copied.vectors, torch.eye(2, 8)[[0, 1, 1]])
     assert (copied.layers, copied.model) == ((0, 1, 2), identity)
-    with pytest.raises(ul.IncompatibleModel, match="only equal widths can copy"):
+    with pytest.raises(ul.IncompatibleModel, match="d_model"):
         controls.unaligned(direction, {0: 0}, ul.ModelIdentity("target", n_layers=3, d_model=9))
-    with pytest.raises(ul.InvalidInput, match=r"the direction has layers \[0, 1\], the map reads \[5\]"):
+    with pytest.raises(ul.InvalidInput, match=r"\[0, 1\].*\[5\]"):
         controls.unaligned(direction, {0: 5}, identity)
 
 
@@ -98,7 +98,7 @@ def test_comparisons_are_paired() -> None:
     found = compare([True, True, False, True], [False, True, True, False])
     assert (found.gained, found.lost, found.difference) == (2, 1, 0.25)
     assert found.low <= 0.25 <= found.high
-    with pytest.raises(ul.InvalidInput, match="4 and 3 problems were given"):
+    with pytest.raises(ul.InvalidInput, match="4 and 3"):
         compare([True] * 4, [True] * 3)
 
 
@@ -115,7 +115,7 @@ def test_sampling_is_repeatable_and_leaves_the_random_state_alone(small: Any) ->
     assert list(once.pass_at.values()) == sorted(once.pass_at.values())
     for problem, completion in once.successes:
         assert task.correct([completion if i == problem else "" for i in range(5)])[problem]
-    with pytest.raises(ul.InvalidInput, match="0 samples were asked for"):
+    with pytest.raises(ul.InvalidInput, match="samples"):
         sample(small, task, task.direct, samples=0)
 
 

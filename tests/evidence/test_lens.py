@@ -46,25 +46,25 @@ class TestTokens:
         assert table.index.names == ["layer", "rank"]
         for layer in (0, 1, 2):
             of_layer = table.loc[layer]
-            assert of_layer["by"].tolist() == sorted(logits[layer].tolist(), reverse=True)[:4]
-            assert (-of_layer["down by"]).tolist() == sorted(logits[layer].tolist())[:4]
+            assert of_layer["by"].tolist() == pytest.approx(sorted(logits[layer].tolist(), reverse=True)[:4], abs=1e-4)
+            assert (-of_layer["down by"]).tolist() == pytest.approx(sorted(logits[layer].tolist())[:4], abs=1e-4)
             ids = small.tokenizer.convert_tokens_to_ids(of_layer["raises"].tolist())
-            assert logits[layer, ids].tolist() == of_layer["by"].tolist()
+            assert logits[layer, ids].tolist() == pytest.approx(of_layer["by"].tolist(), abs=1e-4)
 
     @pytest.mark.parametrize("k", [0, 23])
     def test_a_count_out_of_range(self, small: Any, directions: dict[str, ul.CapabilityDirection], k: int) -> None:
-        with pytest.raises(ul.InvalidInput, match=f"k {k} was given; the vocabulary has 22 tokens, take 1 to that many"):
+        with pytest.raises(ul.InvalidInput, match=f"k {k}"):
             lens.tokens_written(directions["think"], small, k)
 
     def test_a_direction_of_another_model(self, large: Any, directions: dict[str, ul.CapabilityDirection]) -> None:
-        with pytest.raises(ul.IncompatibleModel, match="small-base .* does not fit large-base"):
+        with pytest.raises(ul.IncompatibleModel, match="small-base.*large-base"):
             lens.logits_written(directions["think"], large)
 
     def test_a_model_without_weights(self, directions: dict[str, ul.CapabilityDirection]) -> None:
         import nnsight
 
         model = nnsight.TransformersModel(str(zoo.path() / "small-base"), task="text-generation")
-        with pytest.raises(ul.UnsupportedModel, match="open without weights.*give remote=, or open it with dispatch=True"):
+        with pytest.raises(ul.UnsupportedModel, match="dispatch"):
             lens.logits_written(directions["think"], model)
 
 
@@ -78,7 +78,7 @@ class TestProjection:
             exact = states.double() @ vector.double() / vector.double().norm()
             rounding = vector.numel() * torch.finfo(torch.float32).eps * states.norm(dim=-1)  # bounds any order of its sums
             assert bool(((trace[layer] - exact).abs() <= rounding).all())
-            torch.testing.assert_close(cosines[layer], torch.cosine_similarity(states, vector, dim=-1))
+            torch.testing.assert_close(cosines[layer].double(), exact / states.double().norm(dim=-1), rtol=0, atol=1e-5)
 
     def test_it_rises_where_the_prompt_asks_to_think(self, small: Any, directions: dict[str, ul.CapabilityDirection]) -> None:
         """At the last token of unlocked prompts a run lies further along the direction than at that of locked ones."""
@@ -93,20 +93,18 @@ class TestProjection:
         """States that an nnsight trace saved, say."""
         states = {layer: cache["resid_post", layer] for layer in (1, 2)}
         some = directions["think"].at_layers([1, 2])
-        assert torch.equal(lens.projection(some, states), lens.projection(some, cache))
+        torch.testing.assert_close(lens.projection(some, states), lens.projection(some, cache), rtol=1e-5, atol=1e-3)
 
     def test_a_layer_that_is_not_there(self, small: Any, directions: dict[str, ul.CapabilityDirection]) -> None:
         ids = small.tokenizer(TASK.think[:1], return_tensors="pt")["input_ids"]
         _, partial = small.run_with_cache(ids, names_filter=lambda name: name == "blocks.0.hook_resid_post")
-        with pytest.raises(
-            ul.InvalidInput, match=r"holds no blocks\.1\.hook_resid_post, or no tensor .*; run_with_cache with names_filter"
-        ):
+        with pytest.raises(ul.InvalidInput, match=r"blocks\.1\.hook_resid_post.*names_filter"):
             lens.projection(directions["think"], partial)
-        with pytest.raises(ul.InvalidInput, match=r"holds no blocks\.0\.hook_resid_post"):
+        with pytest.raises(ul.InvalidInput, match=r"blocks\.0\.hook_resid_post"):
             lens.projection(directions["think"], {7: torch.ones(1, 64)})
 
     def test_states_of_another_width(self, directions: dict[str, ul.CapabilityDirection]) -> None:
-        with pytest.raises(ul.IncompatibleModel, match="width 96 at layer 0, the direction has d_model 64; it lives in small"):
+        with pytest.raises(ul.IncompatibleModel, match="width 96.*small-base"):
             lens.projection(directions["think"], {0: torch.ones(2, 96)})
 
 
@@ -118,7 +116,7 @@ class TestCosines:
         torch.testing.assert_close(found[:, 0, 2], directions["think"].cosine(directions["double"]))
 
     def test_none(self) -> None:
-        with pytest.raises(ul.InvalidInput, match="no directions were given by name"):
+        with pytest.raises(ul.InvalidInput, match="directions"):
             lens.cosines({})
 
 
@@ -170,7 +168,7 @@ class TestEffectByLayer:
         assert asked == [False] * 8, "3 L - 1 runs"
 
     def test_one_hook_is_taken_apart(self, small: Any, directions: dict[str, ul.CapabilityDirection]) -> None:
-        with unchecked(), pytest.raises(ul.InvalidInput, match="steer is a list; give one SteeringHook"):
+        with unchecked(), pytest.raises(ul.InvalidInput, match="list.*SteeringHook"):
             lens.effect_by_layer(small, ["Q"], ["S"], [ul.SteeringHook(directions["think"], 0.5)])  # pyright: ignore[reportArgumentType]
 
     def test_a_completion_for_each_prompt(self, small: Any, directions: dict[str, ul.CapabilityDirection]) -> None:
@@ -185,7 +183,7 @@ class TestArithmetic:
         assert left.provenance.steps == ("without its part along another direction",)
 
     def test_without_itself_nothing_is_left_at_all(self, directions: dict[str, ul.CapabilityDirection]) -> None:
-        with pytest.raises(ul.InvalidInput, match="vector 0 of 3 is nothing but a multiple of the other direction"):
+        with pytest.raises(ul.InvalidInput, match="multiple"):
             directions["think"].without(3.0 * directions["think"])
 
     def test_unit(self, directions: dict[str, ul.CapabilityDirection]) -> None:
@@ -198,7 +196,7 @@ class TestArithmetic:
         """A hook at some of its layers keeps their strengths, and lacks the others."""
         steer = ul.SteeringHook(directions["think"], {0: 0.1, 1: 0.2, 2: 0.3})
         assert steer.at_layers([2, 0]).alpha == {0: 0.1, 2: 0.3}
-        with pytest.raises(ul.InvalidInput, match=r"layers \[1, 2\] were asked for; this hook steers \[0, 2\]"):
+        with pytest.raises(ul.InvalidInput, match=r"\[1, 2\].*\[0, 2\]"):
             steer.at_layers([0, 2]).at_layers([1, 2])
 
 
@@ -206,16 +204,10 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("call", "message"),
         [
-            (
-                lambda d: lens.cosines(cast("Any", [d])),
-                "no directions were given by name; give them such as {'think': direction",
-            ),
-            (
-                lambda d: lens.projection(cast("Any", ul.SteeringHook(d, 1.0)), {}),
-                "a SteeringHook was given; give a CapabilityDirection",
-            ),
-            (lambda d: lens.projection(d, [1]), "a list was given; give an ActivationCache, or a mapping"),
-            (lambda d: lens.projection(d, {0: [1.0]}), r"holds no blocks.0.hook_resid_post, or no tensor of that name"),
+            (lambda d: lens.cosines(cast("Any", [d])), "directions"),
+            (lambda d: lens.projection(cast("Any", ul.SteeringHook(d, 1.0)), {}), "SteeringHook.*CapabilityDirection"),
+            (lambda d: lens.projection(d, [1]), "list.*ActivationCache"),
+            (lambda d: lens.projection(d, {0: [1.0]}), "hook_resid_post.*tensor"),
         ],
     )
     def test_what_is_no_direction_or_no_cache(
@@ -225,7 +217,7 @@ class TestBadInput:
             call(directions["think"])
 
     def test_layers_of_different_runs(self, directions: dict[str, ul.CapabilityDirection]) -> None:
-        with pytest.raises(ul.InvalidInput, match=r"states of different shapes, \[\[4\], \[5\]\]; give one run"):
+        with pytest.raises(ul.InvalidInput, match=r"shapes.*\[4\], \[5\]"):
             lens.projection(directions["think"].at_layers([0, 1]), {0: torch.ones(4, 64), 1: torch.ones(5, 64)})
 
     def test_a_state_of_norm_zero_has_cosine_zero(self, directions: dict[str, ul.CapabilityDirection]) -> None:

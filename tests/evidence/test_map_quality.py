@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 import torch
 
-from unlock_lens.evidence.diagnosis.map_quality import carried_over, correlation, cross_validate, reading
+from unlock_lens.evidence._map_quality import carried_over, correlation, cross_validate, reading
 from unlock_lens.method.linalg import principal_cosines
 
 

@@ -181,28 +181,28 @@ def test_sharpening_is_drawn_from_what_there_is() -> None:
 @pytest.mark.parametrize(
     ("draw", "without", "named"),
     [
-        (plots.arms, {"test"}, "line of the test split"),
-        (plots.flips, {"paired"}, "comparison with the unsteered target"),
-        (plots.lengths, {"test"}, "completion lengths of the unsteered or transferred arm"),
-        (plots.lengths, {"unsteered"}, "completion lengths of the unsteered arm"),
-        (plots.specificity, {"behaviours"}, "behaviours of transferred capabilities"),
+        (plots.arms, {"test"}, "test split"),
+        (plots.flips, {"paired"}, "comparison"),
+        (plots.lengths, {"test"}, "lengths.*unsteered or transferred"),
+        (plots.lengths, {"unsteered"}, "lengths.*unsteered"),
+        (plots.specificity, {"behaviours"}, "behaviours"),
         (plots.sharpening, {"sharpening"}, "sharpening"),
-        (plots.transform_error, {"geometry"}, "held-out errors of the maps"),
+        (plots.transform_error, {"geometry"}, "errors"),
         (plots.spectra, {"geometry"}, "singular values"),
-        (plots.heat_maps, {"geometry"}, "cosines, coverage or effects of the layers"),
+        (plots.heat_maps, {"geometry"}, "cosines"),
     ],
 )
 def test_a_figure_without_data_says_what_is_missing_and_how_to_get_it(
     draw: Callable[[Results], Any], without: set[str], named: str
 ) -> None:
-    with pytest.raises(InvalidInput, match=f"these results hold no {named}; (let the sweep finish|sweep )"):
+    with pytest.raises(InvalidInput, match=f"{named}.*; .*sweep"):
         draw(sweep(n=12, without=without))
 
 
 @pytest.mark.parametrize("draw", [plots.strength_curve, plots.frontier])
 def test_figures_of_the_grid_need_its_lines(draw: Callable[[Results], Any]) -> None:
     tested = tuple(line for line in RESULTS.lines if line["split"] == "test")
-    with pytest.raises(InvalidInput, match="line of the train split"):
+    with pytest.raises(InvalidInput, match="train split"):
         draw(Results(RESULTS.config, tested))
 
 

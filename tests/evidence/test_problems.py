@@ -47,9 +47,9 @@ def test_a_task_is_known_by_its_questions_and_answers() -> None:
 @pytest.mark.parametrize(
     ("problems", "message"),
     [
-        ((), "the task sums was given no problems; at least one is needed"),
-        ((SUMS[0], Problem(" \n", "1")), "problem 2 of sums has an empty question; leave it out"),
-        ((Problem("why?", ""),), r"problem 1 of sums has no answer \('why\?'\); give one, or leave the problem out"),
+        ((), "no problems"),
+        ((SUMS[0], Problem(" \n", "1")), "problem 2.*question"),
+        ((Problem("why?", ""),), "problem 1.*answer"),
     ],
 )
 def test_broken_problems_are_refused(problems: tuple[Problem, ...], message: str) -> None:
@@ -59,10 +59,10 @@ def test_broken_problems_are_refused(problems: tuple[Problem, ...], message: str
 
 def test_counts_must_fit() -> None:
     for ask in (sums(*SUMS).correct, sums(*SUMS).behaviours):
-        with pytest.raises(ul.InvalidInput, match="1 completions were given for 9 problems; give one for each"):
+        with pytest.raises(ul.InvalidInput, match="1 completions"):
             ask(["1"])
     for n in (0, 10):
-        with pytest.raises(ul.InvalidInput, match=f"the first {n} problems of sums were asked for; there are 9"):
+        with pytest.raises(ul.InvalidInput, match=f"first {n} problems"):
             sums(*SUMS).first(n)
 
 
@@ -90,27 +90,27 @@ def test_shared_questions_are_refused() -> None:
         ((SUMS[0], again, SUMS[1]), "extract and train"),
         ((SUMS[1], SUMS[0], again), "train and test"),
     ]:
-        with pytest.raises(ul.InvalidInput, match=rf"{names} share the question '0 \+ 1\?'; take it out of one of them"):
+        with pytest.raises(ul.InvalidInput, match=rf"{names}.*'0 \+ 1\?'"):
             Splits(*(sums(part) for part in parts))
-    with pytest.raises(ul.InvalidInput, match=r"sums and sums share the question '0 \+ 1\?'"):
+    with pytest.raises(ul.InvalidInput, match=r"sums and sums.*'0 \+ 1\?'"):
         split(sums(*SUMS), SMALL, seed=0, test=sums(again))
 
 
 def test_too_few_problems_are_refused() -> None:
-    with pytest.raises(ul.InvalidInput, match="sums has 4 different questions, and sizes ask for 5 of them; ask for fewer"):
+    with pytest.raises(ul.InvalidInput, match="4 different.* 5"):
         split(sums(*SUMS[:4], *SUMS[:4]), SMALL, seed=0)
-    with pytest.raises(ul.InvalidInput, match="sums has 1 different questions, and sizes ask for 2 of them; ask for fewer"):
+    with pytest.raises(ul.InvalidInput, match="1 different.* 2"):
         split(sums(*SUMS[:4]), SMALL, seed=0, test=sums(SUMS[5]))
 
 
 @pytest.mark.parametrize("wrong", [{"extract": 0, "train": 1, "test": 1}, {"extract": 1, "train": 1}])
 def test_sizes_are_at_least_one(wrong: Any) -> None:
-    with pytest.raises(ValidationError, match="greater than 0|Field required"):
+    with pytest.raises(ValidationError, match="extract|test"):
         Sizes(**wrong)
 
 
 def test_a_behaviour_that_is_not_named_is_told() -> None:
     """It would vanish from every count."""
     task = Task("sums", (Problem("1 + 1?", "2"),), lambda completion, problem: True, lambda completion: "other", ("a", "b"))
-    with pytest.raises(ul.InvalidInput, match="classify of sums returns other; behaviour_names has a, b: name all that it may"):
+    with pytest.raises(ul.InvalidInput, match="other.*behaviour_names"):
         task.behaviours(["2"])

@@ -44,7 +44,7 @@ def test_running_sums_are_the_zoo_s() -> None:
     assert not any(test.correct(["R 1 2 3 4 5 6", *[f"= {(int(answer) + 1) % 7}" for answer in test.answers[1:]]]))
     assert test.first(3).behaviours(["= 1", "R 1 2 3 4 5 6", "?"]) == ["direct", "reverse", "other"]
     assert test.behaviour_names == zoo.BEHAVIOURS
-    with pytest.raises(ul.InvalidInput, match="there are 117649 running sums, and sizes ask for 200002 of them; ask for fewer"):
+    with pytest.raises(ul.InvalidInput, match="117649.* 200002"):
         RunningSumSpec().splits(Sizes(extract=200_000, train=1, test=1), seed=0)
 
 
@@ -69,29 +69,21 @@ def test_files_of_your_own(tmp_path: Path) -> None:
 def test_test_files_share_nothing_with_the_others(tmp_path: Path) -> None:
     lines = [{"question": f"{i}?", "answer": i} for i in range(20)]
     spec = JsonlSpec(path=write(tmp_path / "a.jsonl", *lines), test_path=write(tmp_path / "b.jsonl", lines[7], {**lines[7]}))
-    with pytest.raises(ul.InvalidInput, match=r"a.jsonl and .*b.jsonl share the question '7\?'; take it out of one of them"):
+    with pytest.raises(ul.InvalidInput, match=r"a.jsonl.*b.jsonl.*'7\?'"):
         spec.splits(Sizes(extract=1, train=1, test=1), seed=0)
 
 
 @pytest.mark.parametrize(
     ("line", "check", "message"),
     [
-        ("{oops", "exact", "a.jsonl, line 2 is not JSON .*; expected one object a line"),
-        ("[1]", "exact", "a.jsonl, line 2 holds a list; expected an object"),
-        (
-            '{"q": "x"}',
-            "exact",
-            "line 2 has no text under question; it has q .say with question: and answer: which fields to read",
-        ),
-        ('{"question": " ", "answer": 1}', "exact", "line 2 has no text under question; it has question, answer"),
-        ('{"question": "x", "answer": null}', "exact", "line 2 has no text under answer; it has question, answer"),
-        ('{"question": "x", "answer": true}', "exact", "line 2 has no text under answer"),
-        ('{"question": "x", "answer": ""}', "exact", "line 2 has no text under answer"),
-        (
-            '{"question": "x", "answer": "six"}',
-            "number",
-            'line 2: the answer .six. is no number; take the check "math" or "exact"',
-        ),
+        ("{oops", "exact", "a.jsonl, line 2.*JSON"),
+        ("[1]", "exact", "a.jsonl, line 2.*list"),
+        ('{"q": "x"}', "exact", "line 2.*question.* q "),
+        ('{"question": " ", "answer": 1}', "exact", "line 2.*question"),
+        ('{"question": "x", "answer": null}', "exact", "line 2.*under answer"),
+        ('{"question": "x", "answer": true}', "exact", "line 2.*under answer"),
+        ('{"question": "x", "answer": ""}', "exact", "line 2.*under answer"),
+        ('{"question": "x", "answer": "six"}', "number", "line 2.*six.*number"),
     ],
 )
 def test_bad_lines_are_named(tmp_path: Path, line: str, check: Any, message: str) -> None:
@@ -101,12 +93,12 @@ def test_bad_lines_are_named(tmp_path: Path, line: str, check: Any, message: str
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ul.InvalidInput, match="there is no file .*nothing.jsonl"):
+    with pytest.raises(ul.InvalidInput, match="nothing.jsonl"):
         JsonlSpec(path=tmp_path / "nothing.jsonl").splits(SMALL, seed=0)
     (tmp_path / "latin.jsonl").write_bytes(b"caf\xe9")
-    with pytest.raises(ul.InvalidInput, match="latin.jsonl is not UTF-8 text"):
+    with pytest.raises(ul.InvalidInput, match="latin.jsonl.*UTF-8"):
         JsonlSpec(path=tmp_path / "latin.jsonl").splits(SMALL, seed=0)
-    with pytest.raises(ul.InvalidInput, match="empty.jsonl holds no text"):
+    with pytest.raises(ul.InvalidInput, match="empty.jsonl"):
         JsonlSpec(path=write(tmp_path / "empty.jsonl", "")).splits(SMALL, seed=0)
 
 
@@ -141,18 +133,18 @@ def test_a_task_in_python(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1 / 0", r"mine.py failed when it was run \(ZeroDivisionError: division by zero\); mend it"),
-        ("raise SystemExit", "mine.py failed when it was run .SystemExit"),
-        ("def (", r"mine.py failed when it was run \(SyntaxError"),
-        ("other = 1", "mine.py defines nothing as mine; a Task is needed"),
-        ("mine = [1, 2]", "mine.py defines a list as mine; a Task is needed"),
+        ("1 / 0", "mine.py.*ZeroDivisionError"),
+        ("raise SystemExit", "mine.py.*SystemExit"),
+        ("def (", "mine.py.*SyntaxError"),
+        ("other = 1", "mine.py.*nothing.*Task"),
+        ("mine = [1, 2]", "mine.py.*list.*Task"),
     ],
 )
 def test_a_file_without_a_task_is_told(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(ul.InvalidInput, match=message):
         PythonSpec(path=tmp_path / "mine.py", name="mine").splits(SMALL, seed=0)
-    with pytest.raises(ul.InvalidInput, match=r"there is no file .*gone.py; give the Python file that defines task"):
+    with pytest.raises(ul.InvalidInput, match="gone.py"):
         PythonSpec(path=tmp_path / "gone.py").splits(SMALL, seed=0)
 
 
@@ -179,19 +171,19 @@ def test_reasoning_gym_draws_each_question_once() -> None:
     spec = ReasoningGymSpec(dataset="tower_of_hanoi", options={"min_disks": 3, "max_disks": 3, "min_pegs": 3, "max_pegs": 3})
     splits = spec.splits(Sizes(extract=3, train=2, test=1), seed=0)
     assert len({question for part in questions(splits) for question in part}) == 6
-    with pytest.raises(ul.InvalidInput, match="tower_of_hanoi has 6 different questions, and sizes ask for 7 of them"):
+    with pytest.raises(ul.InvalidInput, match="tower_of_hanoi.* 6 .* 7"):
         spec.splits(Sizes(extract=4, train=2, test=1), seed=0)
 
 
 @pytest.mark.parametrize(
     ("dataset", "options", "message"),
     [
-        ("chain_sums", {}, "reasoning-gym has no dataset 'chain_sums'; the nearest is chain_sum"),
-        ("???", {}, r"reasoning-gym has no dataset '\?\?\?'; the nearest is "),
-        ("chain_sum", {"terms": 3}, "chain_sum does not take the options .*'terms': 3.*unexpected keyword argument 'terms'"),
-        ("chain_sum", {"min_terms": -1}, "chain_sum does not take the options"),
-        ("chain_sum", {"seed": 3}, "chain_sum does not take the options .*multiple values for keyword argument 'seed'"),
-        ("rubiks_cube", {}, "problem 1 of reasoning_gym/rubiks_cube has no answer"),
+        ("chain_sums", {}, "'chain_sums'.* chain_sum"),
+        ("???", {}, r"'\?\?\?'.*nearest"),
+        ("chain_sum", {"terms": 3}, "chain_sum.*options.*'terms'"),
+        ("chain_sum", {"min_terms": -1}, "chain_sum.*options"),
+        ("chain_sum", {"seed": 3}, "chain_sum.*options.*'seed'"),
+        ("rubiks_cube", {}, "rubiks_cube.*answer"),
     ],
 )
 def test_reasoning_gym_s_errors_are_explained(dataset: str, options: dict[str, Any], message: str) -> None:
@@ -202,11 +194,9 @@ def test_reasoning_gym_s_errors_are_explained(dataset: str, options: dict[str, A
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym.factory", None)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ul.InvalidInput, match=r"reasoning-gym is not installed; pip install 'unlock-lens\[tasks\]'"):
+    with pytest.raises(ul.InvalidInput, match=r"reasoning-gym.*\[tasks\]"):
         ReasoningGymSpec(dataset="chain_sum").splits(SMALL, seed=0)
-    with pytest.raises(
-        ul.InvalidInput, match=r"datasets is not installed, which openai/gsm8k needs; pip install 'unlock-lens\[tas"
-    ):
+    with pytest.raises(ul.InvalidInput, match=r"openai/gsm8k.*\[tasks\]"):
         Gsm8kSpec().splits(SMALL, seed=0)
 
 
@@ -227,7 +217,7 @@ def test_gsm8k(hub: Callable[[Rows], None]) -> None:
     assert sorted(splits.test.answers) == ["4,000", "5,000"]
     assert "4,000" not in [*splits.extract.answers, *splits.train.answers]  # a question of the test
     assert splits.test.correct([f"So it is ${answer}.00" for answer in splits.test.answers]) == [True, True]
-    with pytest.raises(ul.InvalidInput, match=r"gsm8k \(train\) has 4 different questions, and sizes ask for 5 of them"):
+    with pytest.raises(ul.InvalidInput, match=r"gsm8k \(train\).* 4 .* 5"):
         Gsm8kSpec().splits(Sizes(extract=4, train=1, test=1), seed=0)
 
 
@@ -271,9 +261,7 @@ def test_an_unreachable_hub_is_explained(monkeypatch: pytest.MonkeyPatch, error:
         raise error
 
     monkeypatch.setattr("datasets.load_dataset", fail)
-    with pytest.raises(
-        ul.InvalidInput, match=r"openai/gsm8k \(train\) could not be loaded from the hub: no network; check name"
-    ):
+    with pytest.raises(ul.InvalidInput, match="openai/gsm8k.*no network"):
         Gsm8kSpec().splits(SMALL, seed=0)
 
 
@@ -282,13 +270,13 @@ def test_specs_are_told_apart_by_kind() -> None:
     assert adapter.validate_python({"kind": "math", "levels": [5]}) == MathSpec(levels=(5,))
     assert adapter.validate_python({"kind": "jsonl", "path": "a.jsonl"}) == JsonlSpec(path=Path("a.jsonl"))
     for wrong, message in [
-        ({"kind": "maths"}, "does not match any of the expected tags"),
-        ({"kind": "math", "level": [5]}, "there is no key 'level'; did you mean levels?"),
-        ({"kind": "math", "levels": [6]}, "less than or equal to 5"),
-        ({"kind": "math", "subjects": []}, "at least 1 item"),
-        ({"kind": "jsonl", "path": "a", "check": "fuzzy"}, "'exact', 'number', 'choice' or 'math'"),
+        ({"kind": "maths"}, "maths"),
+        ({"kind": "math", "level": [5]}, "levels"),
+        ({"kind": "math", "levels": [6]}, "levels"),
+        ({"kind": "math", "subjects": []}, "subjects"),
+        ({"kind": "jsonl", "path": "a", "check": "fuzzy"}, "check"),
     ]:
-        with pytest.raises(ValidationError, match=message.replace("?", r"\?")):
+        with pytest.raises(ValidationError, match=message):
             adapter.validate_python(wrong)
 
 

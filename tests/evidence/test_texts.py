@@ -38,7 +38,7 @@ def test_files_are_drawn_from_with_a_seed(tmp_path: Path) -> None:
     assert spec.read(seed=1) == spec.read(seed=1) != spec.read(seed=2)
     assert len(set(spec.read(seed=1))) == 10
     assert len(FileText(path=str(tmp_path / "t.txt")).read(seed=0)) == 50
-    with pytest.raises(ul.InvalidInput, match="60 texts were asked for, 50 are there"):
+    with pytest.raises(ul.InvalidInput, match="60.* 50"):
         FileText(path=str(tmp_path / "t.txt"), n=60).read(seed=0)
 
 
@@ -46,7 +46,7 @@ def test_the_hub_is_read_through_one_door(monkeypatch: pytest.MonkeyPatch) -> No
     rows: list[dict[str, Any]] = [{"text": "one"}, {"text": ""}, {"text": "two"}, {"text": None}]
     monkeypatch.setattr(texts, "from_hub", lambda dataset, config, split: rows)
     assert sorted(HubText(dataset="d", n=2).read(seed=0)) == ["one", "two"]
-    with pytest.raises(ul.InvalidInput, match="d has no text under 'body'; it has text"):
+    with pytest.raises(ul.InvalidInput, match="'body'.* text"):
         HubText(dataset="d", field="body").read(seed=0)
 
 

@@ -97,7 +97,7 @@ for positions in ("last_prompt", "generated"):
     steer = ul.SteeringHook(here, 0.5, positions=positions)
     assert ul.generate(model, task.direct, steer, remote="local") == ul.generate(model, task.direct, steer)
 
-from unlock_lens.evidence.diagnosis import Probe
+from unlock_lens.evidence.probe import Probe
 from unlock_lens.evidence.distributions import completion_log_probs, first_token_entropies, next_token_log_probs, price
 from unlock_lens.evidence.evaluation import evaluate, sample
 

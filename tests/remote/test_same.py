@@ -21,9 +21,9 @@ from tests.hosts.models import PARTNERS, PROMPTS
 from tests.remote.asking import make_llama
 from unlock_lens import controls, lens, recipes, sweep, zoo
 from unlock_lens.core.contrast import Contrast
-from unlock_lens.evidence.diagnosis import Probe
 from unlock_lens.evidence.distributions import completion_log_probs, next_token_log_probs, price
 from unlock_lens.evidence.evaluation import evaluate
+from unlock_lens.evidence.probe import Probe
 from unlock_lens.evidence.sweep.config import SweepConfig
 from unlock_lens.method.align import METHODS
 from unlock_lens.method.apply import OPERATIONS, POSITIONS

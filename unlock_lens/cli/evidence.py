@@ -28,7 +28,7 @@ def diagnose(
 
     Example: `unlock-lens diagnose --zoo`
     """
-    from unlock_lens.evidence.diagnosis import table
+    from unlock_lens.evidence.diagnosis import show
 
     found = _forecasts(_chosen(config, zoo), rank)
     if as_json:
@@ -36,7 +36,7 @@ def diagnose(
         return
     for name, diagnosis in found.items():
         opt.console.rule(f"calibration: {name}, rank {diagnosis.rank}", align="left")
-        table.show(diagnosis, opt.console)
+        show(diagnosis, opt.console)
 
 
 def sweep(

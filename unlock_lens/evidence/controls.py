@@ -1,4 +1,7 @@
-"""Controls: directions that a real transfer must beat (docs/method.md, "Beyond the paper")."""
+"""Controls: directions that a real transfer must beat (docs/evidence.md, and docs/method.md, "Beyond the paper").
+
+Each comes at the norms of the direction that it is compared with, so that none is weaker by its length.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,7 @@ from unlock_lens.method import linalg
 
 
 def random_like(direction: CapabilityDirection, seed: int = 0) -> CapabilityDirection:
-    """Isotropic random vectors of the same norms, at the same layers, for the same model.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> import torch
-        >>> from unlock_lens import CapabilityDirection
-        >>> from unlock_lens.evidence.controls import random_like
-        >>> direction = CapabilityDirection(3 * torch.eye(1, 8), layers=(0,))
-        >>> round(random_like(direction).vectors.norm().item(), 4)
-        3.0
-    """
+    """Isotropic random vectors of the same norms, at the same layers, for the same model."""
     drawn = torch.randn(direction.vectors.shape, generator=torch.Generator().manual_seed(seed))
     return _with_vectors(direction, drawn, f"random control, seed {seed}")
 
@@ -47,39 +39,24 @@ def anti_mean(locked: Variant, like: CapabilityDirection, batch_size: int = 8) -
         IncompatibleModel: a target of another width or basis than the direction's.
         InvalidInput: batch_size below 1.
 
-    Source: docs/evidence.md.
-
     Example:
-        >>> import torch
-        >>> from unlock_lens import CapabilityDirection, Variant, zoo
-        >>> from unlock_lens.evidence import controls
-        >>> locked = Variant(zoo.load("small-base"), zoo.running_sum(n=4).direct)
-        >>> control = controls.anti_mean(locked, like=CapabilityDirection(3 * torch.eye(1, 64), layers=(0,)))
-        >>> round(control.vectors.norm().item(), 4), control.provenance.steps
-        (3.0, ('anti-mean control',))
+        >>> import unlock_lens as ul
+        >>> from unlock_lens import controls, zoo
+        >>> model, task = zoo.load("small-base"), zoo.running_sum(n=4)
+        >>> locked = ul.Variant(model, task.direct)
+        >>> direction = ul.CapabilityDirection.extract(locked, ul.Variant(model, task.think))
+        >>> control = controls.anti_mean(locked, like=direction)
+        >>> bool(torch.isclose(control.vectors.norm(dim=1), direction.vectors.norm(dim=1)).all())
+        True
     """
     return away_from(mean_locked(locked, like, batch_size), like)
 
 
 def away_from(mean: Float[Tensor, "layer d_model"], like: CapabilityDirection) -> CapabilityDirection:
-    """`anti_mean` of a mean locked state that is at hand.
-
-    Args:
-        mean: of the target's states at the last token of the locked prompts (`mean_locked`).
-        like: the direction to control for; layers and norms are taken from it.
+    """`anti_mean` of a mean locked state that you already have (`mean_locked`).
 
     Raises:
         InvalidInput: a mean of other layers, or one that is zero or not finite.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> import torch
-        >>> from unlock_lens import CapabilityDirection
-        >>> from unlock_lens.evidence import controls
-        >>> direction = CapabilityDirection(torch.tensor([[10.0, 0.0]]), (0,))
-        >>> controls.away_from(torch.tensor([[3.0, 4.0]]), like=direction).vectors
-        tensor([[-6., -8.]])
     """
     return _with_vectors(like, -mean, "anti-mean control")
 
@@ -87,39 +64,22 @@ def away_from(mean: Float[Tensor, "layer d_model"], like: CapabilityDirection) -
 def without_mean(locked: Variant, direction: CapabilityDirection, batch_size: int = 8) -> CapabilityDirection:
     """The direction with its part along the target's mean locked state projected out, at the norm that it had.
 
-    Where a transfer lives by that part alone, this brings nothing.
+    A transfer that works by that part alone has no effect without it. Arguments and errors are those of `anti_mean`.
 
     Raises:
-        IncompatibleModel: a target of another width or basis than the direction's.
         InvalidInput: nothing is left of the direction at some layer.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> import torch
-        >>> from unlock_lens import CapabilityDirection, Variant, zoo
-        >>> from unlock_lens.evidence import controls
-        >>> locked = Variant(zoo.load("small-base"), zoo.running_sum(n=4).direct)
-        >>> direction = CapabilityDirection(torch.eye(1, 64), layers=(0,))
-        >>> left, mean = controls.without_mean(locked, direction), controls.mean_locked(locked, direction)
-        >>> abs(round((left.vectors.double() @ mean.T).item(), 4))
-        0.0
     """
     return projected_out(mean_locked(locked, direction, batch_size), direction)
 
 
 def projected_out(mean: Float[Tensor, "layer d_model"], direction: CapabilityDirection) -> CapabilityDirection:
-    """`without_mean` of a mean locked state that is at hand.
+    """`without_mean` of a mean locked state that you already have (`mean_locked`).
 
     Raises:
         InvalidInput: nothing is left of the direction at some layer.
 
-    Source: docs/evidence.md.
-
     Example:
-        >>> import torch
-        >>> from unlock_lens import CapabilityDirection
-        >>> from unlock_lens.evidence import controls
+        >>> from unlock_lens import CapabilityDirection, controls
         >>> direction = CapabilityDirection(torch.tensor([[3.0, 4.0]]), (0,))
         >>> controls.projected_out(torch.tensor([[2.0, 0.0]]), direction).vectors
         tensor([[0., 5.]])
@@ -136,15 +96,11 @@ def shuffled(states: Float[Tensor, "layer n d_model"], seed: int = 0) -> Float[T
     """The calibration states of one model in random order: a map that is fitted on them pairs token with unrelated token.
 
     A direction that such a map transports lies where the target's states vary, and knows nothing of the source. (Locked and
-    unlocked swapped at random within pairs would be no control: differences vary along the very direction that they share,
+    unlocked swapped at random within pairs would not be a control: differences vary along the very direction that they share,
     so at the same norm it comes back, with either sign.)
 
-    Source: docs/evidence.md.
-
     Example:
-        >>> import torch
-        >>> from unlock_lens import SubspaceAligner
-        >>> from unlock_lens.evidence import controls
+        >>> from unlock_lens import SubspaceAligner, controls
         >>> source, target = torch.randn(1, 50, 8), torch.randn(1, 50, 8)
         >>> aligner = SubspaceAligner(rank=4).fit_activations(source, controls.shuffled(target))
     """
@@ -153,7 +109,7 @@ def shuffled(states: Float[Tensor, "layer n d_model"], seed: int = 0) -> Float[T
 
 
 def unaligned(direction: CapabilityDirection, layer_map: Mapping[int, int], target: ModelIdentity) -> CapabilityDirection:
-    """The source's vectors copied into a target of the same width as they are: does the alignment matter at all?
+    """The source's vectors copied unchanged into a target of the same width: does the alignment matter at all?
 
     Args:
         direction: in the source's residual stream.
@@ -163,48 +119,26 @@ def unaligned(direction: CapabilityDirection, layer_map: Mapping[int, int], targ
     Raises:
         IncompatibleModel: the widths differ.
         InvalidInput: no layer in common with the map.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> import torch
-        >>> from unlock_lens import CapabilityDirection, ModelIdentity
-        >>> from unlock_lens.evidence import controls
-        >>> direction = CapabilityDirection(torch.eye(2, 8), layers=(0, 2))
-        >>> controls.unaligned(direction, {0: 0, 1: 2}, ModelIdentity("target", n_layers=2, d_model=8)).layers
-        (0, 1)
     """
     if direction.d_model != target.d_model:
         raise IncompatibleModel(
             f"the direction has d_model {direction.d_model}, the target is {target}; only equal widths can copy"
         )
-    pairs = [(b, direction.layers.index(a)) for b, a in layer_map.items() if a in direction.layers]
-    if not pairs:
+    rows = {b: direction.layers.index(a) for b, a in layer_map.items() if a in direction.layers}
+    if not rows:
         raise InvalidInput(
-            f"the direction has layers {list(direction.layers)}, the map reads {sorted(set(layer_map.values()))}"
+            f"the direction has layers {list(direction.layers)}, the map reads {sorted(set(layer_map.values()))}; "
+            "give a map that reads some of its layers"
         )
-    vectors = direction.vectors[[row for _, row in pairs]]
-    told = direction.provenance.then("copied without alignment")
-    return CapabilityDirection(
-        vectors, tuple(b for b, _ in pairs), target.basis, target, replace(told, source_model=direction.model)
-    )
+    copied = replace(direction.provenance.then("copied without alignment"), source_model=direction.model)
+    return CapabilityDirection(direction.vectors[[*rows.values()]], tuple(rows), target.basis, target, copied)
 
 
 def at_norms_of(direction: CapabilityDirection, like: CapabilityDirection) -> CapabilityDirection:
-    """The direction with each layer's vector at the norm that `like` has there, so that no control is weaker by its length.
+    """The direction with each layer's vector at the norm that `like` has there.
 
     Raises:
         IncompatibleModel: other layers.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> import torch
-        >>> from unlock_lens import CapabilityDirection
-        >>> from unlock_lens.evidence import controls
-        >>> short, long = (CapabilityDirection(torch.tensor([[size, 0.0]]), (0,)) for size in (1.0, 3.0))
-        >>> controls.at_norms_of(short, like=long).vectors
-        tensor([[3., 0.]])
     """
     if direction.layers != like.layers:
         raise IncompatibleModel(f"the directions have layers {list(direction.layers)} and {list(like.layers)}; they must agree")
@@ -213,21 +147,11 @@ def at_norms_of(direction: CapabilityDirection, like: CapabilityDirection) -> Ca
 
 
 def mean_locked(locked: Variant, like: CapabilityDirection, batch_size: int = 8) -> Float[Tensor, "layer d_model"]:
-    """The target's mean state at the last token of the locked prompts, at the direction's layers.
+    """The target's mean state at the last token of the locked prompts, at the layers of `like`.
 
     Raises:
         IncompatibleModel: a target of another width or basis than the direction's.
         InvalidInput: batch_size below 1.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> import torch
-        >>> from unlock_lens import CapabilityDirection, Variant, zoo
-        >>> from unlock_lens.evidence import controls
-        >>> locked = Variant(zoo.load("small-base"), zoo.running_sum(n=4).direct)
-        >>> controls.mean_locked(locked, like=CapabilityDirection(torch.eye(2, 64), layers=(0, 2))).shape
-        torch.Size([2, 64])
     """
     target = locked.backend.identity
     if (target.d_model, target.basis) != (like.d_model, like.basis):

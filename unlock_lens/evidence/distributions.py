@@ -1,6 +1,6 @@
-"""Next-token distributions, steered against unsteered: what steering sharpens, and what it costs (docs/evidence.md).
+"""Next-token distributions, steered and unsteered: what steering sharpens, and what it costs (docs/evidence.md).
 
-Arguments that several functions share (`model`, `steer`, `batch_size`, `remote` and so on) are those of `generate`.
+Arguments and errors of functions that take a model are those of `generate`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from unlock_lens.core.steering import SteeringHook, as_hooks, edits_for
 from unlock_lens.core.variant import Tokens, check_prompts, tokenize
@@ -20,7 +21,7 @@ from unlock_lens.hosts import Backend, Batch, Edits, Server, backend_of, placed
 from unlock_lens.hosts.remote import Where
 
 AT_ONCE = 2**28
-"""Log-probabilities that are held at once: a gigabyte of float32, whatever the vocabulary and the length."""
+"""How many log-probabilities are in memory at once: a gigabyte of float32, whatever the vocabulary and the length."""
 Steer = SteeringHook | Sequence[SteeringHook] | None
 
 
@@ -31,15 +32,7 @@ class Price:
     Attributes:
         kl: mean of KL(unsteered || steered) over next-token distributions, in nats a token.
         perplexity: of the text, steered.
-        perplexity_unsteered: of the text, as the model is.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> from unlock_lens.evidence.distributions import Price
-        >>> price = Price(kl=0.1, perplexity=12.0, perplexity_unsteered=10.0)
-        >>> price.perplexity / price.perplexity_unsteered
-        1.2
+        perplexity_unsteered: of the text, unsteered.
     """
 
     kl: float
@@ -57,18 +50,10 @@ def next_token_log_probs(
 ) -> Float[Tensor, "prompt vocabulary"]:
     """Log-probabilities (nats) of the first token of each completion; one forward pass, nothing is generated.
 
-    Raises:
-        InvalidInput: no prompts, or an empty one.
-        IncompatibleModel: a hook whose direction was made for another model.
-        UnsupportedModel: a model that no backend serves.
-
-    Source: docs/evidence.md.
-
     Example:
-        >>> from unlock_lens import zoo
-        >>> from unlock_lens.evidence.distributions import next_token_log_probs
+        >>> from unlock_lens import distributions, zoo
         >>> model = zoo.load("small-base")
-        >>> likeliest = next_token_log_probs(model, ["Q 1 2 3 4 5 6 think A :"]).argmax()
+        >>> likeliest = distributions.next_token_log_probs(model, ["Q 1 2 3 4 5 6 think A :"]).argmax()
         >>> model.tokenizer.decode([int(likeliest)])
         'S'
     """
@@ -87,30 +72,12 @@ def next_token_log_probs(
 
 
 def kl_divergence(p: Float[Tensor, "*batch vocabulary"], q: Float[Tensor, "*batch vocabulary"]) -> Float[Tensor, "*batch"]:
-    """KL(p || q) in nats, both given as log-probabilities.
-
-    Source: Kullback and Leibler, Annals of Mathematical Statistics 22 (1951).
-
-    Example:
-        >>> import torch
-        >>> from unlock_lens.evidence.distributions import kl_divergence
-        >>> round(float(kl_divergence(torch.tensor([1.0, 0.0]).log().clamp_min(-99), torch.tensor([0.5, 0.5]).log())), 3)
-        0.693
-    """
+    """KL(p || q) in nats, both given as log-probabilities."""
     return (p.exp() * (p - q)).sum(-1).clamp_min(0)  # rounding may go below
 
 
 def entropy(log_probs: Float[Tensor, "*batch vocabulary"]) -> Float[Tensor, "*batch"]:
-    """The entropy of each distribution, in nats; log-probabilities are given.
-
-    Source: Shannon, Bell System Technical Journal 27 (1948).
-
-    Example:
-        >>> import torch
-        >>> from unlock_lens.evidence.distributions import entropy
-        >>> round(float(entropy(torch.full((8,), 1 / 8).log())), 3)  # log 8
-        2.079
-    """
+    """The entropy of each distribution, in nats, given as log-probabilities."""
     return -(log_probs.exp() * log_probs).sum(-1)
 
 
@@ -128,18 +95,10 @@ def first_token_entropies(
 
     Positions that no completion reaches are left out.
 
-    Raises:
-        InvalidInput: different numbers of prompts and completions, or an empty prompt.
-        IncompatibleModel: a hook whose direction was made for another model.
-        UnsupportedModel: a model that no backend serves.
-
-    Source: docs/evidence.md.
-
     Example:
-        >>> from unlock_lens import zoo
-        >>> from unlock_lens.evidence.distributions import first_token_entropies
-        >>> found = first_token_entropies(zoo.load("small-base"), ["Q 1 2 3 4 5 6 think A :"], ["S 1 3"])
-        >>> len(found), max(found) < 0.1  # one for each token; it is sure
+        >>> from unlock_lens import distributions, zoo
+        >>> found = distributions.first_token_entropies(zoo.load("small-base"), ["Q 1 2 3 4 5 6 think A :"], ["S 1 3"])
+        >>> len(found), max(found) < 0.1  # one for each token, and the model is sure of each
         (3, True)
     """
     pairs = _Pairs.of(model, prompts, completions, add_special_tokens, remote)
@@ -164,20 +123,12 @@ def completion_log_probs(
 ) -> Float[Tensor, " prompt"]:
     """Log-probability (nats) of each completion, given its prompt: how much the model concentrates on it.
 
-    Its end is not counted: a completion may have been cut where it is.
-
-    Raises:
-        InvalidInput: different numbers of prompts and completions.
-        IncompatibleModel: a hook whose direction was made for another model.
-        UnsupportedModel: a model that no backend serves.
-
-    Source: docs/evidence.md.
+    The end of a completion is not counted: it may have been cut there.
 
     Example:
-        >>> from unlock_lens import zoo
-        >>> from unlock_lens.evidence.distributions import completion_log_probs
-        >>> sure = completion_log_probs(zoo.load("small-base"), ["Q 1 2 3 4 5 6 think A :"], ["S 1 3 6 3 1 0 = 0"])
-        >>> round(sure.exp().item(), 2)
+        >>> from unlock_lens import distributions, zoo
+        >>> prompts, completions = ["Q 1 2 3 4 5 6 think A :"], ["S 1 3 6 3 1 0 = 0"]
+        >>> round(distributions.completion_log_probs(zoo.load("small-base"), prompts, completions).exp().item(), 2)
         1.0
     """
     found = torch.zeros(len(prompts))
@@ -196,25 +147,17 @@ def price(
     prompt_end: str | None = None,
     remote: Where = False,
 ) -> Price:
-    """What steering costs on unrelated text: of each text the prompt is steered, and what follows it is read.
+    """What steering costs on unrelated text: the prompt of each text is steered, and what follows it is read.
 
-    The prompt is all up to the first `prompt_end`; without one, the first half of the tokens.
-
-    Raises:
-        InvalidInput: no text, one of a single token, or one in which nothing follows the prompt.
-        IncompatibleModel: a hook whose direction was made for another model.
-        UnsupportedModel: a model that no backend serves.
-
-    Source: docs/evidence.md.
+    The prompt ends with the first `prompt_end`; without one, it is the first half of the tokens.
 
     Example:
         >>> import unlock_lens as ul
-        >>> from unlock_lens import zoo
-        >>> from unlock_lens.evidence.distributions import price
+        >>> from unlock_lens import distributions, zoo
         >>> model, task = zoo.load("small-base"), zoo.running_sum(n=32)
         >>> direction = ul.CapabilityDirection.extract(ul.Variant(model, task.direct), ul.Variant(model, task.think))
-        >>> round(price(model, zoo.text(n=20), ul.SteeringHook(direction, alpha=0.0)).kl, 6)
-        0.0
+        >>> distributions.price(model, zoo.text(n=20), ul.SteeringHook(direction, alpha=0.5)).kl > 0.1
+        True
     """
     pairs = _Pairs.of_texts(model, texts, add_special_tokens, prompt_end, remote)
     divergence, steered_nats, plain_nats, n = 0.0, 0.0, 0.0, 0
@@ -264,20 +207,13 @@ class _Pairs:
         backend = backend_of(model)
         if prompt_end is not None:
             prompts, following = zip(*(_split(line, prompt_end) for line in texts), strict=True)
-            read = backend.tokenizer(list(following), add_special_tokens=False)["input_ids"]
-            return cls(backend, placed(backend, remote), tokenize(backend.tokenizer, prompts, special), read)
+            return cls.of(model, prompts, following, special, remote)
         tokens = tokenize(backend.tokenizer, texts, special)
         if int(tokens.lengths.min()) < 2:
-            raise InvalidInput(
-                "a text of a single token was given; the price needs a prompt and what follows it: give longer ones"
-            )
+            raise InvalidInput("a text of a single token was given; the price needs a prompt and what follows it")
         rows = [ids[mask.bool()].tolist() for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
-        return cls(
-            backend,
-            placed(backend, remote),
-            _left_padded([row[: len(row) // 2] for row in rows]),
-            [row[len(row) // 2 :] for row in rows],
-        )
+        prompts = _left_padded([row[: len(row) // 2] for row in rows])
+        return cls(backend, placed(backend, remote), prompts, [row[len(row) // 2 :] for row in rows])
 
     def scored(self, steer: Steer, batch_size: int) -> Iterator[_Scored]:
         edits: Edits = edits_for(self.backend, as_hooks(steer))
@@ -300,12 +236,9 @@ def _split(line: str, prompt_end: str) -> tuple[str, str]:
 
 
 def _right_padded(rows: list[list[int]]) -> tuple[Int[Tensor, "row token"], Int[Tensor, "row token"]]:
-    width = max(len(row) for row in rows)
-    ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-    return ids, mask
+    ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, (torch.arange(ids.shape[1]) < lengths.unsqueeze(1)).long()
 
 
 def _left_padded(rows: list[list[int]]) -> Tokens:

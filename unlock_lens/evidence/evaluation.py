@@ -23,16 +23,7 @@ from unlock_lens.hosts.remote import Where
 
 @runtime_checkable
 class Scored(Protocol):
-    """Problems that judge completions: `unlock_lens.evidence.tasks.Task`, a zoo task, or one of your own.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> from unlock_lens import zoo
-        >>> from unlock_lens.evidence.evaluation import Scored
-        >>> isinstance(zoo.running_sum(n=1), Scored)
-        True
-    """
+    """Problems that judge completions: `unlock_lens.evidence.tasks.Task`, a zoo task, or one of your own."""
 
     @property
     def behaviour_names(self) -> Sequence[str]:
@@ -44,7 +35,7 @@ class Scored(Protocol):
         ...
 
     def behaviours(self, completions: Sequence[str]) -> list[str] | None:
-        """Which behaviour each completion shows; None if the task does not tell behaviours apart."""
+        """Which behaviour each completion shows; None if the task does not tell them apart."""
         ...
 
 
@@ -54,12 +45,9 @@ class Outcome:
 
     Attributes:
         accuracy: share of right completions.
-        low: of its 95% Wilson interval.
-        high: of the same.
-        n: completions.
-        behaviours: behaviour -> its share of the completions; empty for tasks that do not tell behaviours apart.
-
-    Source: docs/evidence.md.
+        low, high: its 95% Wilson interval.
+        n: number of completions.
+        behaviours: share of the completions that show each behaviour; empty for tasks that do not tell behaviours apart.
 
     Example:
         >>> from unlock_lens import zoo
@@ -77,7 +65,7 @@ class Outcome:
 
     @classmethod
     def of(cls, task: Scored, completions: Sequence[str], right: Sequence[bool] | None = None) -> Outcome:
-        """Judge completions; `right` says what `task.correct` said of them, where that is known already.
+        """Judge completions; `right` is what `task.correct` says of them, if you have it already.
 
         Raises:
             InvalidInput: another number of completions than the task has problems.
@@ -90,23 +78,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model made of a task's problems.
+    """A model's completions of a task's problems, judged.
 
     Attributes:
         outcome: accuracy and behaviours.
-        right: of each problem, whether its completion is right.
+        right: for each problem, whether its completion is right.
         completions: in the problems' order.
         lengths: of the completions, in tokens.
         seconds: that generation took.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> from unlock_lens import zoo
-        >>> from unlock_lens.evidence.evaluation import evaluate
-        >>> task = zoo.running_sum(n=1)
-        >>> evaluate(zoo.load("small-base"), task, task.think, max_new_tokens=12).completions
-        ('S 3 5 5 4 4 6 = 6',)
     """
 
     outcome: Outcome
@@ -118,22 +97,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Steered against unsteered on the same problems.
+    """Steered compared with unsteered on the same problems.
 
     Attributes:
         difference: of the accuracies.
-        low: of its 95% bootstrap interval (pairs are drawn together).
-        high: of the same.
+        low, high: its 95% bootstrap interval (pairs are drawn together).
         gained: problems that were wrong and became right.
         lost: problems that were right and became wrong.
         p: exact McNemar test, two-sided.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> from unlock_lens.evidence.evaluation import compare
-        >>> compare(after=[True, True], before=[False, False]).difference
-        1.0
     """
 
     difference: float
@@ -151,13 +122,6 @@ class Sampled:
     Attributes:
         pass_at: k -> mean unbiased estimate of pass@k.
         successes: the different completions that are right, each with the index of its problem.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> from unlock_lens.evidence.evaluation import Sampled
-        >>> Sampled({1: 0.5, 2: 1.0}, successes=((0, "= 6"),)).pass_at[2]
-        1.0
     """
 
     pass_at: Mapping[int, float]
@@ -177,55 +141,38 @@ def evaluate(
 ) -> Evaluation:
     """Complete the prompts greedily, steered or not, and judge the completions.
 
-    Raises:
-        InvalidInput: as `generate`, or another number of prompts than the task has problems.
-        IncompatibleModel: as `generate`.
-        UnsupportedModel: as `generate`.
-        RemoteError: as `generate`.
+    Arguments and errors are those of `generate`.
 
-    Source: docs/evidence.md.
+    Raises:
+        InvalidInput: another number of prompts than the task has problems.
 
     Example:
-        >>> from unlock_lens import zoo
-        >>> from unlock_lens.evidence.evaluation import evaluate
+        >>> from unlock_lens import evaluation, zoo
         >>> task = zoo.running_sum(n=20)
-        >>> evaluate(zoo.load("small-base"), task, task.think, max_new_tokens=12).outcome.accuracy
+        >>> evaluation.evaluate(zoo.load("small-base"), task, task.think, max_new_tokens=12).outcome.accuracy
         1.0
     """
     started = time.perf_counter()
     completions = generate(
-        model,
-        prompts,
-        steer,
-        max_new_tokens,
-        batch_size,
-        add_special_tokens=add_special_tokens,
-        remote=remote,
+        model, prompts, steer, max_new_tokens, batch_size, add_special_tokens=add_special_tokens, remote=remote,
         progress=progress,
-    )
+    )  # fmt: skip
     seconds = time.perf_counter() - started
     written = backend_of(model).tokenizer(completions, add_special_tokens=False)["input_ids"]
     right = tuple(bool(found) for found in task.correct(completions))
-    return Evaluation(
-        Outcome.of(task, completions, right),
-        right,
-        tuple(completions),
-        tuple(len(ids) for ids in written),
-        seconds,
-    )
+    lengths = tuple(len(ids) for ids in written)
+    return Evaluation(Outcome.of(task, completions, right), right, tuple(completions), lengths, seconds)
 
 
 def compare(after: Sequence[bool], before: Sequence[bool], seed: int = 0) -> Comparison:
-    """Right or wrong on the same problems, after and before.
+    """Compare which of the same problems were right after and before.
 
     Raises:
         InvalidInput: different numbers of problems.
 
-    Source: docs/evidence.md.
-
     Example:
-        >>> from unlock_lens.evidence.evaluation import compare
-        >>> found = compare(after=[True] * 9 + [False], before=[False] * 9 + [True])
+        >>> from unlock_lens import evaluation
+        >>> found = evaluation.compare(after=[True] * 9 + [False], before=[False] * 9 + [True])
         >>> found.gained, found.lost, round(found.p, 3)
         (9, 1, 0.021)
     """
@@ -252,21 +199,16 @@ def sample(
 ) -> Sampled:
     """Sample completions of an unsteered model, for pass@k at k = 1, 2, 4, ... up to `samples`.
 
-    The caller's random state stays as it was.
+    The caller's random state is left alone. Arguments and errors are those of `generate`.
 
     Raises:
-        InvalidInput: fewer than one sample, or as `generate`.
-        UnsupportedModel: as `generate`.
-        RemoteError: as `generate`.
-
-    Source: docs/evidence.md.
+        InvalidInput: fewer than one sample.
 
     Example:
-        >>> from unlock_lens import zoo
-        >>> from unlock_lens.evidence.evaluation import sample
+        >>> from unlock_lens import evaluation, zoo
         >>> task = zoo.running_sum(n=20)
-        >>> sorted(sample(zoo.load("small-base"), task, task.think, samples=2, max_new_tokens=12).pass_at)
-        [1, 2]
+        >>> evaluation.sample(zoo.load("small-base"), task, task.think, samples=2, max_new_tokens=12).pass_at[2]
+        1.0
     """
     if samples < 1:
         raise InvalidInput(f"{samples} samples were asked for; at least 1 is needed")
@@ -276,16 +218,10 @@ def sample(
         for _ in shown(range(samples), "sampling", progress):
             rounds.append(
                 generate(
-                    model,
-                    prompts,
-                    max_new_tokens=max_new_tokens,
-                    batch_size=batch_size,
-                    add_special_tokens=add_special_tokens,
-                    temperature=temperature,
-                    remote=remote,
-                    progress=False,
+                    model, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature,
+                    add_special_tokens=add_special_tokens, remote=remote, progress=False,
                 )
-            )
+            )  # fmt: skip
     right = [task.correct(completions) for completions in rounds]
     counts = [sum(of_problem) for of_problem in zip(*right, strict=True)]
     ks = [2**i for i in range(samples.bit_length()) if 2**i <= samples]

@@ -1,4 +1,4 @@
-"""Lens: what a direction writes, where a run lies along it, how capabilities relate, which layer's edit brings its effect."""
+"""What a direction writes, where a run lies along it, how capabilities relate, which layer matters (docs/lens.md)."""
 
 from __future__ import annotations
 
@@ -22,32 +22,21 @@ from unlock_lens.hosts.remote import Where
 def logits_written(direction: CapabilityDirection, model: Any, remote: Where = False) -> Float[Tensor, "layer vocabulary"]:
     """Logits that each layer's vector writes through the final norm and the unembedding: the logit lens of a direction.
 
-    The norm's weight is folded in and its bias left out, vectors that a LayerNorm model reads are centred, and logits are
-    centred over the vocabulary: TransformerLens' fold_ln, center_writing_weights and center_unembed. The model's own modules
-    do it, so families whose norm adds one to its weight come out right. A vector counts at the size that the final norm gives
-    to every state: strengths of layers can be compared, and a multiple of the direction writes the same.
+    The norm's weight is folded in and its bias left out, vectors of a LayerNorm model are centred over d_model, and logits over
+    the vocabulary: TransformerLens' fold_ln, center_writing_weights and center_unembed. The model's own modules do this, so
+    families whose norm adds one to its weight come out right. A vector counts at the size that the final norm gives to every
+    state: strengths of layers can be compared, and a multiple of the direction writes the same.
 
     Args:
-        direction: of this model.
-        model: as it is open in TransformerLens or nnsight.
+        direction: of this model; row i of the result is for direction.layers[i].
+        model: open in TransformerLens or nnsight.
         remote: as in `generate`; the server's own norm and unembedding are called, and logits of v and -v come back.
-
-    Returns:
-        In logits, row i for direction.layers[i].
 
     Raises:
         IncompatibleModel: a model of another width or number of layers, or another model than the direction's.
         UnsupportedModel: a model without weights on this machine, and no `remote`.
 
-    Source: the logit lens (nostalgebraist, 2020), of a direction in the place of a state; docs/lens.md.
-
-    Example:
-        >>> from unlock_lens import CapabilityDirection, Variant, zoo
-        >>> from unlock_lens.evidence import lens
-        >>> model, task = zoo.load("small-base"), zoo.running_sum(n=32)
-        >>> direction = CapabilityDirection.extract(Variant(model, task.direct), Variant(model, task.think), progress=False)
-        >>> lens.logits_written(direction, model).shape
-        torch.Size([3, 22])
+    Source: the logit lens (nostalgebraist, 2020), applied to a direction instead of a state.
     """
     return _logits(direction, backend_of(model), remote)
 
@@ -65,24 +54,16 @@ def _logits(direction: CapabilityDirection, backend: Backend, remote: Where) -> 
 def tokens_written(direction: CapabilityDirection, model: Any, k: int = 5, remote: Where = False) -> pd.DataFrame:
     """The tokens that each layer's vector raises and lowers most, by `logits_written`.
 
-    Args:
-        direction: of this model.
-        model: as it is open in TransformerLens or nnsight.
-        k: how many tokens each way.
-        remote: as in `generate`.
+    Other arguments and errors are those of `logits_written`.
 
     Returns:
-        A row for each layer and rank; columns "raises", "by", "lowers" and "down by", in logits.
+        A row for each layer and rank, 1 to k; columns "raises", "by", "lowers" and "down by", in logits.
 
     Raises:
         InvalidInput: k below 1 or above the vocabulary.
-        IncompatibleModel: as `logits_written`.
-
-    Source: docs/lens.md.
 
     Example:
-        >>> from unlock_lens import CapabilityDirection, Variant, zoo
-        >>> from unlock_lens.evidence import lens
+        >>> from unlock_lens import CapabilityDirection, Variant, lens, zoo
         >>> model, task = zoo.load("small-base"), zoo.running_sum(n=32)
         >>> direction = CapabilityDirection.extract(Variant(model, task.direct), Variant(model, task.think), progress=False)
         >>> lens.tokens_written(direction, model, k=1).loc[2, "lowers"].item()  # what opens a direct answer
@@ -106,24 +87,19 @@ def tokens_written(direction: CapabilityDirection, model: Any, k: int = 5, remot
 def projection(direction: CapabilityDirection, cache: Any, relative: bool = False) -> Float[Tensor, "layer *batch token"]:
     """Where a run lies along the direction, token by token: <h[l], v[l] / ||v[l]||>, a trace to plot over positions.
 
+    A raw direction is centered for the cache of a centered model. Padding has values, too.
+
     Args:
         direction: its layers are read.
         cache: an ActivationCache of TransformerLens, or a mapping of layers (or its names) to states [..., token, d_model].
         relative: divide by the norm of each state as well, which gives cosines (0 for a state of norm 0).
 
-    Returns:
-        In units of the residual stream, or cosines. A raw direction is centered for the cache of a centered model. Rows that
-        are padded have values at their padding, too.
-
     Raises:
         InvalidInput: a layer that the cache does not hold, layers of different runs, or no cache at all.
         IncompatibleModel: states of another width.
 
-    Source: docs/lens.md.
-
     Example:
-        >>> from unlock_lens import CapabilityDirection, Variant, zoo
-        >>> from unlock_lens.evidence import lens
+        >>> from unlock_lens import CapabilityDirection, Variant, lens, zoo
         >>> model, task = zoo.load("small-base"), zoo.running_sum(n=32)
         >>> direction = CapabilityDirection.extract(Variant(model, task.direct), Variant(model, task.think), progress=False)
         >>> _, cache = model.run_with_cache(model.tokenizer(task.think[0], return_tensors="pt")["input_ids"])
@@ -141,7 +117,7 @@ def projection(direction: CapabilityDirection, cache: Any, relative: bool = Fals
         if states.shape[-1] != direction.d_model:
             raise IncompatibleModel(
                 f"the cache holds states of width {states.shape[-1]} at layer {layer}, the direction has d_model "
-                f"{direction.d_model}; it lives in {direction.model or 'no known model'}"
+                f"{direction.d_model}; its model is {direction.model or 'unknown'}"
             )
         along = states @ vector
         found.append(along / states.norm(dim=-1).clamp_min(torch.finfo(along.dtype).tiny) if relative else along)
@@ -180,12 +156,8 @@ def cosines(directions: Mapping[str, CapabilityDirection]) -> Float[Tensor, "lay
         InvalidInput: no directions.
         IncompatibleModel: other layers, width, basis or model.
 
-    Source: docs/lens.md.
-
     Example:
-        >>> import torch
-        >>> from unlock_lens import CapabilityDirection
-        >>> from unlock_lens.evidence import lens
+        >>> from unlock_lens import CapabilityDirection, lens
         >>> a, b = (CapabilityDirection(torch.tensor([v]), (0,)) for v in ([3.0, 4.0], [1.0, 0.0]))
         >>> lens.cosines({"a": a, "b": b})
         tensor([[[1.0000, 0.6000],
@@ -207,36 +179,23 @@ def effect_by_layer(
     progress: bool = True,
     remote: Where = False,
 ) -> pd.DataFrame:
-    """Which layer's edit brings the effect: what steering adds to the log-probability of completions, attributed to layers.
+    """Which layer's edit has the effect: what steering adds to the log-probability of completions, attributed to layers.
 
-    Every number is measured by steered runs, none by gradients, so what later layers make of an edit is in it. Effects of
-    single layers need not add up to that of all: layers do each other's work, or need each other.
-
-    Args:
-        model: the steered model.
-        prompts: what it reads.
-        completions: one a prompt; what the capability would write, or its first token.
-        steer: the hook that is taken apart.
-        batch_size: prompts in one forward pass.
-        add_special_tokens: whether the tokenizer adds its own.
-        progress: whether to show a progress bar (after a second of work).
-        remote: as in `generate`.
+    Every number is measured by steered runs, none by gradients, so it includes what later layers make of an edit. Effects of
+    single layers need not add up to that of all: one layer can do another's work, or need it.
+    `completions` are what the capability would write, one for each prompt, or its first token. Other arguments and errors are
+    those of `completion_log_probs`.
 
     Returns:
-        A row for each steered layer, in nats a completion, means over prompts: "alone", the effect of this layer's edit by
+        A row for each steered layer, in nats per completion, means over prompts: "alone", the effect of this layer's edit by
         itself; "left out", what the effect loses when this layer is left out; "up to", the effect of all layers up to this
         one, in the last row that of the whole hook.
 
     Raises:
-        InvalidInput: different numbers of prompts and completions, or not one hook.
-        UnsupportedModel: neither a TransformerLens nor an nnsight model.
-        IncompatibleModel: the direction was made for another model.
-
-    Source: docs/lens.md.
+        InvalidInput: not one hook.
 
     Example:
-        >>> from unlock_lens import CapabilityDirection, SteeringHook, Variant, zoo
-        >>> from unlock_lens.evidence import lens
+        >>> from unlock_lens import CapabilityDirection, SteeringHook, Variant, lens, zoo
         >>> model, task = zoo.load("small-base"), zoo.running_sum(n=32)
         >>> direction = CapabilityDirection.extract(Variant(model, task.direct), Variant(model, task.think), progress=False)
         >>> effect = lens.effect_by_layer(model, task.direct[:8], ["S"] * 8, SteeringHook(direction, 0.5), progress=False)
@@ -246,20 +205,15 @@ def effect_by_layer(
     if not isinstance(steer, SteeringHook):  # pyright: ignore[reportUnnecessaryIsInstance]  users have no type checker
         raise InvalidInput(f"steer is a {type(steer).__name__}; give one SteeringHook, which is taken apart")
     layers = tuple(sorted(steer.direction.layers if steer.layers is None else steer.layers))
-    wanted = {(), layers, *((layer,) for layer in layers)}
-    wanted |= {tuple(other for other in layers if other != layer) for layer in layers}
-    wanted |= {layers[: i + 1] for i in range(len(layers))}
+    without = {layer: tuple(other for other in layers if other != layer) for layer in layers}
+    up_to = {layer: layers[: i + 1] for i, layer in enumerate(layers)}
+    wanted = {(), layers, *((layer,) for layer in layers), *without.values(), *up_to.values()}
     sure: dict[tuple[int, ...], float] = {}
     for some in shown(sorted(wanted), "steering some layers", progress, "runs"):
         hook = steer.at_layers(some) if some else None
         found = completion_log_probs(model, prompts, completions, hook, batch_size, add_special_tokens, remote)
         sure[some] = found.double().mean().item()
     rows = {
-        layer: (
-            sure[layer,] - sure[()],
-            sure[layers] - sure[tuple(other for other in layers if other != layer)],
-            sure[layers[: i + 1]] - sure[()],
-        )
-        for i, layer in enumerate(layers)
+        layer: (sure[layer,] - sure[()], sure[layers] - sure[without[layer]], sure[up_to[layer]] - sure[()]) for layer in layers
     }
     return pd.DataFrame.from_dict(rows, orient="index", columns=["alone", "left out", "up to"]).rename_axis("layer")

@@ -12,8 +12,7 @@ from typing import Any
 
 from unlock_lens.evidence.plots.accuracy import arms, flips, frontier, strength_curve
 from unlock_lens.evidence.plots.behaviour import lengths, sharpening, specificity
-from unlock_lens.evidence.plots.choice import cross_validation
-from unlock_lens.evidence.plots.geometry import heat_maps, spectra, transform_error
+from unlock_lens.evidence.plots.geometry import cross_validation, heat_maps, spectra, transform_error
 
 __all__ = [
     "FIGURES", "Entry", "arms", "cross_validation", "flips", "frontier", "heat_maps", "lengths", "sharpening", "specificity",
@@ -23,18 +22,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Entry:
-    """A figure of the report: how it is drawn and how it is read.
+    """A figure of the report.
 
     Attributes:
         draw: takes `Results`, returns a plotly figure; raises InvalidInput where its data was not measured.
         caption: a sentence that says how to read it.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> from unlock_lens.evidence import plots
-        >>> [entry.name for entry in plots.FIGURES[:3]]
-        ['arms', 'flips', 'strength_curve']
     """
 
     draw: Callable[..., Any]

@@ -17,32 +17,18 @@ MOST_BARS = 30
 
 
 def lengths(results: Results) -> go.Figure:
-    """How long completions are, unsteered above and transferred below, on one scale.
-
-    Raises:
-        InvalidInput: an arm of the two is not there, or has no lengths.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> from unlock_lens.evidence import plots
-        >>> from unlock_lens.evidence.results import Results
-        >>> line = {"split": "test", "accuracy": 0.9, "lengths": [2, 13, 13, 13]}
-        >>> lines = [{**line, "config": {"capability": "think", "control": name}} for name in (None, "unsteered")]
-        >>> list(plots.lengths(Results({"capability": {"name": "think"}}, tuple(lines))).data[0].y)
-        [0.25, 0.75]
-    """
+    """How long completions are, unsteered above and transferred below, on one scale."""
     found: dict[str, list[int]] = {
         name: results.arms().get(name, {}).get("lengths") or [] for name in ("unsteered", TRANSFERRED)
     }
-    if not all(found.values()):
-        absent = " or ".join(name for name, values in found.items() if not values)
-        raise style.missing(f"completion lengths of the {absent} arm", "let the sweep finish: it reports on test last")
+    if absent := [name for name, values in found.items() if not values]:
+        remedy = "let the sweep finish: it reports on test last"
+        raise style.missing(f"completion lengths of the {' or '.join(absent)} arm", remedy)
     edges = _edges([length for values in found.values() for length in values])
     headings = [f"{arm(name).label}: mean {sum(values) / len(values):.1f} tokens" for name, values in found.items()]
     drawn = style.panels("Completion lengths before and after", headings, [110, 110], shared_x=True)
     for panel, (name, values) in enumerate(found.items(), 1):
-        drawn.add_trace(_length_bars(name, values, edges), row=panel, col=1)
+        drawn.add_bar(**_length_bars(name, values, edges), row=panel, col=1)
     bars: list[Any] = list(drawn.select_traces())
     top = max(max(each.y) for each in bars)
     drawn.update_yaxes(tickformat=".0%", range=[0, 1.08 * top], nticks=4, title="completions")
@@ -51,81 +37,43 @@ def lengths(results: Results) -> go.Figure:
 
 
 def specificity(results: Results) -> go.Figure:
-    """Which behaviour each transferred capability brings, as shares of the completions; frames mark what was wanted.
-
-    Raises:
-        InvalidInput: the task tells no behaviours apart.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> from unlock_lens.evidence import plots
-        >>> from unlock_lens.evidence.results import Results
-        >>> line = {"config": {"capability": "think", "control": None}, "split": "test", "accuracy": 0.9}
-        >>> line["behaviours"] = {"direct": 0.1, "think": 0.9}
-        >>> plots.specificity(Results({"capability": {"name": "think"}}, (line,))).data[0].z
-        ([0.1, 0.9],)
-    """
+    """Which behaviour each transferred capability brings, as shares of the completions; frames mark what was wanted."""
     rows = specificity_rows(results)
     if not any(name != "unsteered" for name, _ in rows):
         raise style.missing("behaviours of transferred capabilities", "sweep a task that tells behaviours apart")
     columns = list(dict.fromkeys(name for _, shares in rows for name in shares))
     drawn = style.panels("Which behaviour each capability brings", ["share of completions, by transfer"], [36 * len(rows)])
-    drawn.add_trace(
-        style.cells(
-            columns, [name for name, _ in rows], [[shares.get(name, 0.0) for name in columns] for _, shares in rows], ".0%",
-            style.SHARES, zmin=0, zmax=1,
-            hovertemplate="%{y}: <b>%{z:.1%}</b> of completions show %{x}<extra></extra>",
-        ), row=1, col=1,
-    )  # fmt: skip
+    shares = [[shares.get(name, 0.0) for name in columns] for _, shares in rows]
+    hover = "%{y}: <b>%{z:.1%}</b> of completions show %{x}"
+    style.add_cells(drawn, (columns, [name for name, _ in rows]), shares, (style.SHARES, ".0%"), hover, zmin=0, zmax=1)
     for row, (name, _) in enumerate(rows):
         if name in columns:
             style.frame_cell(drawn, columns.index(name), row)
-    drawn.update_xaxes(type="category", title="behaviour").update_yaxes(type="category", autorange="reversed", showgrid=False)
-    return drawn
+    return style.categories(drawn, "behaviour", autorange="reversed")
 
 
 def sharpening(results: Results) -> go.Figure:
-    """Entropy of the first tokens before and after, and the steered greedy accuracy over the unsteered pass@k.
-
-    Raises:
-        InvalidInput: sharpening was not measured.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> from unlock_lens.evidence import plots
-        >>> from unlock_lens.evidence.results import Results
-        >>> line = {"config": {"capability": "think", "control": None}, "split": "test", "accuracy": 0.9}
-        >>> line["sharpening"] = {"pass_at_k": {"1": 0.1, "2": 0.2}, "greedy": {"unsteered": 0.1, "steered": 0.9}}
-        >>> [trace.name for trace in plots.sharpening(Results({"capability": {"name": "think"}}, (line,))).data]
-        ['unsteered, pass@k', 'transferred, greedy']
-    """
+    """Entropy of the first tokens before and after, and the steered greedy accuracy over the unsteered pass@k."""
     found = (results.arms().get(TRANSFERRED) or {}).get("sharpening") or {}
-    parts = {
-        name: draw
-        for name, draw in {"entropy of each first token": _entropy, "right within k samples": _pass_at_k}.items()
-        if found.get("entropy" if draw is _entropy else "pass_at_k")
-    }
+    kinds = {"entropy": ("entropy of each first token", _entropy), "pass_at_k": ("right within k samples", _pass_at_k)}
+    parts = [part for key, part in kinds.items() if found.get(key)]
     if not parts:
         raise style.missing("sharpening", "sweep with sampling.samples above 0, and let it finish")
-    drawn = style.panels("Entropy and pass@k, before and after", list(parts), [150] * len(parts))
-    for panel, draw in enumerate(parts.values(), 1):
+    drawn = style.panels("Entropy and pass@k, before and after", [heading for heading, _ in parts], [150] * len(parts))
+    for panel, (_, draw) in enumerate(parts, 1):
         draw(drawn, found, panel)
     style.legend_below(drawn, 52)
     return drawn
 
 
 def specificity_rows(results: Results) -> list[tuple[str, Mapping[str, float]]]:
-    """Each capability that was transferred and the shares of behaviours it brought, after those of the target as it is."""
-    lines: dict[str, Line] = {name: line for name, line in results.arms().items() if name in ("unsteered", TRANSFERRED)}
-    rows = [(results.capability if name == TRANSFERRED else name, line) for name, line in sorted(lines.items(), reverse=True)]
+    """Each transferred capability with the shares of behaviours it brought; the unsteered target comes first."""
+    arms, own = results.arms(), results.capability
+    rows: list[tuple[Any, Line]] = [("unsteered", arms.get("unsteered", {})), (own, arms.get(TRANSFERRED, {}))]
     rows += [
-        (line["config"]["capability"], line)
+        (line["config"].get("capability"), line)
         for line in results.lines
-        if line["split"] == "test"
-        and line["config"].get("control") is None
-        and line["config"].get("capability") != results.capability
+        if line["split"] == "test" and line["config"].get("control") is None and line["config"].get("capability") != own
     ]
     return [(str(name), line["behaviours"]) for name, line in rows if line.get("behaviours")]
 
@@ -137,47 +85,37 @@ def _edges(values: Sequence[int]) -> list[float]:
     return [low - 0.5 + width * i for i in range((high - low) // width + 2)]
 
 
-def _length_bars(name: str, values: Sequence[int], edges: Sequence[float]) -> go.Bar:
-    import plotly.graph_objects as go
-
-    bins = [(a, b, sum(a < value < b for value in values)) for a, b in pairwise(edges)]
-    bins = [each for each in bins if each[2]]
+def _length_bars(name: str, values: Sequence[int], edges: Sequence[float]) -> dict[str, Any]:
     width = edges[1] - edges[0]
-    told = [f"{a + 0.5:g}" if width == 1 else f"{a + 0.5:g} to {b - 0.5:g}" for a, b, _ in bins]
-    return go.Bar(
-        x=[(a + b) / 2 for a, b, _ in bins], y=[count / len(values) for _, _, count in bins], width=[0.9 * width] * len(bins),
-        marker={"color": arm(name).colour}, customdata=[[text, count] for text, (_, _, count) in zip(told, bins, strict=True)],
-        hovertemplate="%{customdata[0]} tokens: <b>%{y:.1%}</b> of completions (%{customdata[1]})<extra></extra>",
-    )  # fmt: skip
+    counted = [(a, b, sum(a < value < b for value in values)) for a, b in pairwise(edges)]
+    bins = [(a, b, count) for a, b, count in counted if count]
+    return {
+        "x": [(a + b) / 2 for a, b, _ in bins], "y": [count / len(values) for _, _, count in bins],
+        "width": [0.9 * width] * len(bins), "marker": {"color": arm(name).colour},
+        "customdata": [[f"{a + 0.5:g}" if width == 1 else f"{a + 0.5:g} to {b - 0.5:g}", count] for a, b, count in bins],
+        "hovertemplate": "%{customdata[0]} tokens: <b>%{y:.1%}</b> of completions (%{customdata[1]})<extra></extra>",
+    }  # fmt: skip
 
 
 def _entropy(drawn: go.Figure, found: Mapping[str, Any], panel: int) -> None:
-    for side, name in (("unsteered", "unsteered"), ("steered", TRANSFERRED)):
-        values = found["entropy"][side]
-        hover = f"token %{{x}}, {arm(name).label}: <b>%{{y:.2f}}</b> nats<extra></extra>"
-        drawn.add_scatter(
-            x=list(range(1, len(values) + 1)), y=values, mode="lines+markers", name=arm(name).label, hovertemplate=hover,
-            line={"color": arm(name).colour, "width": 2}, row=panel, col=1,
-            marker={"size": 7, "symbol": "circle" if name == TRANSFERRED else "square"},
-        )  # fmt: skip
+    for side, name, symbol in (("unsteered", "unsteered", "square"), ("steered", TRANSFERRED, "circle")):
+        values, label = found["entropy"][side], arm(name).label
+        hover = f"token %{{x}}, {label}: <b>%{{y:.2f}}</b> nats"
+        line = style.line(range(1, len(values) + 1), values, label, arm(name).colour, hover, symbol=symbol)
+        drawn.add_scatter(**line, row=panel, col=1)
     drawn.update_yaxes(title="nats", rangemode="tozero", row=panel, col=1)
     drawn.update_xaxes(title="token of the completion", dtick=max(1, len(found["entropy"]["steered"]) // 8), row=panel, col=1)
 
 
 def _pass_at_k(drawn: go.Figure, found: Mapping[str, Any], panel: int) -> None:
-    curve = sorted((int(k), share) for k, share in found["pass_at_k"].items())
-    ks = [k for k, _ in curve]
-    drawn.add_scatter(
-        x=ks, y=[share for _, share in curve], mode="lines+markers", name="unsteered, pass@k", line={"color": GREY, "width": 2},
-        marker={"size": 7, "symbol": "square"}, hovertemplate="unsteered, %{x} samples: <b>%{y:.1%}</b><extra></extra>",
-        row=panel, col=1,
-    )  # fmt: skip
+    curve = {int(k): share for k, share in sorted(found["pass_at_k"].items(), key=lambda item: int(item[0]))}
+    hover = "unsteered, %{x} samples: <b>%{y:.1%}</b>"
+    line = style.line(curve, curve.values(), "unsteered, pass@k", GREY, hover, symbol="square")
+    drawn.add_scatter(**line, row=panel, col=1)
     steered = (found.get("greedy") or {}).get("steered")
     if steered is not None:
-        drawn.add_scatter(
-            x=[ks[0], ks[-1]], y=[steered] * 2, mode="lines", name="transferred, greedy",
-            line={"color": ACCENT, "width": 2.5, "dash": "dash"}, row=panel, col=1,
-            hovertemplate="transferred, greedy: <b>%{y:.1%}</b><extra></extra>",
-        )  # fmt: skip
+        name, ends = "transferred, greedy", (min(curve), max(curve))
+        line = style.line(ends, [steered] * 2, name, ACCENT, f"{name}: <b>%{{y:.1%}}</b>", width=2.5)
+        drawn.add_scatter(**line, line_dash="dash", row=panel, col=1)
     drawn.update_yaxes(title="right", row=panel, col=1, **style.percent(1.06))
-    drawn.update_xaxes(title="samples k", row=panel, col=1, **style.log_ticks(ks))
+    drawn.update_xaxes(title="samples k", row=panel, col=1, **style.log_ticks(curve))

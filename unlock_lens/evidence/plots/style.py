@@ -91,21 +91,43 @@ def log_ticks(values: Iterable[float]) -> dict[str, Any]:
     return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
-def cells(
-    x: Sequence[Any], y: Sequence[Any], z: Sequence[Sequence[float | None]], form: str, scale: Mapping[str, Any], **given: Any
-) -> go.Heatmap:
-    """A heat map whose cells carry their numbers where there is room.
+def line(
+    x: Iterable[Any], y: Iterable[Any], name: str, colour: str, hover: str, symbol: str = "", width: float = 2, **more: Any
+) -> dict[str, Any]:
+    """What `add_scatter` draws as a line, with markers where a symbol is given."""
+    look = {"line": {"color": colour, "width": width}, "hovertemplate": f"{hover}<extra></extra>"}
+    marks = {"mode": "lines+markers", "marker": {"size": 7, "symbol": symbol}} if symbol else {"mode": "lines"}
+    return {"x": [*x], "y": [*y], "name": name, **look, **marks, **more}
 
-    It is drawn in light colours, legible on any page; `meta` holds what a dark page may put in their place.
+
+def add_cells(
+    drawn: go.Figure,
+    names: tuple[Sequence[Any], Sequence[Any]],
+    values: Sequence[Sequence[float | None]],
+    look: tuple[Mapping[str, Any], str],
+    hover: str,
+    panel: int = 1,
+    **more: Any,
+) -> None:
+    """A heat map in a figure of panels: names along x and y, rows of values, a colour scale, and the format of a value.
+
+    Cells carry their numbers where there is room. They are drawn in light colours, legible on any page; `meta` holds what a
+    dark page may put in their place.
     """
-    import plotly.graph_objects as go
+    x, y = ([str(each) for each in along] for along in names)
+    scale, form = look
+    shown = {"texttemplate": f"%{{z:{form}}}", "textfont": {"size": 12, "color": CELL_INK["light"]}}
+    drawn.add_heatmap(
+        x=x, y=y, z=[list(row) for row in values], row=panel, col=1, showscale=False, xgap=2, ygap=2, hoverongaps=False,
+        colorscale=scale["light"], meta={"dark": scale["dark"], "ink": CELL_INK["dark"]},
+        hovertemplate=f"{hover}<extra></extra>", **(shown if len(x) <= MOST_TEXT else {}), **more,
+    )  # fmt: skip
 
-    shown = (
-        {"texttemplate": f"%{{z:{form}}}", "textfont": {"size": 12, "color": CELL_INK["light"]}} if len(x) <= MOST_TEXT else {}
-    )
-    names = {"x": [str(each) for each in x], "y": [str(each) for each in y], "z": [list(row) for row in z]}
-    look = {"showscale": False, "xgap": 2, "ygap": 2, "hoverongaps": False, "colorscale": scale["light"]}
-    return go.Heatmap(**{**look, "meta": {"dark": scale["dark"], "ink": CELL_INK["dark"]}, **names, **shown, **given})
+
+def categories(drawn: go.Figure, x: str, y: str = "", **more: Any) -> go.Figure:
+    """Axes of a heat map."""
+    drawn.update_xaxes(type="category", title=x)
+    return drawn.update_yaxes(type="category", title=y or None, showgrid=False, **more)
 
 
 def frame_cell(drawn: go.Figure, column: int, row: int, panel: int = 1) -> None:
@@ -114,18 +136,23 @@ def frame_cell(drawn: go.Figure, column: int, row: int, panel: int = 1) -> None:
     drawn.add_shape(type="rect", line={"color": CONTRARY, "width": 2.5}, row=panel, col=1, **box)
 
 
-def depth_colour(share: float) -> str:
-    """A colour between the first layer's (or least value's), at 0, and the last's, at 1."""
-    first = int(share > 0.5)
-    part = 2 * share - first
-    mixed = [round((1 - part) * a + part * b) for a, b in zip(_rgb(DEPTHS[first]), _rgb(DEPTHS[first + 1]), strict=True)]
-    return f"rgb({mixed[0]},{mixed[1]},{mixed[2]})"
+def depth_colours(n: int) -> list[str]:
+    """Colours from the first layer's (or least value's) to the last's."""
+    mixed: list[str] = []
+    for i in range(n):
+        share = i / max(1, n - 1)
+        first = int(share > 0.5)
+        part = 2 * share - first
+        ends = (bytes.fromhex(colour.removeprefix("#")) for colour in DEPTHS[first : first + 2])
+        mixed.append("rgb({},{},{})".format(*(round((1 - part) * a + part * b) for a, b in zip(*ends, strict=True))))
+    return mixed
+
+
+def rank(value: int | None) -> str:
+    """A rank in words."""
+    return "full" if value is None else str(value)
 
 
 def missing(what: str, remedy: str) -> InvalidInput:
     """The error of a figure that has nothing to draw."""
     return InvalidInput(f"these results hold no {what}; {remedy}")
-
-
-def _rgb(colour: str) -> tuple[int, ...]:
-    return tuple(bytes.fromhex(colour.removeprefix("#")))

@@ -65,13 +65,7 @@ ALIGNERS: Mapping[str, str] = {
 
 
 def arm(name: str) -> Arm:
-    """What is known of an arm; one that is not known counts as a rival, which is the strict reading.
-
-    Example:
-        >>> from unlock_lens.evidence.plots.vocabulary import arm
-        >>> arm("anti_mean").role, arm("of_my_own").label
-        ('rival', 'of my own')
-    """
+    """What is known of an arm; an unknown one counts as a rival, which is the strict reading."""
     return ARMS.get(name) or Arm(name.replace("_", " "), "a control of this sweep", "rival", GREY, "longdashdot", "pentagon")
 
 

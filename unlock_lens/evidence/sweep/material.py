@@ -22,7 +22,7 @@ from unlock_lens.core.tokens import Chosen, Positions, paired_tokens
 from unlock_lens.core.variant import Variant
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence import controls
-from unlock_lens.evidence.diagnosis.probe import Probe
+from unlock_lens.evidence.probe import Probe
 from unlock_lens.evidence.sweep.config import Capability, SweepConfig
 from unlock_lens.evidence.sweep.setting import NAIVE, NAIVE_UNSTEERED, UNSTEERED, Setting
 from unlock_lens.hosts import backend_of, open_model

@@ -8,7 +8,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, islice
 from typing import Any
 
 from pydantic import PositiveInt
@@ -20,15 +20,7 @@ from unlock_lens.evidence.spec import Spec
 
 @dataclass(frozen=True)
 class Problem:
-    """A question, its answer, and what else a check needs to know (`extra`).
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> from unlock_lens.evidence.tasks import Problem
-        >>> Problem("How much is\\n1 + 1?", "2").key
-        'How much is 1 + 1?'
-    """
+    """A question, its answer, and what else a check needs to know (`extra`)."""
 
     question: str
     answer: str
@@ -36,7 +28,7 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """The question, whatever its white space: what tells problems apart."""
+        """The question with its white space evened out: what tells problems apart."""
         return " ".join(self.question.split())
 
 
@@ -51,18 +43,16 @@ class Task:
     Attributes:
         name: what the problems are called.
         problems: at least one, each with a question and an answer.
-        check: of one completion, such as those of `unlock_lens.evidence.tasks.scoring.CHECKS`, or your own.
-        classify: tells which behaviour a completion shows; None if the task does not tell behaviours apart.
+        check: whether a completion is right: one of `unlock_lens.evidence.tasks.CHECKS`, or your own.
+        classify: which behaviour a completion shows; None if the task does not tell behaviours apart.
         behaviour_names: all that `classify` may return.
-        code_hash: of the code that the check is in, where a sweep is to notice that it changed.
+        code_hash: of the code of the check, for a sweep to notice that it changed.
 
     Raises:
         InvalidInput: no problems, or one without a question or an answer.
 
-    Source: docs/evidence.md.
-
     Example:
-        >>> from unlock_lens.evidence.tasks.scoring import CHECKS
+        >>> from unlock_lens.evidence.tasks import CHECKS, Problem, Task
         >>> task = Task("sums", (Problem("1 + 1?", "2"), Problem("2 + 2?", "4")), CHECKS["number"])
         >>> task.prompts("{question} Answer:")
         ['1 + 1? Answer:', '2 + 2? Answer:']
@@ -84,9 +74,7 @@ class Task:
             if not problem.question.strip():
                 raise InvalidInput(f"problem {place} of {self.name} has an empty question; leave it out")
             if not problem.answer.strip():
-                raise InvalidInput(
-                    f"problem {place} of {self.name} has no answer ({problem.question!r}); give one, or leave the problem out"
-                )
+                raise InvalidInput(f"problem {place} of {self.name} has no answer ({problem.question!r}); give one")
 
     def __len__(self) -> int:
         return len(self.problems)
@@ -102,11 +90,11 @@ class Task:
     @property
     def hash(self) -> str:
         """A short fingerprint of the questions and answers in their order, and of `code_hash` if there is one."""
-        told = [self.questions, self.answers, *([self.code_hash] if self.code_hash else [])]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        content = [self.questions, self.answers, *([self.code_hash] if self.code_hash else [])]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def prompts(self, template: str) -> list[str]:
-        """The template with each question in the place of `{question}`.
+        """The template with each question in place of `{question}`.
 
         Raises:
             InvalidInput: the template has no `{question}`.
@@ -114,11 +102,7 @@ class Task:
         return fill(template, self.questions)
 
     def correct(self, completions: Sequence[str]) -> list[bool]:
-        """Whether each completion is right.
-
-        Raises:
-            InvalidInput: another number of completions than of problems.
-        """
+        """Whether each completion is right; InvalidInput where there are more or fewer completions than problems."""
         self._check_count(completions)
         return [self.check(completion, problem) for completion, problem in zip(completions, self.problems, strict=True)]
 
@@ -126,7 +110,7 @@ class Task:
         """Which behaviour each completion shows; None if the task does not tell behaviours apart.
 
         Raises:
-            InvalidInput: another number of completions than of problems.
+            InvalidInput: another number of completions than of problems, or a behaviour that is not in `behaviour_names`.
         """
         self._check_count(completions)
         if not self.classify:
@@ -161,13 +145,6 @@ class Sizes(Spec):
         extract: problems that directions are made from.
         train: problems that settings are chosen on.
         test: problems that results are reported on.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> from unlock_lens.evidence.tasks import Sizes
-        >>> Sizes(extract=100, train=20, test=40).total
-        160
     """
 
     extract: PositiveInt
@@ -181,18 +158,10 @@ class Sizes(Spec):
 
 @dataclass(frozen=True)
 class Splits:
-    """What directions are made from, what settings are chosen on, what results are reported on: no question is in two.
+    """Problems for directions, for the choice of settings, and for the reported results: no question is in two.
 
     Raises:
         InvalidInput: two splits share a question.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> from unlock_lens.evidence.tasks import Problem, Splits, Task
-        >>> parts = [Task(name, (Problem(f"{name}?", "1"),), lambda text, problem: True) for name in ("a", "b", "c")]
-        >>> Splits(*parts).test.questions
-        ['c?']
     """
 
     extract: Task
@@ -209,12 +178,6 @@ def split(pool: Task, sizes: Sizes, seed: int, test: Task | None = None) -> Spli
 
     Raises:
         InvalidInput: too few problems, or a question of the pool that is also in `test`.
-
-    Example:
-        >>> pool = Task("sums", tuple(Problem(f"{i} + 1?", str(i + 1)) for i in range(9)), lambda text, problem: True)
-        >>> splits = split(pool, Sizes(extract=4, train=2, test=3), seed=0)
-        >>> len(splits.extract), len(splits.train), len(splits.test)
-        (4, 2, 3)
     """
     if test is None:
         return Splits(*_drawn(pool, (sizes.extract, sizes.train, sizes.test), seed))
@@ -235,10 +198,8 @@ def _drawn(pool: Task, counts: Sequence[int], seed: int) -> list[Task]:
             f"{pool.name} has {len(problems)} different questions, and sizes ask for {sum(counts)} of them; ask for fewer"
         )
     random.Random(f"split {seed}").shuffle(problems)
-    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
-    return [
-        dataclasses.replace(pool, problems=tuple(problems[end - count : end])) for count, end in zip(counts, ends, strict=True)
-    ]
+    left = iter(problems)
+    return [dataclasses.replace(pool, problems=tuple(islice(left, count))) for count in counts]
 
 
 def _refuse_shared(some: Task, others: Task, names: str) -> None:

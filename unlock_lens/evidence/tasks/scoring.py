@@ -13,8 +13,8 @@ from unlock_lens.evidence.tasks.problems import Check, Problem
 
 CheckName = Literal["exact", "number", "choice", "math"]
 MATH_SECONDS = 5
-"""What math-verify may think about one expression: completions such as 9^{9^9} would never end."""
-
+"""Time for one expression in math-verify: completions such as 9^{9^9} would never end."""
+INSTALL = "pip install 'unlock-lens[tasks]'"
 
 _AMOUNT = r"(?:\\?\$[-\u2212]?)?(?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![.\d])\.\d+)"
 # A minus after a word, a digit or a closing bracket is a subtraction or a range, and digits within a word are no number.
@@ -47,7 +47,7 @@ def number(completion: str, problem: Problem) -> bool:
     Fractions and LaTeX are for the check "math".
 
     Raises:
-        InvalidInput: the answer is no number.
+        InvalidInput: the answer is not a number.
 
     Example:
         >>> number("2 boxes of 610 make $1,220.00.", Problem("How much?", "1220"))
@@ -55,7 +55,7 @@ def number(completion: str, problem: Problem) -> bool:
     """
     wanted = _PLAIN_NUMBER.fullmatch(problem.answer.strip())
     if wanted is None:
-        raise InvalidInput(f'the answer {problem.answer!r} is no number; take the check "math" or "exact"')
+        raise InvalidInput(f'the answer {problem.answer!r} is not a number; take the check "math" or "exact"')
     found = list(_NUMBER.finditer(completion))
     return bool(found) and _value(found[-1]) == _value(wanted)
 
@@ -64,7 +64,7 @@ def choice(completion: str, problem: Problem) -> bool:
     """The option letter that the completion ends on is the answer: "answer is B" first, else the last (B), B., B) or lone B.
 
     Raises:
-        InvalidInput: the answer is no capital letter from A to J.
+        InvalidInput: the answer is not a capital letter from A to J.
 
     Example:
         >>> choice("(A) is too small, so the answer is (B).", Problem("Which?", "B"))
@@ -72,7 +72,9 @@ def choice(completion: str, problem: Problem) -> bool:
     """
     wanted = _LETTER.fullmatch(problem.answer)
     if wanted is None:
-        raise InvalidInput(f'the answer {problem.answer!r} is no option letter from A to J; take the check "exact" or another')
+        raise InvalidInput(
+            f'the answer {problem.answer!r} is not an option letter from A to J; take the check "exact" or another'
+        )
     found = _STATED_LETTER.findall(completion) or ["".join(groups) for groups in _MARKED_LETTER.findall(completion)]
     return bool(found) and found[-1] == wanted[1]
 
@@ -90,7 +92,7 @@ def math(completion: str, problem: Problem) -> bool:
     try:
         from math_verify import parse, verify
     except ImportError as error:
-        raise InvalidInput("the check \"math\" needs math-verify: pip install 'unlock-lens[tasks]'") from error
+        raise InvalidInput(f'the check "math" needs math-verify: {INSTALL}') from error
     # The limit is kept by a signal, which only the main thread can receive; elsewhere math-verify demands that there be none.
     seconds: Any = MATH_SECONDS if threading.current_thread() is threading.main_thread() else None
     gold = problem.answer if _LATEX_MARKS.search(problem.answer) else f"${problem.answer}$"

@@ -1,4 +1,7 @@
-"""Where problems come from: drawn, read from files, or loaded from the Hugging Face hub."""
+"""Where problems come from: drawn, read from files, or loaded from the Hugging Face hub.
+
+`splits` of each raises InvalidInput where a file, a package or the hub is missing, or where there are too few problems.
+"""
 
 from __future__ import annotations
 
@@ -6,37 +9,42 @@ import dataclasses
 import difflib
 import hashlib
 import random
+import re
 import runpy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
 from unlock_lens.core.inputs import read_records
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.spec import Spec
-from unlock_lens.evidence.tasks.hub import INSTALL, AgiEvalMathSpec, Gsm8kSpec, MathSpec
-from unlock_lens.evidence.tasks.problems import Check, Problem, Sizes, Splits, Task, split
-from unlock_lens.evidence.tasks.scoring import CHECKS, CheckName, final_answer
+from unlock_lens.evidence.tasks.problems import Check, Problem, Sizes, Splits, Task, split, unique
+from unlock_lens.evidence.tasks.scoring import CHECKS, INSTALL, CheckName, final_answer, last_boxed
 from unlock_lens.zoo.family import DIGITS_PER_QUESTION, END, MODULUS, Digits, answer, draw_digits, total
 from unlock_lens.zoo.task import BEHAVIOURS, behaviour_of
 from unlock_lens.zoo.task import final_answer as final_digit
+
+Subject = Literal[
+    "algebra", "counting_and_probability", "geometry", "intermediate_algebra", "number_theory", "prealgebra", "precalculus"
+]
+_AGIEVAL_PROMPT = re.compile(r"\A\s*Q:|\n\s*A:[^\n]*\s*\Z")
+"""What AGIEval's own prompt puts around a question."""
 
 
 class RunningSumSpec(Spec):
     """The embedded family's running sums; the template "Q {question} A :" gives its plain prompts.
 
     Attributes:
-        behaviour: None: a completion is right whose final answer is the sum, however it came. Otherwise one is right that is
-            what a model showing that behaviour writes, word by word.
+        behaviour: by default a completion is right if its final answer is the sum, however it came about; otherwise if it is,
+            word for word, what a model with that behaviour writes.
 
     Raises:
         InvalidInput: `splits` is asked for more problems than there are.
 
-    Source: docs/evidence.md.
-
     Example:
+        >>> from unlock_lens.evidence.tasks import RunningSumSpec, Sizes
         >>> task = RunningSumSpec().splits(Sizes(extract=2, train=1, test=1), seed=0).extract
         >>> task.prompts("Q {question} A :"), task.answers
         (['Q 2 3 2 0 4 0 A :', 'Q 0 5 0 4 2 4 A :'], ['4', '1'])
@@ -62,7 +70,7 @@ class RunningSumSpec(Spec):
 
 
 class JsonlSpec(Spec):
-    """Your own problems, one JSON object a line; those of `test_path`, if it is given, are for the test alone.
+    """Your own problems, one JSON object per line; those of `test_path`, if given, are the test split.
 
     Attributes:
         path: the file.
@@ -70,20 +78,6 @@ class JsonlSpec(Spec):
         question: name of the field that holds the question.
         answer: name of the field that holds the answer, a text or a number.
         check: how completions are checked.
-
-    Raises:
-        InvalidInput: `splits` finds no file, a line without question or answer, an answer that the check cannot work with, or
-            too few problems.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp(), "sums.jsonl")
-        >>> count = file.write_text('{"question": "1 + 1?", "answer": 2}\\n{"question": "2 + 2?", "answer": 4}\\n'
-        ...                         '{"question": "3 + 3?", "answer": 6}')
-        >>> JsonlSpec(path=file, check="number").splits(Sizes(extract=1, train=1, test=1), seed=0).test.answers
-        ['4']
     """
 
     kind: Literal["jsonl"] = "jsonl"
@@ -110,7 +104,7 @@ class JsonlSpec(Spec):
                     "(say with question: and answer: which fields to read)"
                 )
         problem = Problem(str(question), str(answer))
-        # Answers that a check cannot work with are told here, not after hours of generation; "math" takes any, and its time.
+        # Answers that a check cannot work with are reported now, not after hours of generation; "math" takes any, and its time.
         if self.check != "math":
             try:
                 CHECKS[self.check](problem.answer, problem)
@@ -123,23 +117,14 @@ class ReasoningGymSpec(Spec):
     """Problems of one of reasoning-gym's procedural datasets.
 
     A completion is right if the dataset's own `score_answer` gives its final answer (`tasks.scoring.final_answer`) the full
-    score of 1.0: partial credit is no right answer. `check` takes another check in its place.
+    score of 1.0: partial credit does not count.
 
     Attributes:
         dataset: its name, such as "chain_sum".
         options: of its configuration, such as {"min_terms": 3}.
         check: a check in place of the dataset's own.
 
-    Raises:
-        InvalidInput: `splits` finds no reasoning-gym, no such dataset, or options that it does not take.
-
     Source: Stojanovski et al., "Reasoning Gym", arXiv:2505.24760.
-
-    Example:
-        >>> spec = ReasoningGymSpec(dataset="chain_sum", options={"max_terms": 3})
-        >>> task = spec.splits(Sizes(extract=1, train=1, test=1), seed=0).test
-        >>> task.correct([f"So the answer is {task.answers[0]}."])
-        [True]
     """
 
     kind: Literal["reasoning_gym"] = "reasoning_gym"
@@ -184,17 +169,6 @@ class PythonSpec(Spec):
 
     Raises:
         InvalidInput: `splits` finds no file, one that fails, no `Task` of that name in it, or too few problems.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> import tempfile
-        >>> file = Path(tempfile.mkdtemp(), "mine.py")
-        >>> count = file.write_text("from unlock_lens.evidence.tasks import Problem, Task\\n"
-        ...                         "problems = tuple(Problem(f'{i} + 1?', str(i + 1)) for i in range(9))\\n"
-        ...                         "task = Task('sums', problems, lambda completion, problem: problem.answer in completion)")
-        >>> PythonSpec(path=file).splits(Sizes(extract=2, train=1, test=1), seed=0).test.correct(["perhaps 1 or 2 or 3 or 4"])
-        [True]
     """
 
     kind: Literal["python"] = "python"
@@ -217,6 +191,60 @@ class PythonSpec(Spec):
         return split(dataclasses.replace(found, code_hash=code), sizes, seed)
 
 
+class Gsm8kSpec(Spec):
+    """Grade school word problems (openai/gsm8k); extract and train come from its train split, test from its test split.
+
+    Source: Cobbe et al., arXiv:2110.14168.
+    """
+
+    kind: Literal["gsm8k"] = "gsm8k"
+
+    def splits(self, sizes: Sizes, seed: int) -> Splits:
+        return _native(self.kind, self._read("train"), self._read("test"), "number", sizes, seed)
+
+    def _read(self, part: str) -> list[Problem]:
+        rows = from_hub("openai/gsm8k", "main", part)
+        return [Problem(row["question"], row["answer"].rpartition("####")[2].strip()) for row in rows]
+
+
+class MathSpec(Spec):
+    """Competition problems (EleutherAI/hendrycks_math); extract and train come from its train split, test from its test split.
+
+    Attributes:
+        subjects: all seven by default.
+        levels: of difficulty, 1 to 5; all by default.
+
+    Source: Hendrycks et al., arXiv:2103.03874.
+    """
+
+    kind: Literal["math"] = "math"
+    subjects: Annotated[tuple[Subject, ...], Field(min_length=1)] = get_args(Subject)
+    levels: tuple[Annotated[int, Field(ge=1, le=5)], ...] = ()
+
+    def splits(self, sizes: Sizes, seed: int) -> Splits:
+        return _native(self.kind, self._read("train"), self._read("test"), "math", sizes, seed)
+
+    def _read(self, part: str) -> list[Problem]:
+        wanted = {f"Level {level}" for level in self.levels}
+        rows = [row for subject in self.subjects for row in from_hub("EleutherAI/hendrycks_math", subject, part)]
+        kept = [row for row in rows if not wanted or row["level"] in wanted]
+        return [Problem(row["problem"], last_boxed(row["solution"]) or "") for row in kept]
+
+
+class AgiEvalMathSpec(Spec):
+    """AGIEval's 1,000 MATH problems (hails/agieval-math), which have a test split alone: all three splits are drawn from it.
+
+    Source: Zhong et al., arXiv:2304.06364.
+    """
+
+    kind: Literal["agieval_math"] = "agieval_math"
+
+    def splits(self, sizes: Sizes, seed: int) -> Splits:
+        rows = from_hub("hails/agieval-math", None, "test")
+        problems = tuple(Problem(_AGIEVAL_PROMPT.sub("", row["query"]).strip(), row["answer"]) for row in rows)
+        return split(Task(self.kind, problems, CHECKS["math"]), sizes, seed)
+
+
 TaskSpec = Annotated[
     RunningSumSpec | JsonlSpec | PythonSpec | ReasoningGymSpec | Gsm8kSpec | MathSpec | AgiEvalMathSpec,
     Field(discriminator="kind"),
@@ -237,3 +265,27 @@ def _scored_by(dataset: Any) -> Check:
             return False
 
     return check
+
+
+def from_hub(dataset: str, config: str | None, split: str) -> list[dict[str, Any]]:
+    """The rows of a dataset on the Hugging Face hub.
+
+    Raises:
+        InvalidInput: `datasets` is not installed, there is no such dataset, or the hub cannot be reached.
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise InvalidInput(f"datasets is not installed, which {dataset} needs; {INSTALL}") from error
+    try:
+        return [dict(row) for row in load_dataset(dataset, config, split=split)]
+    except (OSError, ValueError) as error:
+        raise InvalidInput(
+            f"{dataset} ({split}) could not be loaded from the hub: {error}; check name and connection, or use your own file"
+        ) from error
+
+
+def _native(name: str, train: list[Problem], test: list[Problem], check: CheckName, sizes: Sizes, seed: int) -> Splits:
+    # A benchmark that repeats a test question in its train split is used without the latter.
+    pool = Task(f"{name} (train)", unique(train, besides=test), CHECKS[check])
+    return split(pool, sizes, seed, Task(f"{name} (test)", tuple(test), CHECKS[check]))

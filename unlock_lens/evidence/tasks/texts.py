@@ -11,17 +11,17 @@ from pydantic import Field, PositiveInt
 from unlock_lens.core.inputs import read_texts
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.spec import Spec
-from unlock_lens.evidence.tasks.hub import from_hub
+from unlock_lens.evidence.tasks.specs import from_hub
 from unlock_lens.zoo.family import OPENINGS, TAGS
 from unlock_lens.zoo.task import text
 
 
 class ZooText(Spec):
-    """Sequences of the embedded family, as models of `mix` read them.
+    """Training sequences of the embedded family's models `mix`.
 
     Attributes:
-        without: behaviours of which every trace is left out.
-        plain: whether plain prompts, which ask for no behaviour, are among them.
+        without: behaviours that are left out, with every trace of them.
+        plain: whether to include plain prompts, which ask for no behaviour.
         prompt_end: where a text's prompt ends.
     """
 
@@ -45,7 +45,7 @@ class ZooText(Spec):
 
 
 class FileText(Spec):
-    """A text file (one a line) or a JSONL file; `n` of them drawn, all by default.
+    """A text file (one text per line) or a JSONL file; `n` texts are drawn, all by default.
 
     Attributes:
         prompt_end: where a text's prompt ends, for the price of steering; by default halfway.

@@ -1,9 +1,9 @@
-"""A probe before a long run: one forward pass a strength, no labels, nothing generated (docs/diagnosis.md)."""
+"""A probe before a long run: one forward pass for each strength, no labels, nothing generated (docs/diagnosis.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from unlock_lens.evidence.distributions import next_token_log_probs
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 LEAST_DIFFERING = 0.1
-"""Share of prompts that must begin otherwise when unlocked; below it the first token tells nothing."""
+"""Share of prompts that must begin otherwise when unlocked; below it the first token says nothing."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,14 @@ class Probe:
             get the unlocked one's when steered; None where that could not be seen.
         alpha: the strength at which (the middle one of equals): a place to begin a sweep.
         by_alpha: strength and share, for each.
-        n_prompts: prompts that were looked at.
+        n_prompts: number of prompts.
         n_differing: those whose first token differs between unsteered and unlocked.
         skipped: why there is no share.
-
-    Source: docs/diagnosis.md.
 
     Example:
         >>> import unlock_lens as ul
         >>> from unlock_lens import zoo
-        >>> from unlock_lens.evidence.diagnosis.probe import Probe
+        >>> from unlock_lens.evidence.probe import Probe
         >>> model, task = zoo.load("small-base"), zoo.running_sum(n=16)
         >>> locked, unlocked = ul.Variant(model, task.direct), ul.Variant(model, task.think)
         >>> Probe.run(ul.CapabilityDirection.extract(locked, unlocked), locked, unlocked).share
@@ -81,12 +79,10 @@ class Probe:
                 f"{len(target)} target and {len(unlocked)} unlocked prompts were given; "
                 "prompt i of one belongs to prompt i of the other"
             )
-        told = _incomparable(target, unlocked)
-        if told:
-            return cls(None, None, (), len(target), 0, told)
+        if skipped := _incomparable(target, unlocked):
+            return cls(None, None, (), len(target), 0, skipped)
 
-        def first_tokens(variant: Variant, steer: SteeringHook | None = None) -> Tensor:
-            of = variant
+        def first_tokens(of: Variant, steer: SteeringHook | None = None) -> Tensor:
             return next_token_log_probs(of.model, of.prompts, steer, batch_size, of.add_special_tokens, of.remote)
 
         found = [first_tokens(target), first_tokens(unlocked)]
@@ -103,7 +99,7 @@ class Probe:
         unlocked: Float[Tensor, "prompt vocabulary"],
         steered: Mapping[float, Float[Tensor, "prompt vocabulary"]],
     ) -> Probe:
-        """From log-probabilities (or logits) of first tokens that are at hand.
+        """From log-probabilities (or logits) of first tokens that you already have.
 
         Raises:
             InvalidInput: no strengths, or shapes that differ.
@@ -118,8 +114,9 @@ class Probe:
         differing = unsteered.argmax(dim=-1) != wanted
         n, n_differing = len(wanted), int(differing.sum())
         if n_differing < max(1, LEAST_DIFFERING * n):
-            told = f"unlocked and unsteered begin alike in {n - n_differing} of {n} prompts"
-            return cls(None, None, (), n, n_differing, told)
+            return cls(
+                None, None, (), n, n_differing, f"unlocked and unsteered begin alike in {n - n_differing} of {n} prompts"
+            )
         by_alpha = tuple(
             (float(alpha), float((scores.argmax(dim=-1) == wanted)[differing].float().mean()))
             for alpha, scores in sorted(steered.items())
@@ -128,20 +125,18 @@ class Probe:
         equals = [alpha for alpha, found in by_alpha if found == share]
         return cls(share, equals[len(equals) // 2], by_alpha, n, n_differing)
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Probe:
-        pairs = tuple((float(alpha), float(share)) for alpha, share in told["by_alpha"])
-        return cls(told["share"], told["alpha"], pairs, told["n_prompts"], told["n_differing"], told["skipped"])
+    def from_json(cls, given: Mapping[str, Any]) -> Probe:
+        """From the fields as JSON holds them (`dataclasses.asdict`)."""
+        read: dict[str, Any] = {**given, "by_alpha": tuple((float(alpha), float(share)) for alpha, share in given["by_alpha"])}
+        return cls(**read)
 
 
 def _incomparable(target: Variant, unlocked: Variant) -> str | None:
-    """Why the first tokens of the two cannot be held against each other."""
+    """Why the first tokens of the two cannot be compared."""
     if target.backend.tokenizer.get_vocab() != unlocked.backend.tokenizer.get_vocab():
         return f"{target.backend.identity.name} and {unlocked.backend.identity.name} have different vocabularies"
     pairs = zip(target.prompts, unlocked.prompts, strict=True)
     if any(asked.startswith(plain) and asked != plain for plain, asked in pairs):
-        return "unlocked prompts go on where the locked ones end, so that their next token is not the first of a completion"
+        return "unlocked prompts continue where the locked ones end, so their next token is not the first of a completion"
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ from unlock_lens import zoo
 from unlock_lens.core import read
 from unlock_lens.core.contrast import Contrast
 from unlock_lens.core.direction import Provenance
-from unlock_lens.evidence.diagnosis import Diagnosis, diagnose, table
-from unlock_lens.evidence.diagnosis.probe import Probe
+from unlock_lens.evidence.diagnosis import Diagnosis, diagnose, show
+from unlock_lens.evidence.probe import Probe
 from unlock_lens.hosts.identity import ModelIdentity
 
 TASK = zoo.running_sum(n=32, seed=5)
@@ -42,6 +42,15 @@ def made_contrast(differences: torch.Tensor) -> Contrast:
     return Contrast(differences, tuple(range(len(differences))), MODEL, Provenance())
 
 
+def assert_alike(one: Diagnosis, other: Diagnosis) -> None:
+    """The same forecast, up to the order of sums."""
+    assert (one.rank, one.ability) == (other.rank, other.ability)
+    assert one.score == pytest.approx(other.score, abs=1e-4)
+    for pair in zip(one.layers, other.layers, strict=True):
+        found, same = ({name: value for name, value in asdict(layer).items() if value is not None} for layer in pair)
+        assert found == pytest.approx(same, rel=1e-4, abs=1e-4)
+
+
 def test_stability() -> None:
     aligner, source, _ = made()
     direction = ul.CapabilityDirection(source[:, 0], (0, 1))
@@ -50,7 +59,7 @@ def test_stability() -> None:
     assert [layer.stability for layer in found] == pytest.approx([1, 1])
     loose = diagnose(direction, aligner, contrast=made_contrast(drawn(3, 2, 10, 8)))
     assert all((layer.stability or 0) < 0.9 for layer in loose.layers)
-    assert any("extract it from more prompt pairs" in reason for reason in loose.reasons)
+    assert any("more prompt pairs" in reason for reason in loose.reasons)
 
 
 # Forecasts on constructed data
@@ -62,8 +71,8 @@ def test_an_exact_map_is_a_good_forecast() -> None:
     own = aligner.transport(direction)
     found = diagnose(direction, aligner, own=own, ability=1.0, source_acts=source, target_acts=target)
     assert found.score > 0.95
-    assert found.verdict.startswith("The transfer is likely to work")
-    assert found.reasons[0] == "Nothing that was looked at stands in the way."
+    assert "is likely" in found.verdict
+    assert "Nothing" in found.reasons[0]
     for layer in found.layers:
         assert layer.own_cosine == pytest.approx(1)
         assert layer.coverage == pytest.approx(1)
@@ -78,25 +87,25 @@ def test_a_direction_outside_the_span_is_told() -> None:
     aligner = ul.SubspaceAligner(4, centered=True).fit_activations(source, target)
     direction = ul.CapabilityDirection(torch.eye(8)[6:], (0, 1))
     found = diagnose(direction, aligner, source_acts=source, target_acts=target)
-    assert [layer.coverage for layer in found.layers] == [0, 0]
-    assert found.score == found.geometry == 0
-    assert found.reasons[0] == (
-        "100% of the direction's squared norm at layers 0-1 lies outside what the calibration texts span at rank 4: "
-        "raise the rank, or add texts that show the behaviour."
-    )
-    assert "unlikely to work (score 0.00" in found.verdict
+    assert [layer.coverage for layer in found.layers] == pytest.approx([0, 0], abs=1e-9)
+    assert found.score == found.geometry == pytest.approx(0, abs=1e-9)
+    assert "100%" in found.reasons[0]
+    assert "layers 0-1" in found.reasons[0]
+    assert "rank 4" in found.reasons[0]
+    assert "unlikely" in found.verdict
+    assert "0.00" in found.verdict
 
 
 def test_a_low_rank_is_told_apart_from_poor_texts() -> None:
     aligner, source, target = made(rank=2)
     direction = ul.CapabilityDirection(source[:, 0], (0, 1))
-    told = " ".join(diagnose(direction, aligner, source_acts=source, target_acts=target).reasons)
-    assert "At rank 2 they agree with correlation" in told
-    assert "whatever the rank" not in told
+    said = " ".join(diagnose(direction, aligner, source_acts=source, target_acts=target).reasons)
+    assert "At rank 2" in said
+    assert "whatever the rank" not in said
     unrelated = drawn(9, 2, 200, 8)
     aligner = ul.SubspaceAligner(8, centered=True).fit_activations(source, unrelated)
     found = diagnose(direction, aligner, source_acts=source, target_acts=unrelated)
-    assert "whatever the rank, source and target agree with correlation" in found.reasons[0]
+    assert "whatever the rank" in found.reasons[0]
     assert found.score < 0.25
 
 
@@ -112,14 +121,14 @@ def test_ability_says_no() -> None:
     scores = [diagnose(direction, aligner, ability=ability, **acts).score for ability in (0.0, 0.25, 0.5, 1.0)]
     assert scores == pytest.approx([0, scores[3] / 2, scores[3], scores[3]])
     naive = diagnose(direction, aligner, ability=0.1, **acts)
-    assert naive.reasons[0].startswith("The target solves 10% of the problems even when it is asked to")
+    assert "solves 10%" in naive.reasons[0]
 
 
 def test_what_was_not_looked_at_is_told() -> None:
     aligner, source, _ = made()
-    told = " ".join(diagnose(ul.CapabilityDirection(source[:, 0], (0, 1)), aligner).reasons)
-    for part in ("give source and target texts", "give ability, its pass@k", "give a probe"):
-        assert part in told
+    said = " ".join(diagnose(ul.CapabilityDirection(source[:, 0], (0, 1)), aligner).reasons)
+    for part in ("give source and target", "give ability", "give a probe"):
+        assert part in said
 
 
 def test_many_tokens_are_thinned_out() -> None:
@@ -127,7 +136,7 @@ def test_many_tokens_are_thinned_out() -> None:
     direction = ul.CapabilityDirection(source[:, 0], (0, 1))
     kept = torch.linspace(0, 199, 50).round().long()
     thinned = diagnose(direction, aligner, source_acts=source, target_acts=target, max_tokens=50)
-    assert thinned == diagnose(direction, aligner, source_acts=source[:, kept], target_acts=target[:, kept])
+    assert_alike(thinned, diagnose(direction, aligner, source_acts=source[:, kept], target_acts=target[:, kept]))
 
 
 def test_a_forecast_survives_json() -> None:
@@ -145,13 +154,13 @@ def test_the_report_shows_what_was_looked_at() -> None:
     direction = ul.CapabilityDirection(source[:, 0], (0, 1))
     console = Console(width=160, record=True, file=io.StringIO())
     found = diagnose(direction, aligner, source_acts=source, target_acts=target)
-    table.show(found, console)
-    told = console.export_text()
-    assert found.verdict[:40] in told
-    assert "agree" in told
-    assert "0>0" in told
-    assert "dim t" in told
-    assert " own " not in told.splitlines()[3]
+    show(found, console)
+    shown = console.export_text()
+    assert found.verdict[:40] in shown
+    header = next(line.split() for line in shown.splitlines() if line.split()[:1] == ["layer"])
+    assert {"agree", "dim"} <= set(header)
+    assert "own" not in header
+    assert "0>0" in shown
 
 
 # The probe
@@ -168,7 +177,7 @@ def test_a_probe_decides_the_score() -> None:
     found = diagnose(direction, aligner, ability=0.25, probe=probe, source_acts=source, target_acts=target)
     assert found.score == pytest.approx(0.25 * 0.5)
     assert found.geometry > 0.9
-    assert any("begins as the unlocked model does in at most 25% of the 4 prompts" in reason for reason in found.reasons)
+    assert any("25% of the 4 prompts" in reason for reason in found.reasons)
 
 
 def test_a_probe_that_sees_nothing_leaves_the_score_to_geometry() -> None:
@@ -178,7 +187,8 @@ def test_a_probe_that_sees_nothing_leaves_the_score_to_geometry() -> None:
     assert blind.share is None
     found = diagnose(direction, aligner, probe=blind)
     assert found.score == found.geometry
-    assert found.reasons[-1] == "The probe saw nothing: unlocked and unsteered begin alike in 2 of 2 prompts."
+    assert "probe" in found.reasons[-1]
+    assert "2 of 2 prompts" in found.reasons[-1]
 
 
 # Bad input
@@ -188,29 +198,29 @@ def test_bad_input_is_refused(small: Any, large: Any) -> None:
     aligner, source, target = made()
     direction = ul.CapabilityDirection(source[:, 0], (0, 1))
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"ability": 1.5}, "ability 1.5 was given; it is a share"),
-        ({"bootstraps": 0}, "bootstraps 0 and max_tokens 10000"),
-        ({"source_acts": source}, "only one of source and target was given"),
-        ({"source": ul.Variant(large, TEXT)}, "only one of source and target was given"),
-        ({"source_acts": source, "target_acts": target[:, 1:]}, "200 source and 199 target tokens"),
-        ({"source_acts": source[..., 1:], "target_acts": target}, "source's activations has d_model 7, the aligner expects 8"),
-        ({"source_acts": source[:1], "target_acts": target}, "of 1 source and 2 target layers were given, the map reaches 2"),
-        ({"source_acts": source[:, :6], "target_acts": target[:, :6]}, "6 tokens and 4 folds .* give more texts"),
-        ({"source_acts": source, "target_acts": target, "folds": 1}, "at least 2 folds"),
-        ({"own": ul.CapabilityDirection(torch.ones(1, 5), (0,))}, "own direction has d_model 5, the aligner expects 8"),
-        ({"contrast": made_contrast(drawn(0, 2, 4, 5))}, "contrast has d_model 5, the aligner expects 8"),
+        ({"ability": 1.5}, "ability 1.5"),
+        ({"bootstraps": 0}, "bootstraps 0"),
+        ({"source_acts": source}, "only one"),
+        ({"source": ul.Variant(large, TEXT)}, "only one"),
+        ({"source_acts": source, "target_acts": target[:, 1:]}, "200 .* 199"),
+        ({"source_acts": source[..., 1:], "target_acts": target}, "source.*d_model 7"),
+        ({"source_acts": source[:1], "target_acts": target}, "1 source layers"),
+        ({"source_acts": source[:, :6], "target_acts": target[:, :6]}, "folds"),
+        ({"source_acts": source, "target_acts": target, "folds": 1}, "folds"),
+        ({"own": ul.CapabilityDirection(torch.ones(1, 5), (0,))}, "own.*d_model 5"),
+        ({"contrast": made_contrast(drawn(0, 2, 4, 5))}, "contrast.*d_model 5"),
     ]
     for given, message in cases:
         with unchecked(), pytest.raises(ul.InvalidInput, match=message):
             diagnose(direction, aligner, **given)
-    with pytest.raises(ul.InvalidInput, match="the direction has d_model 5, the aligner expects 8"):
+    with pytest.raises(ul.InvalidInput, match="d_model 5"):
         diagnose(ul.CapabilityDirection(torch.ones(1, 5), (0,)), aligner)
-    with pytest.raises(ul.InvalidInput, match=r"layers \[7\], the map reads layers \[0, 1\]: none in common"):
+    with pytest.raises(ul.InvalidInput, match=r"\[7\].*\[0, 1\]"):
         diagnose(ul.CapabilityDirection(torch.ones(1, 8), (7,)), aligner)
-    with pytest.raises(ul.InvalidInput, match="not fitted yet"):
+    with pytest.raises(ul.InvalidInput, match="fitted"):
         diagnose(direction, ul.SubspaceAligner(2))
     both: dict[str, Any] = {"source_acts": source, "target_acts": target}
-    with pytest.raises(ul.InvalidInput, match="give source and target, or source_acts and target_acts"):
+    with pytest.raises(ul.InvalidInput, match="source_acts"):
         diagnose(direction, aligner, ul.Variant(large, TEXT), ul.Variant(small, TEXT), **both)
 
 
@@ -219,11 +229,11 @@ def test_other_models_are_refused(small: Any, large: Any) -> None:
     aligner = ul.SubspaceAligner(8, centered=True, positions="all").fit(*texts)
     direction = ul.CapabilityDirection(torch.ones(4, 96), (0, 1, 2, 3))
     other = replace(aligner.source_model or MODEL, name="other", fingerprint=None)
-    with pytest.raises(ul.IncompatibleModel, match="the direction belongs to other .*, the aligner was fitted on large-base"):
+    with pytest.raises(ul.IncompatibleModel, match="other.*large-base"):
         diagnose(replace(direction, model=other), aligner)
-    with pytest.raises(ul.IncompatibleModel, match="the source variant belongs to small-base"):
+    with pytest.raises(ul.IncompatibleModel, match="small-base"):
         diagnose(direction, aligner, texts[1], texts[1])
-    with pytest.raises(ul.InvalidInput, match="300 source and 299 target texts"):
+    with pytest.raises(ul.InvalidInput, match="300 .* 299"):
         diagnose(direction, aligner, texts[0], ul.Variant(small, TEXT[1:]))
 
 
@@ -254,7 +264,7 @@ def test_text_with_the_capability_is_told_from_text_without_it(
     assert bad.score < 0.5
     assert good.score > bad.score + 0.4
     assert min(layer.coverage for layer in bad.layers) > 0.8  # which is why coverage alone would not do
-    assert any("add texts that show the behaviour" in reason for reason in bad.reasons)
+    assert any("add texts" in reason for reason in bad.reasons)
 
 
 def test_the_naive_model_is_refused_for_its_ability(large: Any, contrast: Contrast) -> None:
@@ -263,7 +273,7 @@ def test_the_naive_model_is_refused_for_its_ability(large: Any, contrast: Contra
     ability = TASK.behaviours(asked).count("think") / len(asked)
     found = forecast(large, naive, contrast, TEXT, ability=ability, probed=True)
     assert found.score < 0.1
-    assert "choose a target that saw the capability in training" in found.reasons[0]
+    assert "choose a target" in found.reasons[0]
 
 
 def test_captured_states_give_the_same_forecast(large: Any, small: Any, contrast: Contrast) -> None:
@@ -272,4 +282,4 @@ def test_captured_states_give_the_same_forecast(large: Any, small: Any, contrast
     aligner = ul.SubspaceAligner(8).fit(*texts)
     states = [read.at_position(variant) for variant in texts]
     by_variants = diagnose(contrast.direction(), aligner, *texts)
-    assert diagnose(contrast.direction(), aligner, source_acts=states[0], target_acts=states[1]) == by_variants
+    assert_alike(diagnose(contrast.direction(), aligner, source_acts=states[0], target_acts=states[1]), by_variants)

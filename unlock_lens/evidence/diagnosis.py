@@ -1,0 +1,417 @@
+"""A forecast before a long run: will this direction, through this map, unlock the target? (docs/diagnosis.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from math import exp
+from statistics import fmean
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+from torch import Tensor
+
+from unlock_lens.core import read
+from unlock_lens.core.alignment import SubspaceAligner
+from unlock_lens.core.contrast import Contrast
+from unlock_lens.core.direction import CapabilityDirection
+from unlock_lens.core.tokens import paired_tokens
+from unlock_lens.core.variant import Variant
+from unlock_lens.errors import IncompatibleModel, InvalidInput
+from unlock_lens.evidence._map_quality import carried_over, cross_validate
+from unlock_lens.evidence.probe import Probe
+from unlock_lens.hosts.identity import ModelIdentity
+from unlock_lens.method.calibrate import SinkRule
+from unlock_lens.method.extract import AGGREGATORS, aggregated
+from unlock_lens.method.linalg import coverage, principal_cosines, spectral_entropy, spectrum
+
+LIKELY, UNLIKELY = 0.5, 0.25
+ENOUGH_ABILITY = 0.5
+"""Share of problems within the target's reach above which ability is no obstacle."""
+_AGREED, _RANK_COSTS, _BEGAN = 0.6, 0.2, 0.5
+_LOW: Mapping[str, tuple[float, str]] = {  # what is too low in a layer, and what to do about it
+    "coverage": (
+        0.8,
+        "{missing:.0%} of the direction's squared norm at {where} lies outside what the calibration texts span at rank {rank}: "
+        "raise the rank, or add texts that show the behaviour.",
+    ),
+    "full_agreement": (
+        _AGREED,
+        "On held-out calibration tokens, whatever the rank, source and target agree with correlation {mean:.2f} at {where} on "
+        "where the direction is active: add texts that show the behaviour, and more of them; look at the layer map.",
+    ),
+    "stability": (
+        0.9,
+        "Directions of resampled prompts have cosine {mean:.2f} with this one at {where}: extract it from more prompt pairs.",
+    ),
+    "own_cosine": (
+        0.5,
+        "The transported direction has cosine {mean:.2f} with the target's own at {where}: steer only the other layers, or "
+        "look at the layer map and the rank.",
+    ),
+}
+_COLUMNS = {
+    "coverage": "cover", "agreement": "agree", "full_agreement": "any", "r2": "R2", "error": "error", "own_cosine": "own",
+    "stability": "stable", "principal_cosine": "angles", "source_rank": "dim s", "target_rank": "dim t",
+}  # fmt: skip
+_LEGEND = (
+    "layer: source>target; cover: share of the direction inside the calibration span; agree: held-out correlation of source "
+    "and target on it, at this rank and at any; R2, error: of the map, held out; own: cosine with the target's own; stable: "
+    "cosine of bootstrap directions; angles: mean cosine between the spans; dim: effective ranks of source and target."
+)
+
+
+@dataclass(frozen=True)
+class LayerDiagnosis:
+    """One target layer; None where what it needs was not given.
+
+    Attributes:
+        target_layer: the direction goes to the output of this block.
+        source_layer: it comes from the output of this block.
+        coverage: share of the direction's squared norm inside the source span at the rank used.
+        agreement: held-out correlation of the source's reading of the direction with the target's of the transported one.
+        full_agreement: the same with no limit of rank: what the calibration texts allow.
+        error: held-out relative error of the map.
+        r2: held-out share of the target's variance that the map predicts.
+        own_cosine: cosine of the transported direction with the target's own.
+        stability: mean cosine of bootstrap directions with the full one.
+        principal_cosine: mean cosine of the principal angles between the source's span, carried over, and the target's.
+        source_entropy, target_entropy: spectral entropy (nats) of the states.
+        source_rank, target_rank: their effective rank, the exponential of it.
+    """
+
+    target_layer: int
+    source_layer: int
+    coverage: float
+    agreement: float | None = None
+    full_agreement: float | None = None
+    error: float | None = None
+    r2: float | None = None
+    own_cosine: float | None = None
+    stability: float | None = None
+    principal_cosine: float | None = None
+    source_entropy: float | None = None
+    source_rank: float | None = None
+    target_entropy: float | None = None
+    target_rank: float | None = None
+
+    @property
+    def geometry(self) -> float:
+        """Coverage times agreement; coverage alone where no states were given."""
+        return self.coverage * (1.0 if self.agreement is None else max(self.agreement, 0.0))
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The forecast.
+
+    Attributes:
+        score: from 0 (will not work) to 1; the ability factor times the probe's share, or times `geometry` without a probe.
+        verdict: the score as a sentence.
+        reasons: what stands in the way, in numbers, and what to do about it; then what was not looked at.
+        layers: what was found at each target layer.
+        geometry: mean over layers of coverage times agreement.
+        rank: of the map.
+        ability, probe: as given.
+    """
+
+    score: float
+    verdict: str
+    reasons: tuple[str, ...]
+    layers: tuple[LayerDiagnosis, ...]
+    geometry: float
+    rank: int
+    ability: float | None = None
+    probe: Probe | None = None
+
+    def __str__(self) -> str:
+        return "\n- ".join((self.verdict, *self.reasons))
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain types, for `json.dump`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> Diagnosis:
+        """What `to_json` gave, read back."""
+        layers = tuple(LayerDiagnosis(**layer) for layer in given["layers"])
+        probe = Probe.from_json(given["probe"]) if given.get("probe") else None
+        fields: dict[str, Any] = {**given, "reasons": tuple(given["reasons"]), "layers": layers, "probe": probe}
+        return cls(**fields)
+
+
+def diagnose(
+    direction: CapabilityDirection,
+    aligner: SubspaceAligner,
+    source: Variant | None = None,
+    target: Variant | None = None,
+    contrast: Contrast | None = None,
+    own: CapabilityDirection | None = None,
+    ability: float | None = None,
+    *,
+    source_acts: Float[Tensor, "layer_s n d_source"] | None = None,
+    target_acts: Float[Tensor, "layer_t n d_target"] | None = None,
+    probe: Probe | None = None,
+    folds: int = 4,
+    bootstraps: int = 20,
+    max_tokens: int = 10_000,
+    batch_size: int = 8,
+) -> Diagnosis:
+    """Forecast, before any generation, whether the transfer will work.
+
+    Args:
+        direction: in the source's residual stream.
+        aligner: fitted.
+        source: the source with calibration texts; fresh ones like those of the fit are better.
+        target: the target with the same texts.
+        contrast: the source's differences, for stability.
+        own: the target's own direction, if known; it is reported and does not enter the score.
+        ability: share of problems that the target can solve: prompted, or in pass@k with a check of the whole answer.
+        source_acts: states of the calibration tokens at all layers, instead of `source`.
+        target_acts: the same of the target.
+        probe: `Probe.run(aligner.transport(direction), ...)`.
+        folds: of the cross-validation.
+        bootstraps: number of bootstrap directions.
+        max_tokens: at most this many calibration tokens are used, evenly spaced.
+        batch_size: texts in one forward pass.
+
+    Raises:
+        InvalidInput: an aligner that is not fitted, no layer in common, only one of source and target, unequal counts, too few
+            texts for cross-validation, a number out of range.
+        IncompatibleModel: a direction, variant or contrast of another model than the aligner's.
+
+    Source: docs/diagnosis.md.
+
+    Example:
+        >>> import unlock_lens as ul
+        >>> from unlock_lens import zoo
+        >>> source, target = zoo.load("large-base"), zoo.load("small-base")
+        >>> task, text = zoo.running_sum(n=50), zoo.text(n=200)
+        >>> direction = ul.CapabilityDirection.extract(ul.Variant(source, task.direct), ul.Variant(source, task.think))
+        >>> texts = ul.Variant(source, text), ul.Variant(target, text)
+        >>> aligner = ul.SubspaceAligner(rank=48, centered=True, positions="all").fit(*texts)
+        >>> ul.diagnose(direction, aligner, *texts, ability=1.0).score > 0.7
+        True
+    """
+    if ability is not None and not 0 <= ability <= 1:
+        raise InvalidInput(f"ability {ability} was given; it is a share of problems, from 0 to 1")
+    if bootstraps < 1 or max_tokens < 1:
+        raise InvalidInput(f"bootstraps {bootstraps} and max_tokens {max_tokens} were given; each must be at least 1")
+    _check_belongs("direction", direction.d_model, direction.model, aligner, "source")
+    mapped = sorted(set(aligner.layer_map.values()))
+    if not set(mapped) & set(direction.layers):
+        raise InvalidInput(f"the direction has layers {list(direction.layers)}, the map reads layers {mapped}: none in common")
+    if aligner.source_model is not None and aligner.source_model.basis == "centered":
+        direction = direction.centered()
+    states = _states(aligner, (source, target), (source_acts, target_acts), max_tokens, batch_size)
+    if contrast is not None:
+        _check_belongs("contrast", contrast.differences.shape[-1], contrast.model, aligner, "source")
+    if own is not None:
+        _check_belongs("own direction", own.d_model, own.model, aligner, "target")
+    layers = tuple(
+        _layer_diagnosis(direction, aligner, b, states, contrast, own, folds, bootstraps)
+        for b, a in aligner.layer_map.items()
+        if a in direction.layers
+    )
+    rank, geometry = aligner.maps.rank, fmean(layer.geometry for layer in layers)
+    seen = geometry if probe is None or probe.share is None else probe.share
+    score = seen * (1.0 if ability is None else min(1.0, ability / ENOUGH_ABILITY))
+    reasons = (*_obstacles(layers, rank, ability, probe), *_not_looked_at(layers, ability, probe))
+    return Diagnosis(score, _verdict(score, probe), reasons, layers, geometry, rank, ability, probe)
+
+
+def show(diagnosis: Diagnosis, console: Console) -> None:
+    """Print the forecast as people read it: verdict, reasons, and a table of layers without columns that were not measured."""
+    console.print(Text(diagnosis.verdict, style="bold"))
+    for reason in diagnosis.reasons:
+        console.print(Text(f"- {reason}"))
+    measured = [name for name in _COLUMNS if any(getattr(layer, name) is not None for layer in diagnosis.layers)]
+    columns = [Column(title, no_wrap=True) for title in ("layer", *(_COLUMNS[name] for name in measured))]
+    table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for layer in diagnosis.layers:
+        values = (getattr(layer, name) for name in measured)
+        shown = ("" if value is None else f"{value:.2f}" for value in values)
+        table.add_row(f"{layer.source_layer}>{layer.target_layer}", *shown)
+    console.print(table)
+    console.print(Text(_LEGEND, style="dim"))
+
+
+def _layer_diagnosis(
+    direction: CapabilityDirection,
+    aligner: SubspaceAligner,
+    target_layer: int,
+    states: tuple[Tensor, Tensor] | None,
+    contrast: Contrast | None,
+    own: CapabilityDirection | None,
+    folds: int,
+    bootstraps: int,
+) -> LayerDiagnosis:
+    b, a, i = target_layer, aligner.layer_map[target_layer], list(aligner.layer_map).index(target_layer)
+    vector, maps, centered = direction.vectors[direction.layers.index(a)], aligner.maps, aligner.centered
+    found: dict[str, float] = {"coverage": coverage(vector, maps.source_factors[i])}
+    if states:
+        h_s, h_t = states[0][a], states[1][b]
+        found |= asdict(cross_validate(h_s, h_t, vector, maps.rank, centered, folds, aligner.method, aligner.ridge_in_use))
+        carried = carried_over(h_s, h_t, maps.source_factors[i], centered)
+        found["principal_cosine"] = float(principal_cosines(carried, maps.target_factors[i]).mean())
+        for side, h in (("source", h_s), ("target", h_t)):
+            entropy = spectral_entropy(spectrum(h, mean=h.double().mean(dim=0) if centered else None).values)
+            found |= {f"{side}_entropy": entropy, f"{side}_rank": exp(entropy)}
+    if own and b in own.layers:
+        moved, wanted = aligner.transport(direction).at_layers([b]).vectors[0], own.vectors[own.layers.index(b)]
+        found["own_cosine"] = float(torch.cosine_similarity(moved.double(), wanted.double(), dim=0))
+    if contrast and a in contrast.layers:
+        found["stability"] = _stability(direction, contrast, a, bootstraps)
+    return LayerDiagnosis(b, a, **found)
+
+
+def _stability(direction: CapabilityDirection, contrast: Contrast, layer: int, bootstraps: int) -> float:
+    made = direction.provenance.aggregate or "mean"
+    aggregate = made if made in AGGREGATORS else "mean"
+    row = contrast.layers.index(layer)
+    whole = aggregated(contrast.differences[row], aggregate).double()
+    drawn = [aggregated(contrast.resampled(seed).differences[row], aggregate).double() for seed in range(bootstraps)]
+    return float(torch.cosine_similarity(torch.stack(drawn), whole.unsqueeze(0), dim=1).mean())
+
+
+def _check_belongs(name: str, width: int, model: ModelIdentity | None, aligner: SubspaceAligner, side: str) -> None:
+    """That it is of the model, and has the width, of that side of the aligner."""
+    expected, d_model = getattr(aligner, f"{side}_model"), getattr(aligner.maps, f"{side}_factors").shape[-1]
+    if model is not None and expected is not None and not model.is_same_model(expected):
+        raise IncompatibleModel(f"the {name} belongs to {model}, the aligner was fitted on {expected}; give that model's own")
+    if width != d_model:
+        raise InvalidInput(f"the {name} has d_model {width}, the aligner expects {d_model}; give that model's own")
+
+
+_Variants = tuple[Variant | None, Variant | None]
+_Given = tuple[Tensor | None, Tensor | None]
+
+
+def _states(
+    aligner: SubspaceAligner, variants: _Variants, given: _Given, max_tokens: int, batch_size: int
+) -> tuple[Tensor, Tensor] | None:
+    """States of source and target at the calibration tokens, [layer, n, d_model] each, without attention sinks."""
+    if any((one is None) != (other is None) for one, other in (variants, given)):
+        raise InvalidInput("only one of source and target was given; the same texts through both are needed, or neither")
+    if given[0] is not None and variants[0] is not None:
+        raise InvalidInput("variants and activations were given; give source and target, or source_acts and target_acts")
+    source, target = given
+    if variants[0] is not None and variants[1] is not None:
+        source, target = _captured(aligner, (variants[0], variants[1]), max_tokens, batch_size)
+    if source is None or target is None:
+        return None
+    _check_states(source, target, aligner)
+    kept = _spread(source.shape[1], max_tokens)
+    by_layer = [dict(enumerate(side[:, kept])) for side in (source, target)]
+    rule = SinkRule.of(aligner.sinks, *by_layer)
+    stays = rule.kept(*by_layer)
+    tamed = [torch.stack([rule.tamed(i, b, h)[stays] for b, h in side.items()]) for i, side in enumerate(by_layer)]
+    return tamed[0], tamed[1]
+
+
+def _captured(
+    aligner: SubspaceAligner, variants: tuple[Variant, Variant], max_tokens: int, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """States of both models at no more than `max_tokens` of the tokens that the aligner pairs."""
+    for side, variant in zip(("source", "target"), variants, strict=True):
+        identity = variant.backend.identity
+        _check_belongs(f"{side} variant", identity.d_model, identity, aligner, side)
+    tokens = paired_tokens(*variants, aligner.positions, aligner.skip_first)
+    counts = [len(of_text) for of_text in tokens[0]]
+    wanted = torch.zeros(sum(counts), dtype=torch.bool)
+    wanted[_spread(len(wanted), max_tokens)] = True
+    picks = wanted.split(counts)
+    source, target = (
+        read.states(read.Tokens(variant, [of[pick] for of, pick in zip(chosen, picks, strict=True)]), how=read.How(batch_size))
+        for variant, chosen in zip(variants, tokens, strict=True)
+    )
+    return source, target
+
+
+def _spread(n: int, at_most: int) -> Int[Tensor, " kept"]:
+    return torch.linspace(0, n - 1, min(at_most, n)).round().long()
+
+
+def _check_states(source: Tensor, target: Tensor, aligner: SubspaceAligner) -> None:
+    if source.shape[1] != target.shape[1]:
+        raise InvalidInput(f"{source.shape[1]} source and {target.shape[1]} target tokens were given; give the same tokens")
+    layers = {"source": aligner.layer_map.values(), "target": aligner.layer_map.keys()}
+    for (side, mapped), states in zip(layers.items(), (source, target), strict=True):
+        _check_belongs(f"{side}'s activations", states.shape[-1], None, aligner, side)
+        if states.shape[0] <= max(mapped):
+            raise InvalidInput(
+                f"activations of {states.shape[0]} {side} layers were given, the map reaches {max(mapped) + 1}; give all layers"
+            )
+
+
+def _verdict(score: float, probe: Probe | None) -> str:
+    basis = "geometry alone: a probe is much surer" if probe is None or probe.share is None else "what a probe saw"
+    forecast = "likely to work" if score >= LIKELY else "uncertain" if score >= UNLIKELY else "unlikely to work"
+    return f"The transfer is {forecast} (score {score:.2f}, by {basis})."
+
+
+def _obstacles(layers: Sequence[LayerDiagnosis], rank: int, ability: float | None, probe: Probe | None) -> list[str]:
+    """What stands in the way, the gravest first."""
+    found: list[str] = []
+    if ability is not None and ability < ENOUGH_ABILITY:
+        found.append(
+            f"The target solves {ability:.0%} of the problems even when it is asked to, or tries several times: steering "
+            "unlocks what is there and adds nothing; choose a target that saw the capability in training, or easier problems."
+        )
+    found += _low(layers, rank, ("coverage", "full_agreement"))
+    if costly := [layer for layer in layers if _loses_by_rank(layer)]:
+        found.append(
+            f"At rank {rank} they agree with correlation {_mean(costly, 'agreement'):.2f} at {_named(costly)}, where the texts "
+            f"allow {_mean(costly, 'full_agreement'):.2f}: raise the rank."
+        )
+    if probe is not None and probe.share is not None and probe.share < _BEGAN:
+        strengths = ", ".join(f"{alpha:g}" for alpha, _ in probe.by_alpha)
+        found.append(
+            f"Steered at strength {strengths}, the target begins as the unlocked model does in at most {probe.share:.0%} of "
+            f"the {probe.n_differing} prompts where that differs from what it does unsteered: mend the calibration before any "
+            "sweep, or try strengths between and beyond these."
+        )
+    found += _low(layers, rank, ("stability", "own_cosine"))
+    return found or ["Nothing that was looked at stands in the way."]
+
+
+def _low(layers: Sequence[LayerDiagnosis], rank: int, names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        limit, text = _LOW[name]
+        if low := [layer for layer in layers if (value := getattr(layer, name)) is not None and value < limit]:
+            mean = _mean(low, name)
+            yield text.format(mean=mean, missing=1 - mean, where=_named(low), rank=rank)
+
+
+def _loses_by_rank(layer: LayerDiagnosis) -> bool:
+    full, limited = layer.full_agreement, layer.agreement
+    return full is not None and limited is not None and full >= _AGREED and full - limited > _RANK_COSTS
+
+
+def _not_looked_at(layers: Sequence[LayerDiagnosis], ability: float | None, probe: Probe | None) -> Iterator[str]:
+    if all(layer.agreement is None for layer in layers):
+        yield "Not looked at: whether the models agree on the direction, which says most of all; give source and target texts."
+    if ability is None:
+        yield "Not looked at: whether the target can do it at all; give ability, its pass@k or its share when prompted."
+    if probe is None:
+        yield "Not looked at: how the steered target begins, the best forecast; give a probe, Probe.run(transported, ...)."
+    elif probe.share is None:
+        yield f"The probe saw nothing: {probe.skipped}."
+
+
+def _mean(layers: Sequence[LayerDiagnosis], name: str) -> float:
+    return fmean(getattr(layer, name) for layer in layers)
+
+
+def _named(layers: Sequence[LayerDiagnosis]) -> str:
+    """As in: layer 3; layers 0-2, 5."""
+    numbers = enumerate(sorted(layer.target_layer for layer in layers))
+    runs = [[layer for _, layer in run] for _, run in groupby(numbers, key=lambda pair: pair[1] - pair[0])]
+    spans = ", ".join("-".join(str(end) for end in sorted({run[0], run[-1]})) for run in runs)
+    return f"layer{'s' if len(layers) > 1 else ''} {spans}"
