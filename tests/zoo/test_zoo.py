@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import unlock_lens as ul
+from scripts.train_zoo import MEASURED_ON, RECIPES
 from unlock_lens import zoo
 from unlock_lens.evidence.evaluation import Outcome
 from unlock_lens.zoo.family import MIXES, TAGS, VOCABULARY, answer, draw_pair, prompt
-from unlock_lens.zoo.train import MEASURED_ON, RECIPES
 
 TASK = zoo.running_sum(**MEASURED_ON)
 KNOWN = {name: ("direct", *MIXES[recipe.mix].tagged) for name, recipe in RECIPES.items()}

@@ -19,7 +19,7 @@ __all__ = ["BEHAVIOURS", "MODELS", "Task", "load", "path", "running_sum", "text"
 def path() -> Path:
     """The folder that holds the model folders, each of them a Hugging Face folder (config, safetensors, tokenizer).
 
-    Source: unlock_lens/zoo/train.py, which trains the family.
+    Source: scripts/train_zoo.py, which trains the family.
 
     Example:
         >>> from unlock_lens import zoo
@@ -35,7 +35,7 @@ def load(name: str, backend: str = "transformer_lens", dtype: str = "float32") -
     Raises:
         InvalidInput: there is no such model or backend.
 
-    Source: unlock_lens/zoo/train.py, which trains the family.
+    Source: scripts/train_zoo.py, which trains the family.
 
     Example:
         >>> from unlock_lens import zoo
