@@ -25,9 +25,8 @@ from unlock_lens import recipes, results, sweep, zoo
 from unlock_lens.core import read
 from unlock_lens.evidence.results import Line, Results
 from unlock_lens.evidence.sweep import runner
-from unlock_lens.evidence.sweep.config import CONTROLS, SweepConfig
+from unlock_lens.evidence.sweep.config import CONTROLS, Setting, SweepConfig
 from unlock_lens.evidence.sweep.material import Material
-from unlock_lens.evidence.sweep.setting import Setting
 from unlock_lens.method import calibrate as calibration
 
 

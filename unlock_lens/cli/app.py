@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -37,6 +38,7 @@ def demo(
     backend: opt.Backend = opt.OPEN.backend,
     n: Annotated[int, Option(help="Problems that are reported; half as many others choose rank and strength.", min=2)] = 200,
     seed: Annotated[int, Option(help="Seed of all problems and texts.")] = 0,
+    out: Annotated[Path | None, Option(help="Folder that keeps the sweeps, for `unlock-lens report`.")] = None,
     as_json: opt.Json = False,
 ) -> None:
     """Transfer capabilities within the embedded model family, with every control (half a minute).
@@ -44,13 +46,13 @@ def demo(
     Example: `unlock-lens demo --backend nnsight --json > demo.json`
     """
     from unlock_lens.cli import demo as demonstration
-    from unlock_lens.cli import demo_report
 
-    found = demonstration.run(backend, n, seed, progress=not as_json)
+    with TemporaryDirectory() as temporary:
+        found = demonstration.run(demonstration.configs(backend, n, seed), out or Path(temporary), progress=not as_json)
     if as_json:
-        typer.echo(json.dumps(found.to_json(), indent=2))
+        typer.echo(json.dumps(demonstration.to_json(found), indent=2))
     else:
-        demo_report.show(found, opt.console)
+        demonstration.show(found, opt.console)
 
 
 @app.command()

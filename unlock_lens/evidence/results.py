@@ -23,7 +23,8 @@ SEEDED = ("random", "shuffled")
 """Controls that are drawn at random, several times."""
 
 CONFIG, LINES, DAMAGED = "config.yaml", "results.jsonl", "results.damaged.jsonl"
-TRANSFERRED, PROMPTED, POST_TRAINED = "transferred", "prompted", "post_trained"
+TRANSFERRED, UNSTEERED, PROMPTED, POST_TRAINED = "transferred", "unsteered", "prompted", "post_trained"
+NAIVE, NAIVE_UNSTEERED = "naive", "naive_unsteered"
 DESCRIPTIONS = ("problems", "geometry", "diagnosis", "provenance")
 
 
@@ -117,6 +118,11 @@ class Results:
         return [line for line in self.lines if line["split"] == split and line["config"].get("capability") == self.capability]
 
 
+def key_of(config: Mapping[str, Any], split: str) -> str:
+    """What tells the lines of a results file apart."""
+    return json.dumps([split, config], sort_keys=True)
+
+
 def read_lines(file: Path) -> tuple[list[Line], bytes]:
     """The whole lines of a results file, and what a cut-off one at its end left."""
     if not file.is_file():
@@ -164,7 +170,7 @@ def write_whole(file: Path, content: str) -> None:
 def _once_each(lines: list[Line]) -> tuple[Line, ...]:
     found: dict[str, Line] = {}
     for line in lines:
-        found.setdefault(json.dumps([line["split"], line["config"]], sort_keys=True), line)
+        found.setdefault(key_of(line["config"], line["split"]), line)
     return tuple(found.values())
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ def at_least_float32(residual: Tensor) -> Tensor:
 
 
 def norm_preserving(vector: Tensor, alpha: float) -> Act:
-    """h <- ||h|| unit(h / ||h|| + alpha v / ||v||), the paper's edit; alpha is a fraction of the residual's norm."""
+    """H <- ||h|| unit(h / ||h|| + alpha v / ||v||), the paper's edit; alpha is a fraction of the residual's norm."""
     step = alpha * vector / vector.norm()
 
     def act(residual: Tensor) -> Tensor:
@@ -34,25 +35,27 @@ def norm_preserving(vector: Tensor, alpha: float) -> Act:
 
 
 def add(vector: Tensor, alpha: float) -> Act:
-    """h <- h + alpha v; alpha is a multiple of the direction as it was extracted."""
+    """H <- h + alpha v; alpha is a multiple of the direction as it was extracted."""
     step = alpha * vector
     return lambda residual: residual + step
 
 
 def ablate(vector: Tensor, alpha: float) -> Act:
-    """h <- h - alpha <h, u> u, u = v / ||v||; at alpha 1 the whole component along v is removed."""
+    """H <- h - alpha <h, u> u, u = v / ||v||; at alpha 1 the whole component along v is removed."""
     unit = vector / vector.norm()
     step = -alpha * unit
     return lambda residual: torch.addcmul(residual, (residual @ unit).unsqueeze(-1), step)
 
 
+Operation = Literal["norm_preserving", "add", "ablate"]
 OPERATIONS: Mapping[str, Callable[[Tensor, float], Act]] = {
     "norm_preserving": norm_preserving,
     "add": add,
     "ablate": ablate,
 }
 """Each takes the vector and alpha, and gives the edit of a residual stream: what does not depend on it is done once."""
-POSITIONS = ("last_prompt", "prompt", "generated", "all")
+Positions = Literal["last_prompt", "prompt", "generated", "all"]
+POSITIONS: tuple[Positions, ...] = get_args(Positions)
 
 
 @dataclass(frozen=True, eq=False)

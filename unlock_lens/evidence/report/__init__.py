@@ -2,5 +2,6 @@
 
 from unlock_lens.evidence.report.judgement import Verdict, verdict
 from unlock_lens.evidence.report.page import summary, write
+from unlock_lens.evidence.report.wording import specificity
 
-__all__ = ["Verdict", "summary", "verdict", "write"]
+__all__ = ["Verdict", "specificity", "summary", "verdict", "write"]

@@ -16,7 +16,7 @@ COMES = 0.2  # a behaviour has come, and correctness with it, when its share gro
 def paragraphs(results: Results, arms: Mapping[str, Line], against: Sequence[Rival]) -> tuple[str, ...]:
     """All that is to be said beside the headline; what was not measured is not claimed."""
     told = (_gain(arms), _rivals(results, against), _naive(arms), _references(arms), _behaviour(results, arms))
-    rest = (_specific(results), _price(arms), _sharper(arms), _limits(results, arms))
+    rest = (specificity(results), _price(arms), _sharper(arms), _limits(results, arms))
     return tuple(text for text in (*told, *rest) if text)
 
 
@@ -102,7 +102,8 @@ def _behaviour(results: Results, arms: Mapping[str, Line]) -> str:
     return f"The behaviour goes from {before:.0%} to {after:.0%} of completions, {judged}. {tokens}".strip()
 
 
-def _specific(results: Results) -> str:
+def specificity(results: Results) -> str:
+    """Whether each transferred capability brings its own behaviour; empty where fewer than two were transferred."""
     rows = [(name, shares) for name, shares in specificity_rows(results) if name != "unsteered" and name in shares]
     if len(rows) < 2:
         return ""
