@@ -102,6 +102,12 @@ def test_the_bootstrap_is_the_multinomial_of_gains_and_losses() -> None:
         assert bootstrap_difference(a, b, confidence) == pytest.approx(tuple(expected), abs=1 / 80 + 1e-9)
 
 
+def test_the_interval_holds_no_change_that_no_draw_can_have() -> None:
+    """One problem of ten is gained, and none lost: no draw loses any, so the interval of percentiles begins at 0."""
+    assert bootstrap_difference([True] * 10, [False] + [True] * 9) == pytest.approx((0.0, 0.3))
+    assert bootstrap_difference([False] + [True] * 9, [True] * 10) == pytest.approx((-0.3, 0.0))
+
+
 @pytest.mark.parametrize("n", [1, 2, 50])
 def test_problems_that_all_changed_alike_give_a_point(n: int) -> None:
     yes, no = [True] * n, [False] * n

@@ -165,8 +165,7 @@ def test_running_it_again_runs_nothing(found: Results, folder: Path, monkeypatch
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("a finished setting was run again")
 
-    monkeypatch.setattr(runner, "on_train", fail)
-    monkeypatch.setattr(runner, "on_test", fail)
+    monkeypatch.setattr(runner, "measured", fail)
     sweep.run(SEVERAL, folder, progress=False)
     assert (folder / results.LINES).read_bytes() == before
 
@@ -317,8 +316,18 @@ def test_activations_are_captured_once_and_decomposed_once(tmp_path: Path, monke
     assert counted == {"states": 2 + 2, "principal": 6}
 
 
-def test_of_equal_settings_the_one_in_the_middle_of_the_plateau_is_chosen() -> None:
-    """Middle strength first, then middle rank."""
+@pytest.mark.parametrize(
+    ("ranks", "alphas", "rank", "alpha"),
+    [
+        ((2, 4, 8), (0.1, 0.2, 0.3), 4, 0.2),
+        ((2, 4), (0.1, 0.2, 0.3, 0.4), 4, 0.3),
+        ((1, 2, 4, 8), (0.1, 0.2), 4, 0.2),
+    ],
+)
+def test_of_equal_settings_the_one_in_the_middle_of_the_plateau_is_chosen(
+    ranks: tuple[int, ...], alphas: tuple[float, ...], rank: int, alpha: float
+) -> None:
+    """Middle strength first, then middle rank; of an even number the upper middle."""
     settings = [Setting("think", rank=rank, alpha=alpha) for rank in (1, 2, 4, 8) for alpha in (0.1, 0.2, 0.3, 0.4)]
 
     class Stub(runner._Runner):  # pyright: ignore[reportPrivateUsage]
@@ -326,9 +335,9 @@ def test_of_equal_settings_the_one_in_the_middle_of_the_plateau_is_chosen() -> N
             pass
 
         def train(self, setting: Setting) -> Line:
-            return {"accuracy": float((setting.rank or 0) > 1 and (setting.alpha or 0) < 0.35)}
+            return {"accuracy": float(setting.rank in ranks and setting.alpha in alphas)}
 
-    assert Stub().best(settings, lambda line: line["accuracy"]) == Setting("think", rank=4, alpha=0.2)
+    assert Stub().best(settings) == Setting("think", rank=rank, alpha=alpha)
 
 
 def test_the_config_is_kept_with_its_defaults(found: Results, folder: Path) -> None:
@@ -445,14 +454,3 @@ def test_methods_are_swept_and_the_paper_keeps_its_own(tmp_path: Path) -> None:
     found = sweep.run(material.config, tmp_path / "out", progress=False)
     assert {line["config"]["method"] for line in found.lines if line["config"]["rank"]} == {"unlock", "cca"}
     assert found.geometry is not None
-
-
-def test_a_sweep_of_before_there_were_methods_goes_on(tmp_path: Path) -> None:
-    small = changed(controls=[], sampling={"samples": 0})
-    before = sweep.run(small, tmp_path / "out", progress=False)
-    file = tmp_path / "out" / results.LINES
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    for line in lines:
-        del line["config"]["method"]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert len(sweep.run(small, tmp_path / "out", progress=False).lines) == len(before.lines)

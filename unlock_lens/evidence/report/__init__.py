@@ -1,7 +1,6 @@
 """The report of a sweep: a verdict in words, a table of its arms, and one HTML page that needs no network."""
 
-from unlock_lens.evidence.report.judgement import Verdict, verdict
+from unlock_lens.evidence.report.judgement import Verdict, specificity, verdict
 from unlock_lens.evidence.report.page import summary, write
-from unlock_lens.evidence.report.wording import specificity
 
 __all__ = ["Verdict", "specificity", "summary", "verdict", "write"]
