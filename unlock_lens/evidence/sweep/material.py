@@ -224,12 +224,10 @@ class Material:
         return kept
 
     def _check_others(self) -> None:
-        names = self.splits.test.behaviour_names
-        if unknown := [other.name for other in self.config.others if other.name not in names]:
-            raise InvalidInput(
-                f"others names {', '.join(unknown)}, which the task {self.splits.test.name} cannot tell: "
-                f"it tells {', '.join(names) or 'no behaviours apart'}"
-            )
+        task, others = self.splits.test, [other.name for other in self.config.others]
+        if unknown := [name for name in others if name not in task.behaviour_names]:
+            known = ", ".join(task.behaviour_names) or "none"
+            raise InvalidInput(f"others has {', '.join(unknown)}; the behaviours that {task.name} tells apart are: {known}")
 
     def _controls_left_out(self) -> dict[str, str]:
         """Controls that cannot be run here, and why."""
@@ -262,9 +260,8 @@ class Material:
         for spec in grid.layer_map:
             for b, a in (parse_layer_map(spec) or {}).items():
                 if b >= target.n_layers or a >= source.n_layers:
-                    raise InvalidInput(
-                        f"grid.layer_map has {b}:{a}; the target has {target.n_layers} layers, the source {source.n_layers}"
-                    )
+                    depths = f"the target has {target.n_layers} layers, the source {source.n_layers}"
+                    raise InvalidInput(f"grid.layer_map has {b}:{a}; {depths}")
 
 
 def _opened(name: str, config: SweepConfig) -> Any:

@@ -35,7 +35,7 @@ def run(config: SweepConfig, folder: str | Path, progress: bool = True) -> Resul
     """Run a sweep into a folder, or resume the one that is in it.
 
     Args:
-        config: what to do.
+        config: what the sweep does.
         folder: created if it is missing.
         progress: whether to show a progress bar.
 
@@ -46,8 +46,7 @@ def run(config: SweepConfig, folder: str | Path, progress: bool = True) -> Resul
 
     Example:
         >>> import tempfile
-        >>> from unlock_lens.evidence import recipes
-        >>> from unlock_lens.evidence import sweep
+        >>> from unlock_lens.evidence import recipes, sweep
         >>> config = recipes.smallest()  # one rank, one strength, few problems of the embedded family
         >>> found = sweep.run(config, tempfile.mkdtemp(), progress=False)
         >>> found.arms()["transferred"]["accuracy"] > 0.9
@@ -75,17 +74,7 @@ AXES = ("aligner", "n", "aggregate", "position", "layer_map", "layers", "rank", 
 
 
 def grid(config: SweepConfig, capability: str) -> list[Setting]:
-    """All settings of a config's grid.
-
-    Args:
-        config: what the sweep does.
-        capability: the name of the swept capability.
-
-    Example:
-        >>> from unlock_lens.evidence import recipes, sweep
-        >>> [(setting.capability, setting.rank, setting.alpha) for setting in sweep.grid(recipes.smallest(), "think")]
-        [('think', 48, 0.5)]
-    """
+    """All settings of a config's grid, for one capability."""
     settings = product(*(getattr(config.grid, axis) for axis in AXES))
     return [Setting(capability, **dict(zip(AXES, values, strict=True))) for values in settings]
 
