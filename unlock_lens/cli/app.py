@@ -23,6 +23,7 @@ from unlock_lens.core import files
 from unlock_lens.core.inputs import SLOT, fill, parse_layers, read_texts
 from unlock_lens.errors import InvalidInput, UnlockLensError
 from unlock_lens.method.align import METHODS
+from unlock_lens.method.apply import Operation, Positions
 from unlock_lens.method.crossval import CrossValidation
 
 app = typer.Typer(
@@ -150,8 +151,8 @@ def steer(
     prompts: Annotated[Path, Option(help="Prompts: text file (one per line) or JSONL file.")],
     alpha: Annotated[float, Option(help="Strength; for norm_preserving a fraction of the residual's norm.")],
     template: opt.Template = SLOT,
-    operation: Annotated[opt.Operation, Option(help="What is done to the residual stream.")] = opt.STEER.operation,
-    positions: Annotated[opt.SteerPositions, Option(help="Which tokens are edited.")] = opt.STEER.positions,
+    operation: Annotated[Operation, Option(help="What is done to the residual stream.")] = opt.STEER.operation,
+    positions: Annotated[Positions, Option(help="Which tokens are edited.")] = opt.STEER.positions,
     layers: opt.Layers = None,
     max_new_tokens: Annotated[int, Option(help="New tokens per completion.", min=1)] = opt.GENERATE.max_new_tokens,
     out: Annotated[Path | None, Option(help="JSONL file for the prompts and both completions.", callback=opt.writable)] = None,

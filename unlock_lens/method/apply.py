@@ -22,7 +22,7 @@ def at_least_float32(residual: Tensor) -> Tensor:
 
 
 def norm_preserving(vector: Tensor, alpha: float) -> Act:
-    """H <- ||h|| unit(h / ||h|| + alpha v / ||v||), the paper's edit; alpha is a fraction of the residual's norm."""
+    """h <- ||h|| unit(h / ||h|| + alpha v / ||v||), the paper's edit; alpha is a fraction of the residual's norm."""
     step = alpha * vector / vector.norm()
 
     def act(residual: Tensor) -> Tensor:
@@ -35,13 +35,13 @@ def norm_preserving(vector: Tensor, alpha: float) -> Act:
 
 
 def add(vector: Tensor, alpha: float) -> Act:
-    """H <- h + alpha v; alpha is a multiple of the direction as it was extracted."""
+    """h <- h + alpha v; alpha is a multiple of the direction as it was extracted."""
     step = alpha * vector
     return lambda residual: residual + step
 
 
 def ablate(vector: Tensor, alpha: float) -> Act:
-    """H <- h - alpha <h, u> u, u = v / ||v||; at alpha 1 the whole component along v is removed."""
+    """h <- h - alpha <h, u> u, u = v / ||v||; at alpha 1 the whole component along v is removed."""
     unit = vector / vector.norm()
     step = -alpha * unit
     return lambda residual: torch.addcmul(residual, (residual @ unit).unsqueeze(-1), step)
