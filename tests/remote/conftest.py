@@ -39,8 +39,8 @@ def make_slow(folder: Path) -> None:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    from scripts.train_zoo import make_tokenizer
     from unlock_lens.zoo.family import MIXES
-    from unlock_lens.zoo.train import make_tokenizer
 
     tokenizer: Any = make_tokenizer(MIXES["base"])
     torch.manual_seed(0)

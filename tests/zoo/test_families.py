@@ -63,12 +63,12 @@ def test_paired_tokens_end_at_the_same_character(large: Any, gpt2: Any) -> None:
 def test_a_tokenizer_that_cannot_tell_offsets_is_named(large: Any, gpt2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     llama, letters = ul.Variant(large, TASK.think[:5]), ul.Variant(gpt2, TASK.think[:5])
     monkeypatch.setattr(type(llama.backend.tokenizer), "is_fast", False)
-    with pytest.raises(ul.InvalidInput, match="cannot tell where its tokens stand in the text; open the model with its fast"):
+    with pytest.raises(ul.InvalidInput, match="fast"):
         paired_tokens(llama, letters, "all")
 
 
 def test_tokenizers_that_share_no_offset_are_told(large: Any, gpt2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     llama, letters = ul.Variant(large, TASK.think[:2]), ul.Variant(gpt2, TASK.think[:2])
     monkeypatch.setitem(vars(llama), "spans", [[(0, 1000)]] * 2)
-    with pytest.raises(ul.InvalidInput, match="no token of large-base belongs to one of small-gpt2: their tokenizers share no"):
+    with pytest.raises(ul.InvalidInput, match="large-base.*small-gpt2"):
         ul.SubspaceAligner(4, positions="all").fit(llama, letters)

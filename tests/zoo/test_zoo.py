@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import unlock_lens as ul
+from scripts.train_zoo import MEASURED_ON, RECIPES
 from unlock_lens import zoo
 from unlock_lens.evidence.evaluation import Outcome
 from unlock_lens.zoo.family import MIXES, TAGS, VOCABULARY, answer, draw_pair, prompt
-from unlock_lens.zoo.train import MEASURED_ON, RECIPES
 
 TASK = zoo.running_sum(**MEASURED_ON)
 KNOWN = {name: ("direct", *MIXES[recipe.mix].tagged) for name, recipe in RECIPES.items()}
@@ -54,9 +54,9 @@ def test_form_and_correctness_are_apart() -> None:
         ("", "other", False),
     ]:
         assert (task.behaviours([text]), task.correct([text])) == ([behaviour], [right]), text
-    with pytest.raises(ul.InvalidInput, match="2 completions were given for a task of 1 questions"):
+    with pytest.raises(ul.InvalidInput, match="2 completions"):
         task.correct(["= 1", "= 2"])
-    with pytest.raises(ul.InvalidInput, match="2 completions were given for a task of 1 questions"):
+    with pytest.raises(ul.InvalidInput, match="2 completions"):
         task.behaviours(["= 1", "= 2"])
 
 
@@ -65,9 +65,9 @@ def test_problems_and_text_are_drawn_by_their_seed() -> None:
     assert zoo.text(n=5, seed=1) == zoo.text(n=5, seed=1) != zoo.text(n=5, seed=2)
     assert [len(zoo.running_sum().direct), len(zoo.text())] == [200, 600]
     for draw in (zoo.running_sum, zoo.text):
-        with pytest.raises(ul.InvalidInput, match="n = 0 was given"):
+        with pytest.raises(ul.InvalidInput, match="n = 0"):
             draw(n=0)
-    with pytest.raises(ul.InvalidInput, match="no mix 'large'; take one of base, post, naive, duo"):
+    with pytest.raises(ul.InvalidInput, match="large.*base"):
         zoo.text(mix="large")
 
 
@@ -89,7 +89,7 @@ def test_the_mix_is_the_one_of_the_method() -> None:
 def test_the_family_fits_into_the_package() -> None:
     assert {folder.name for folder in zoo.path().iterdir()} == set(zoo.MODELS) == set(RECIPES)
     assert sum(file.stat().st_size for file in zoo.path().rglob("*")) < 10e6
-    with pytest.raises(ul.InvalidInput, match="no zoo model 'tiny'; take one of small-base"):
+    with pytest.raises(ul.InvalidInput, match="tiny.*small-base"):
         zoo.load("tiny")
 
 

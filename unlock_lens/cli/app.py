@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,7 @@ from unlock_lens.core import files
 from unlock_lens.core.inputs import SLOT, fill, parse_layers, read_texts
 from unlock_lens.errors import InvalidInput, UnlockLensError
 from unlock_lens.method.align import METHODS
+from unlock_lens.method.apply import Operation, Positions
 from unlock_lens.method.crossval import CrossValidation
 
 app = typer.Typer(
@@ -37,6 +39,7 @@ def demo(
     backend: opt.Backend = opt.OPEN.backend,
     n: Annotated[int, Option(help="Problems that are reported; half as many others choose rank and strength.", min=2)] = 200,
     seed: Annotated[int, Option(help="Seed of all problems and texts.")] = 0,
+    out: Annotated[Path | None, Option(help="Folder that keeps the sweeps, for `unlock-lens report`.")] = None,
     as_json: opt.Json = False,
 ) -> None:
     """Transfer capabilities within the embedded model family, with every control (half a minute).
@@ -44,13 +47,13 @@ def demo(
     Example: `unlock-lens demo --backend nnsight --json > demo.json`
     """
     from unlock_lens.cli import demo as demonstration
-    from unlock_lens.cli import demo_report
 
-    found = demonstration.run(backend, n, seed, progress=not as_json)
+    with TemporaryDirectory() as temporary:
+        found = demonstration.run(demonstration.configs(backend, n, seed), out or Path(temporary), progress=not as_json)
     if as_json:
-        typer.echo(json.dumps(found.to_json(), indent=2))
+        typer.echo(json.dumps(demonstration.to_json(found), indent=2))
     else:
-        demo_report.show(found, opt.console)
+        demonstration.show(found, opt.console)
 
 
 @app.command()
@@ -148,8 +151,8 @@ def steer(
     prompts: Annotated[Path, Option(help="Prompts: text file (one per line) or JSONL file.")],
     alpha: Annotated[float, Option(help="Strength; for norm_preserving a fraction of the residual's norm.")],
     template: opt.Template = SLOT,
-    operation: Annotated[opt.Operation, Option(help="What is done to the residual stream.")] = opt.STEER.operation,
-    positions: Annotated[opt.SteerPositions, Option(help="Which tokens are edited.")] = opt.STEER.positions,
+    operation: Annotated[Operation, Option(help="What is done to the residual stream.")] = opt.STEER.operation,
+    positions: Annotated[Positions, Option(help="Which tokens are edited.")] = opt.STEER.positions,
     layers: opt.Layers = None,
     max_new_tokens: Annotated[int, Option(help="New tokens per completion.", min=1)] = opt.GENERATE.max_new_tokens,
     out: Annotated[Path | None, Option(help="JSONL file for the prompts and both completions.", callback=opt.writable)] = None,

@@ -14,6 +14,7 @@ from unlock_lens import interchange as files
 from unlock_lens.core.inputs import parse_layers
 from unlock_lens.errors import InvalidInput
 from unlock_lens.hosts import open_model
+from unlock_lens.method.apply import Operation, Positions
 
 Format = Literal["gguf", "lm-eval", "steering-vectors"]
 
@@ -23,8 +24,8 @@ def export(
     to_file: Annotated[Path, Argument(metavar="FILE", help="File to write.")],
     to: Annotated[Format | None, Option(help="Whose format; by default gguf for a file that ends with .gguf.")] = None,
     alpha: Annotated[float | None, Option(help="Strength; without it the vectors are written unchanged.")] = None,
-    operation: Annotated[opt.Operation, Option(help="With --alpha; add is exact.")] = "add",
-    positions: Annotated[opt.SteerPositions, Option(help="With --alpha; all is exact.")] = "all",
+    operation: Annotated[Operation, Option(help="With --alpha; add is exact.")] = "add",
+    positions: Annotated[Positions, Option(help="With --alpha; all is exact.")] = "all",
     layers: opt.Layers = None,
     architecture: Annotated[str | None, Option(help="gguf: model_type of the model's config.json, if it is unknown.")] = None,
     blocks: Annotated[str | None, Option(help="lm-eval: module list of the blocks, such as h, if it is unknown.")] = None,

@@ -17,6 +17,7 @@ from unlock_lens.errors import InvalidInput
 from unlock_lens.hosts import open_model
 from unlock_lens.method.align import MethodName
 from unlock_lens.method.calibrate import Sinks
+from unlock_lens.method.extract import AggregateName
 
 console = Console()
 
@@ -46,14 +47,12 @@ Locked = Annotated[str, Option(help="Template of the locked prompts.")]
 Unlocked = Annotated[str | None, Option(help="Template of the unlocked prompts; by default the locked one.")]
 UnlockedModel = Annotated[str | None, Option(help="Folder or hub id of the unlocked model; by default the locked one.")]
 Template = Annotated[str, Option(help="Template around each text.")]
-Aggregate = Annotated[Literal["mean", "pca"], Option(help="How differences become one vector per layer; begin with mean.")]
+Aggregate = Annotated[AggregateName, Option(help="How differences become one vector per layer; begin with mean.")]
 Layers = Annotated[str | None, Option(help="Layers, such as 4,5,6 or 4-12; all by default.")]
 Method = Annotated[MethodName, Option(help="How the map is made (docs/aligners.md).")]
 Rank = Annotated[str | None, Option(help="Rank of the map, or cv to choose it by cross-validation.")]
 Positions = Annotated[str, Option(help="Calibration tokens of each text: all, last, or a stride from the last, such as 4.")]
 SinkOption = Annotated[Sinks, Option(help="What to do with tokens of more than 10 times the median norm.")]
-Operation = Literal["norm_preserving", "add", "ablate"]
-SteerPositions = Literal["last_prompt", "prompt", "generated", "all"]
 BatchSize = Annotated[int, Option(help="Prompts in one forward pass.", min=1)]
 SpecialTokens = Annotated[bool, Option(help="Let the tokenizer add special tokens; say no for text with a chat template.")]
 Backend = Annotated[Literal["transformer_lens", "nnsight"], Option(help="Framework that runs the models.")]

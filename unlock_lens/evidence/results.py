@@ -1,4 +1,4 @@
-"""What a sweep leaves in its folder: one line a finished configuration, and what describes them."""
+"""What a sweep leaves in its folder: one line for each finished configuration, and what describes them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ SEEDED = ("random", "shuffled")
 """Controls that are drawn at random, several times."""
 
 CONFIG, LINES, DAMAGED = "config.yaml", "results.jsonl", "results.damaged.jsonl"
-TRANSFERRED, PROMPTED, POST_TRAINED = "transferred", "prompted", "post_trained"
+TRANSFERRED, UNSTEERED, PROMPTED, POST_TRAINED = "transferred", "unsteered", "prompted", "post_trained"
+NAIVE, NAIVE_UNSTEERED = "naive", "naive_unsteered"
 DESCRIPTIONS = ("problems", "geometry", "diagnosis", "provenance")
 
 
@@ -38,8 +39,6 @@ class Results:
         geometry: "maps", "spectra", "effect" per layer.
         diagnosis: the forecast for the chosen configuration.
         provenance: versions, models, task.
-
-    Source: docs/evidence.md.
 
     Example:
         >>> from unlock_lens.evidence.results import Results
@@ -56,10 +55,10 @@ class Results:
 
     @classmethod
     def load(cls, folder: str | Path) -> Results:
-        """Read a sweep's folder, finished or not; of a configuration that is there twice the first line counts.
+        """Read a sweep's folder, finished or not; if a configuration occurs twice, its first line counts.
 
         Raises:
-            InvalidInput: it is none, or holds no finished configuration.
+            InvalidInput: it is not a sweep's folder, or holds no finished configuration.
         """
         import yaml
 
@@ -68,12 +67,12 @@ class Results:
             raise InvalidInput(f"{folder} is not the folder of a sweep (it has no {CONFIG}); run `unlock-lens sweep` first")
         lines, _ = read_lines(folder / LINES)
         if not lines:
-            raise InvalidInput(f"{folder} holds no finished configuration yet; run `unlock-lens sweep` again, it goes on")
+            raise InvalidInput(f"{folder} holds no finished configuration yet; run `unlock-lens sweep` again to resume it")
         described = {name: _read_json(folder / f"{name}.json") for name in DESCRIPTIONS}
         return cls(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")), _once_each(lines), **described)
 
     def frame(self) -> pd.DataFrame:
-        """One row a finished configuration, its `config` spread over columns (`n` of the config becomes `n_pairs`)."""
+        """One row for each finished configuration, its `config` spread over columns (`n` of the config becomes `n_pairs`)."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -102,7 +101,7 @@ class Results:
         return found
 
     def arms(self) -> dict[str, Line]:
-        """One line of `tested` an arm. Of several seeds the one that flatters least: the best control, the worst transfer."""
+        """One line of `tested` for each arm; of several seeds the least flattering: the best control, the worst transfer."""
         return {
             name: (min if name == TRANSFERRED else max)(lines, key=lambda line: line["accuracy"])
             for name, lines in self.tested().items()
@@ -115,6 +114,11 @@ class Results:
     def _mine(self, split: str) -> list[Line]:
         """Lines of one split for the swept capability."""
         return [line for line in self.lines if line["split"] == split and line["config"].get("capability") == self.capability]
+
+
+def key_of(config: Mapping[str, Any], split: str) -> str:
+    """What tells the lines of a results file apart."""
+    return json.dumps([split, config], sort_keys=True)
 
 
 def read_lines(file: Path) -> tuple[list[Line], bytes]:
@@ -130,19 +134,15 @@ def read_lines(file: Path) -> tuple[list[Line], bytes]:
 
 
 def mend(file: Path) -> list[Line]:
-    """The whole lines of a results file; a cut-off one at its end is set aside, and told."""
+    """The whole lines of a results file; a cut-off one at its end is set aside with a warning."""
     lines, rest = read_lines(file)
     if rest.strip():
         damaged = file.with_name(DAMAGED)
         with damaged.open("ab") as kept:
             kept.write(rest + b"\n")
         os.truncate(file, file.stat().st_size - len(rest))
-        logger.warning(
-            "%s ended in the middle of a line; its %d finished configurations are kept, the rest is in %s and is run again",
-            file.name,
-            len(lines),
-            damaged.name,
-        )
+        told = "%s ended in the middle of a line; its %d finished configurations are kept, the rest is in %s and is run again"
+        logger.warning(told, file.name, len(lines), damaged.name)
     return lines
 
 
@@ -164,7 +164,7 @@ def write_whole(file: Path, content: str) -> None:
 def _once_each(lines: list[Line]) -> tuple[Line, ...]:
     found: dict[str, Line] = {}
     for line in lines:
-        found.setdefault(json.dumps([line["split"], line["config"]], sort_keys=True), line)
+        found.setdefault(key_of(line["config"], line["split"]), line)
     return tuple(found.values())
 
 

@@ -1,4 +1,4 @@
-"""The base of everything that stands in a config file."""
+"""The base of everything in a config file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Spec(BaseModel):
-    """A part of a config: it never changes, and a key that it does not know is an error that names the nearest one."""
+    """An immutable part of a config; an unknown key is an error that names the nearest known one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

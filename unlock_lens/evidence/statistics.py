@@ -12,20 +12,16 @@ from unlock_lens.errors import InvalidInput
 
 WORTHWHILE = 0.2
 """The gain that a sweep should be able to show."""
+POWER, CONFIDENCE = 0.8, 0.95
 
 
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Wilson's score interval of a share, from scipy.
 
     Raises:
         InvalidInput: successes outside 0..n, or n below 1.
 
     Source: Wilson, Journal of the American Statistical Association 22 (1927).
-
-    Example:
-        >>> low, high = wilson_interval(9, 10)
-        >>> round(low, 3), round(high, 3)
-        (0.596, 0.982)
     """
     from scipy.stats import binomtest
 
@@ -79,7 +75,7 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def bootstrap_difference(
-    after: Sequence[bool], before: Sequence[bool], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+    after: Sequence[bool], before: Sequence[bool], confidence: float = CONFIDENCE, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of mean(after) - mean(before), drawing problems, each with both its outcomes.
 
@@ -96,7 +92,10 @@ def bootstrap_difference(
     """
     from scipy.stats import bootstrap
 
-    _check_paired(after, before)
+    if len(after) != len(before) or not len(after):
+        raise InvalidInput(
+            f"{len(after)} outcomes after and {len(before)} before were given; give both of the same problems, at least one"
+        )
     differences = np.subtract(after, before, dtype=float)
     if len(differences) == 1:
         return float(differences[0]), float(differences[0])
@@ -113,7 +112,7 @@ def bootstrap_difference(
     return float(interval.low), float(interval.high)
 
 
-def detectable_difference(n: int, base_rate: float, power: float = 0.8, confidence: float = 0.95) -> float | None:
+def detectable_difference(n: int, base_rate: float, power: float = POWER, confidence: float = CONFIDENCE) -> float | None:
     """The smallest gain over `base_rate` that n paired problems show with this power, by the exact McNemar test.
 
     This is the favourable case in which nothing is lost: each problem is gained with the probability that is returned.
@@ -132,7 +131,10 @@ def detectable_difference(n: int, base_rate: float, power: float = 0.8, confiden
     """
     from scipy.stats import beta
 
-    _check_design(n, base_rate, power, confidence)
+    if n < 1 or not 0 <= base_rate <= 1:
+        raise InvalidInput(f"{n} problems with a base rate of {base_rate} were given; expected at least 1, and 0 to 1")
+    if not (0 < power < 1 and 0 < confidence < 1):
+        raise InvalidInput(f"power {power} and confidence {confidence} were given; both lie between 0 and 1")
     needed = _least_gained(confidence)
     if needed > n:
         return None
@@ -146,8 +148,6 @@ def sample_size_in_words(n: int, base_rate: float) -> str | None:
 
     Raises:
         InvalidInput: n below 1, or a base rate outside 0..1.
-
-    Source: docs/evidence.md.
 
     Example:
         >>> print(sample_size_in_words(10, base_rate=0.14))
@@ -166,28 +166,12 @@ def _least_gained(confidence: float) -> int:
     return next(gained for gained in count(1) if mcnemar(gained, 0) <= 1 - confidence)
 
 
-def _problems_for(gain: float, power: float = 0.8, confidence: float = 0.95) -> int:
+def _problems_for(gain: float) -> int:
     from scipy.stats import nbinom
 
-    needed = _least_gained(confidence)
-    return needed + int(nbinom.ppf(power, needed, gain))
+    needed = _least_gained(CONFIDENCE)
+    return needed + int(nbinom.ppf(POWER, needed, gain))
 
 
 def _points(share: float) -> str:
     return f"{100 * share:.2g} points"
-
-
-def _check_paired(after: Sequence[bool], before: Sequence[bool]) -> None:
-    if len(after) != len(before) or not len(after):
-        raise InvalidInput(
-            f"{len(after)} outcomes after and {len(before)} before were given; give both of the same problems, at least one"
-        )
-
-
-def _check_design(n: int, base_rate: float, power: float, confidence: float) -> None:
-    if n < 1 or not 0 <= base_rate <= 1:
-        raise InvalidInput(
-            f"{n} problems with a base rate of {base_rate} were given; expected at least 1, and a share of 0 to 1"
-        )
-    if not (0 < power < 1 and 0 < confidence < 1):
-        raise InvalidInput(f"power {power} and confidence {confidence} were given; both lie between 0 and 1")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -46,13 +47,15 @@ def ablate(vector: Tensor, alpha: float) -> Act:
     return lambda residual: torch.addcmul(residual, (residual @ unit).unsqueeze(-1), step)
 
 
+Operation = Literal["norm_preserving", "add", "ablate"]
 OPERATIONS: Mapping[str, Callable[[Tensor, float], Act]] = {
     "norm_preserving": norm_preserving,
     "add": add,
     "ablate": ablate,
 }
 """Each takes the vector and alpha, and gives the edit of a residual stream: what does not depend on it is done once."""
-POSITIONS = ("last_prompt", "prompt", "generated", "all")
+Positions = Literal["last_prompt", "prompt", "generated", "all"]
+POSITIONS: tuple[Positions, ...] = get_args(Positions)
 
 
 @dataclass(frozen=True, eq=False)

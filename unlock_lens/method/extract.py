@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -42,6 +43,7 @@ def pca(differences: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:
     return -axis if bool(axis @ centre < 0) else axis
 
 
+AggregateName = Literal["mean", "pca"]
 AGGREGATORS: Mapping[str, Aggregator] = {"mean": mean, "pca": pca}
 
 

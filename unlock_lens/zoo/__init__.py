@@ -17,15 +17,7 @@ __all__ = ["BEHAVIOURS", "MODELS", "Task", "load", "path", "running_sum", "text"
 
 
 def path() -> Path:
-    """The folder that holds the model folders, each of them a Hugging Face folder (config, safetensors, tokenizer).
-
-    Source: unlock_lens/zoo/train.py, which trains the family.
-
-    Example:
-        >>> from unlock_lens import zoo
-        >>> (zoo.path() / "small-base" / "config.json").is_file()
-        True
-    """
+    """The folder of the model folders, each a Hugging Face folder (config, safetensors, tokenizer)."""
     return Path(__file__).parent / "models"
 
 
@@ -35,7 +27,7 @@ def load(name: str, backend: str = "transformer_lens", dtype: str = "float32") -
     Raises:
         InvalidInput: there is no such model or backend.
 
-    Source: unlock_lens/zoo/train.py, which trains the family.
+    Source: scripts/train_zoo.py, which trains the family.
 
     Example:
         >>> from unlock_lens import zoo

@@ -24,9 +24,7 @@ _FINAL_ANSWER = re.compile(r"= (\d)")
 
 @dataclass(frozen=True)
 class Task:
-    """Problems of the family: four prompts a question, and the answer to each.
-
-    Source: unlock_lens/zoo/family.py, which defines it.
+    """Problems of the family: four prompts for each question, and its answer.
 
     Example:
         >>> from unlock_lens import zoo
@@ -114,8 +112,6 @@ def running_sum(n: int = 200, seed: int = 0) -> Task:
     Raises:
         InvalidInput: n is below 1.
 
-    Source: unlock_lens/zoo/family.py, which defines it.
-
     Example:
         >>> from unlock_lens import zoo
         >>> zoo.running_sum(n=2).think
@@ -131,8 +127,6 @@ def text(n: int = 600, seed: int = 0, mix: str = "base") -> list[str]:
 
     Raises:
         InvalidInput: n is below 1, or there is no such mix.
-
-    Source: unlock_lens/zoo/family.py, which defines it.
 
     Example:
         >>> from unlock_lens import zoo

@@ -11,12 +11,10 @@ EXPERIMENTS = ("cot", "post-training")
 
 
 def load(name: str) -> SweepConfig:
-    """A recipe: "zoo", "cot", "post-training"; the two experiments on the embedded family are "cot-zoo", "post-training-zoo".
+    """A recipe: "cot", "post-training" (the paper's), "cot-zoo", "post-training-zoo", "zoo", "demo" (the embedded family's).
 
     Raises:
         InvalidInput: there is no such recipe.
-
-    Source: docs/evidence.md.
 
     Example:
         >>> from unlock_lens.evidence import recipes
@@ -32,28 +30,12 @@ def load(name: str) -> SweepConfig:
 
 
 def path(name: str) -> Path:
-    """The recipe's file, to copy and change.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> from unlock_lens.evidence import recipes
-        >>> recipes.path("cot").name
-        'cot.yaml'
-    """
+    """The recipe's file, to copy and change."""
     return Path(__file__).parent / f"{name}.yaml"
 
 
 def smallest() -> SweepConfig:
-    """The embedded family's sweep at one rank and strength, on few problems: seconds, for examples and tests.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> from unlock_lens.evidence import recipes
-        >>> recipes.smallest().grid.alpha
-        (0.5,)
-    """
+    """The embedded family's sweep at one rank and strength, on few problems: it takes seconds, for examples and tests."""
     whole = load("zoo").model_dump(mode="json")
     few = {"extract": 100, "train": 20, "test": 40}
     grid = {"aligner": ["text"], "n": [100], "rank": [48], "alpha": [0.5]}

@@ -1,6 +1,6 @@
 """The report of a sweep: a verdict in words, a table of its arms, and one HTML page that needs no network."""
 
-from unlock_lens.evidence.report.judgement import Verdict, verdict
+from unlock_lens.evidence.report.judgement import Verdict, specificity, verdict
 from unlock_lens.evidence.report.page import summary, write
 
-__all__ = ["Verdict", "summary", "verdict", "write"]
+__all__ = ["Verdict", "specificity", "summary", "verdict", "write"]

@@ -1,17 +1,25 @@
-"""What a sweep shows, in words that a sceptical reader would sign."""
+"""What a sweep shows, in words that a sceptical reader would sign: comparisons, the verdict, and every number behind it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from unlock_lens.evidence.plots.vocabulary import arm
-from unlock_lens.evidence.report.comparison import REQUIRED, Rival, better, missing, rivals, worse
-from unlock_lens.evidence.report.wording import listed, paragraphs, percent, too_few
-from unlock_lens.evidence.results import TRANSFERRED, Line, Results
+from unlock_lens.evidence.evaluation import compare
+from unlock_lens.evidence.plots.behaviour import specificity_rows
+from unlock_lens.evidence.plots.vocabulary import arm, in_order
+from unlock_lens.evidence.results import NAIVE, NAIVE_UNSTEERED, SEEDED, TRANSFERRED, UNSTEERED, Line, Results
+from unlock_lens.evidence.statistics import sample_size_in_words
 
 Status = Literal["arrived", "not from the source", "unchecked", "undecided", "did not arrive", "did harm", "unfinished"]
+Paired = Mapping[str, Any]
+Arms = Mapping[str, Line]
+REQUIRED = ("random", "anti_mean", "shuffled")
+"""Without any one of these nothing can be credited to the source."""
+SIGNIFICANT = 0.05
+COMES = 0.2
+"""A behaviour has come, and correctness with it, when its share grows by more than this."""
 
 
 @dataclass(frozen=True)
@@ -21,16 +29,7 @@ class Verdict:
     Attributes:
         status: the judgement in a word or two.
         headline: the judgement as a sentence.
-        paragraphs: what speaks for it and against it.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> from unlock_lens.evidence.report import Verdict
-        >>> print(Verdict("arrived", "It arrived.", ("It beats every control.",)))
-        It arrived.
-        <BLANKLINE>
-        It beats every control.
+        paragraphs: what speaks for it and against it, with every number that a sceptic asks for.
     """
 
     status: Status
@@ -41,17 +40,28 @@ class Verdict:
         return "\n\n".join((self.headline, *self.paragraphs))
 
 
+@dataclass(frozen=True)
+class Rival:
+    """A control that the transfer has to beat, with the line of its best seed."""
+
+    name: str
+    line: Line
+    paired: Paired | None
+    """The transfer compared with it on the same questions; None if the answers were not kept."""
+    beaten: bool
+    gains: bool
+    """Whether it gains on the unsteered target. Never of the naive target, whose gain is the source's too."""
+
+
 def verdict(results: Results) -> Verdict:
     """Judge a sweep.
 
     A capability has arrived when the transferred arm beats the unsteered target and every rival on the same questions: the
     95% interval of the paired difference lies above 0, and McNemar's p is below 0.05. Rivals are random, shuffled, anti-mean
     and unaligned directions, each by its best seed, and a target that never learned it; the first three must have been run.
-    That is many comparisons, but all have to be won, so more of them make it harder to arrive, and none is corrected for.
-    References (the target's own direction, the prompt, the paper's calibration) put the result in proportion and decide
-    nothing. A sweep that lacks anything its config asks for is not judged.
-
-    Source: docs/evidence.md.
+    All comparisons have to be won, so more of them make it harder to arrive, and none is corrected for. References (the
+    target's own direction, the prompt, the paper's calibration) put the result in proportion and decide nothing. A sweep that
+    lacks anything its config asks for is not judged.
 
     Example:
         >>> from unlock_lens.evidence.report import verdict
@@ -60,26 +70,91 @@ def verdict(results: Results) -> Verdict:
         >>> verdict(Results({"capability": {"name": "think"}}, (line,))).status
         'unfinished'
     """
-    absent = missing(results)
-    if absent:
+    if absent := _missing(results):
         return Verdict(
             "unfinished",
-            f"The sweep is unfinished: the test split has no result yet of {listed(absent)}.",
-            (f"{len(results.lines)} configurations are finished; run `unlock-lens sweep` again, it goes on.",),
+            f"The sweep is unfinished: the test split has no result yet of {_listed(absent)}.",
+            (f"{len(results.lines)} configurations are finished; run `unlock-lens sweep` again to resume it.",),
         )
     arms = results.arms()
-    against = rivals(arms)
+    against = _rivals(arms)
     status = _status(arms, against)
     name = f"“{results.capability}”" if results.capability else "The capability"
-    return Verdict(status, f"{name} {_headline(status, arms, against)}.", paragraphs(results, arms, against))
+    found = (
+        _gain(arms), _comparisons(results, against), _naive(arms), _references(arms), _behaviour(results, arms),
+        specificity(results), _price(arms), _sharper(arms), _limits(results, arms),
+    )  # fmt: skip
+    return Verdict(status, f"{name} {_headline(status, arms, against)}.", tuple(text for text in found if text))
 
 
-def _status(arms: Mapping[str, Line], against: Sequence[Rival]) -> Status:
-    main, base = arms[TRANSFERRED], arms["unsteered"]
-    if worse(main, base):
+def _missing(results: Results) -> list[str]:
+    """What the config asks for and the test split lacks, in words; only the provenance says which controls cannot be run."""
+    tested, without = results.tested(), _left_out(results)
+    found = [name for name in (TRANSFERRED, UNSTEERED) if name not in tested]
+    for name in results.config.get("controls") or ():
+        wanted = range(results.config.get("control_seeds", 1) if name in SEEDED else 1)
+        absent = set(wanted) - {line["config"].get("seed", 0) for line in tested.get(name, ())}
+        if absent and name not in without:
+            seeds = ", ".join(str(seed) for seed in sorted(absent))
+            some = f" (seed{'s' if len(absent) > 1 else ''} {seeds})" if name in tested else ""
+            found.append(arm(name).label + some)
+    moved = {line["config"].get("capability") for line in results.lines if line["split"] == "test"}
+    others = [other["name"] for other in results.config.get("others") or ()]
+    return found + [f"the capability “{name}”" for name in others if name not in moved]
+
+
+def _left_out(results: Results) -> Mapping[str, str]:
+    """Controls that a finished sweep could not run, and why."""
+    return (results.provenance or {}).get("controls_left_out") or {}
+
+
+def _rivals(arms: Arms) -> list[Rival]:
+    """Every control that the transfer has to beat; the naive target answers the same questions, so it is paired too."""
+    main, base = arms[TRANSFERRED], arms[UNSTEERED]
+    found: list[Rival] = []
+    for name in in_order(arms):
+        if arm(name).role == "rival":
+            line, paired = arms[name], _compared(main, arms[name])
+            found.append(Rival(name, line, paired, _above(main, line, paired), name != NAIVE and _better(line, base)))
+    return found
+
+
+def gain(line: Line, base: Line) -> Paired | None:
+    """An arm compared with the same model unsteered: what the sweep recorded, or what the answers give."""
+    return line.get("paired") or _compared(line, base)
+
+
+def _compared(line: Line, other: Line) -> Paired | None:
+    after, before = ([bool(right) for right in each.get("right") or ()] for each in (line, other))
+    return asdict(compare(after, before)) if after and before else None
+
+
+def _above(line: Line, other: Line, paired: Paired | None) -> bool:
+    """By the paired comparison; without one, by intervals that do not meet, which is stricter."""
+    return paired["low"] > 0 and paired["p"] < SIGNIFICANT if paired else line["low"] > other["high"]
+
+
+def _better(line: Line, base: Line) -> bool:
+    """Whether an arm gained on the same model unsteered."""
+    return _above(line, base, gain(line, base))
+
+
+def _worse(line: Line, base: Line) -> bool:
+    paired = gain(line, base)
+    return paired["high"] < 0 and paired["p"] < SIGNIFICANT if paired else line["high"] < base["low"]
+
+
+def _too_few(base: Line) -> str | None:
+    """What the sample is too small for, in words; None if it is large enough."""
+    return sample_size_in_words(base["n"], base["accuracy"])
+
+
+def _status(arms: Arms, against: Sequence[Rival]) -> Status:
+    main, base = arms[TRANSFERRED], arms[UNSTEERED]
+    if _worse(main, base):
         return "did harm"
-    if not better(main, base):
-        return "undecided" if too_few(base) else "did not arrive"
+    if not _better(main, base):
+        return "undecided" if _too_few(base) else "did not arrive"
     unbeaten = [rival for rival in against if not rival.beaten]
     if any(rival.gains for rival in unbeaten):
         return "not from the source"
@@ -88,44 +163,41 @@ def _status(arms: Mapping[str, Line], against: Sequence[Rival]) -> Status:
     return "unchecked" if _unchecked(arms) else "arrived"
 
 
-def _headline(status: Status, arms: Mapping[str, Line], against: Sequence[Rival]) -> str:
+def _unchecked(arms: Arms) -> list[str]:
+    return [arm(name).label for name in REQUIRED if name not in arms]
+
+
+def _headline(status: Status, arms: Arms, against: Sequence[Rival]) -> str:
     """What is said of the capability's name."""
-    change = f"right answers go from {percent(arms['unsteered'])} to {percent(arms[TRANSFERRED])}"
+    main, base = arms[TRANSFERRED], arms[UNSTEERED]
+    change = f"right answers go from {_percent(base)} to {_percent(main)}"
     if status == "arrived":
-        return f"arrived: {change}, and {_beats_all(arms, against)}{_doubt(arms)}"
+        best = _best(against)
+        near = best.line["high"] < (base["accuracy"] + main["accuracy"]) / 2
+        beats = "no control comes near" if near else "it beats every control"
+        return f"arrived: {change}, and {beats} ({_reaches(best)} at most){_doubt(arms)}"
     if status == "not from the source":
         best = _best([rival for rival in against if rival.gains and not rival.beaten])
         return f"cannot be credited to the source: {change}, but {_reaches(best)} as well"
     if status == "unchecked":
         absent = _unchecked(arms)
         were = "was" if len(absent) == 1 else "were"
-        return f"is unchecked: {change}, but {listed(absent)} {were} not run, so the source cannot be credited with it"
+        return f"is unchecked: {change}, but {_listed(absent)} {were} not run, so the source cannot be credited with it"
     if status == "undecided":
-        gained = better(arms[TRANSFERRED], arms["unsteered"])
-        equals = [arm(rival.name).label for rival in against if not rival.beaten] if gained else ["the unsteered target"]
-        return f"is undecided: {change}, which is not told apart from {listed(equals)}"
+        unbeaten = [arm(rival.name).label for rival in against if not rival.beaten]
+        equals = unbeaten if _better(main, base) else ["the unsteered target"]
+        return f"is undecided: {change}, which cannot be told apart from {_listed(equals)}"
     if status == "did harm":
         return f"did not arrive, and steering did harm: {change}"
     return f"did not arrive: {change}, no more than chance would change"
 
 
-def _doubt(arms: Mapping[str, Line]) -> str:
+def _doubt(arms: Arms) -> str:
     """What a reader of the headline alone must know all the same."""
     left = arms.get("without_mean")
-    if left is None or better(left, arms["unsteered"]):
+    if left is None or _better(left, arms[UNSTEERED]):
         return ""
-    return "; but it lives by its part along the target's mean state, without which nothing of it is left"
-
-
-def _unchecked(arms: Mapping[str, Line]) -> list[str]:
-    return [arm(name).label for name in REQUIRED if name not in arms]
-
-
-def _beats_all(arms: Mapping[str, Line], against: Sequence[Rival]) -> str:
-    best = _best(against)
-    middle = (arms["unsteered"]["accuracy"] + arms[TRANSFERRED]["accuracy"]) / 2
-    near = "no control comes near" if best.line["high"] < middle else "it beats every control"
-    return f"{near} ({_reaches(best)} at most)"
+    return "; but nothing of it is left without the direction's part along the target's mean state"
 
 
 def _best(against: Sequence[Rival]) -> Rival:
@@ -133,4 +205,181 @@ def _best(against: Sequence[Rival]) -> Rival:
 
 
 def _reaches(rival: Rival) -> str:
-    return f"{arm(rival.name).label} reaches {percent(rival.line)}"
+    return f"{arm(rival.name).label} reaches {_percent(rival.line)}"
+
+
+def _gain(arms: Arms) -> str:
+    main, base = arms[TRANSFERRED], arms[UNSTEERED]
+    text = (
+        f"On {main['n']} test questions the transferred arm is right in {_share(main)}, the unsteered target in {_share(base)}."
+    )
+    if paired := gain(main, base):
+        text += (
+            f" That is {points(paired['difference'])} points (95% paired interval {points(paired['low'])} to "
+            f"{points(paired['high'])}, McNemar {p_value(paired['p'])}): {paired['gained']} wrong answers became right, "
+            f"{paired['lost']} right ones became wrong."
+        )
+    few = _too_few(base)
+    return f"{text} Mind the sample: {few}." if few else text
+
+
+def _comparisons(results: Results, against: Sequence[Rival]) -> str:
+    found: list[str] = []
+    if against:
+        how = "question by question" if all(rival.paired for rival in against) else "by intervals where no answers were kept"
+        found.append(f"Controls that it must beat, every one: {len(against)}, compared {how}.")
+    for verb, beaten in (("It beats", True), ("It does not beat", False)):
+        named = [_named(results, rival) for rival in against if rival.beaten == beaten]
+        found += [f"{verb} {_listed(named)}."] if named else []
+    run, reasons = {rival.name for rival in against}, _left_out(results)
+    wanted = dict.fromkeys((*REQUIRED, NAIVE, *(name for name in reasons if arm(name).role == "rival")))
+    absent = [arm(name).label + (f" ({reasons[name]})" if name in reasons else "") for name in wanted if name not in run]
+    return " ".join([*found, f"Not run, and so not ruled out: {_listed(absent)}."] if absent else found)
+
+
+def _named(results: Results, rival: Rival) -> str:
+    seeds = len(results.tested()[rival.name])
+    best = f", best of {seeds} seeds" if seeds > 1 else ""
+    shown = f"{_percent(rival.line)}{best}: {_difference(rival.paired)}" if rival.paired else f"{_share(rival.line)}{best}"
+    return f"{arm(rival.name).label} ({shown})"
+
+
+def _naive(arms: Arms) -> str:
+    """If the target never learned the capability, there is nothing to unlock."""
+    if NAIVE not in arms:
+        return ""
+    naive, base = arms[NAIVE], arms.get(NAIVE_UNSTEERED, arms[UNSTEERED])
+    paired, few = gain(naive, base), _too_few(base)
+    change = f"{_percent(base)} to {_percent(naive)}: {_difference(paired)}" if paired else f"{_share(base)} to {_share(naive)}"
+    if _better(naive, base):
+        return f"The naive target gains too ({change}): what it never learned was brought to it, not unlocked in it."
+    if few:
+        return f"Whether the naive target gains, which it must not, cannot be decided ({change}): {few}."
+    return f"The naive target shows no gain, as it must not ({change})."
+
+
+def _references(arms: Arms) -> str:
+    main, base = arms[TRANSFERRED], arms[UNSTEERED]
+    shares = [
+        f"{arm(name).label} {_percent(arms[name])}"
+        for name in in_order(arms)
+        if arm(name).role == "reference" and name != NAIVE_UNSTEERED
+    ]
+    found = [f"For proportion: {_listed(shares)}."] if shares else []
+    without = arms.get("without_mean")
+    if without and _better(main, base):
+        keeps = without["accuracy"] - base["accuracy"] > 0.5 * (main["accuracy"] - base["accuracy"])
+        found.append(
+            "Without its part along the target's mean state the direction keeps most of the gain, so it is not an anti-mean in "
+            "disguise."
+            if keeps
+            else "Without its part along the target's mean state most of the gain is gone: suspect an anti-mean in disguise."
+        )
+    return " ".join(found)
+
+
+def _behaviour(results: Results, arms: Arms) -> str:
+    main, base, name = arms[TRANSFERRED], arms[UNSTEERED], results.capability or ""
+    tokens = f"Completions have {base['tokens']:.1f} tokens before and {main['tokens']:.1f} after." if "tokens" in main else ""
+    if name not in (main.get("behaviours") or {}):
+        return f"{tokens} This task does not tell behaviour apart from correctness.".strip()
+    before, after = ((line.get("behaviours") or {}).get(name, 0.0) for line in (base, main))
+    judged = {
+        (True, True): "and correctness follows it",
+        (True, False): "but correctness does not follow: behaviour alone was moved",
+        (False, True): "so the right answers do not come by way of it",
+        (False, False): "and correctness hardly moves either",
+    }[after - before > COMES, main["accuracy"] - base["accuracy"] > COMES]
+    return f"The behaviour goes from {before:.0%} to {after:.0%} of completions, {judged}. {tokens}".strip()
+
+
+def specificity(results: Results) -> str:
+    """Whether each transferred capability brings its own behaviour; empty if fewer than two were transferred."""
+    rows = [(name, shares) for name, shares in specificity_rows(results) if name != UNSTEERED and name in shares]
+    if len(rows) < 2:
+        return ""
+    own = [name for name, shares in rows if shares[name] == max(shares.values()) and shares[name] > 0.5]
+    shown = _listed([f"{name} {shares[name]:.0%}" for name, shares in rows])
+    stray = [share for name, shares in rows for other, share in shares.items() if other not in (name, "direct", "other")]
+    return (
+        f"Specificity: {len(own)} of {len(rows)} transferred capabilities bring their own behaviour in most completions "
+        f"({shown}); another one's comes in at most {max(stray, default=0.0):.0%}."
+    )
+
+
+def _price(arms: Arms) -> str:
+    price = arms[TRANSFERRED].get("price")
+    if not price:
+        return "The price on unrelated text was not measured."
+    steered, before = price["perplexity"], price["perplexity_unsteered"]
+    others = [
+        f"{arm(name).label} {nats(arms[name]['price']['kl'])}" for name in ("own", "random") if arms.get(name, {}).get("price")
+    ]
+    return (
+        f"Price on unrelated text: {nats(price['kl'])} nats per token from the unsteered target"
+        f"{f' ({_listed(others)})' if others else ''}, "
+        f"perplexity {before:.3g} to {steered:.3g} ({_signed(steered / before - 1, '+.1%')})."
+    )
+
+
+def _sharper(arms: Arms) -> str:
+    sharpening = arms[TRANSFERRED].get("sharpening") or {}
+    found: list[str] = []
+    if sharpening.get("pass_at_k"):
+        k, best = max((int(k), share) for k, share in sharpening["pass_at_k"].items())
+        greedy = sharpening["greedy"]["steered"]
+        found.append(
+            f"Unsteered, one of {k} samples is right in {best:.0%} of questions; steered, the greedy answer in {greedy:.0%}."
+        )
+    before, after = ((sharpening.get("success") or {}).get(side) or {} for side in ("unsteered", "steered"))
+    if before.get("n"):
+        found.append(
+            f"Of the {before['n']} questions that it solves in some sample, those right completions have "
+            f"{before['probability']:.0%} of the probability unsteered and {after['probability']:.0%} steered."
+        )
+    return " ".join(found)
+
+
+def _limits(results: Results, arms: Arms) -> str:
+    config, tried = arms[TRANSFERRED]["config"], results.trained()
+    keys = [key for key in ("aligner", "method", "rank", "n", "alpha") if config.get(key) is not None]
+    chosen = ", ".join(f"{key} {config[key]}" for key in keys)
+    how = f"Chosen among {len(tried)} configurations on {tried[0]['n']} other questions: {chosen}. " if tried and keys else ""
+    return f"{how}This is one pair of models and one task; it says nothing about others."
+
+
+def _difference(paired: Paired) -> str:
+    return f"{points(paired['difference'])} points [{points(paired['low'])} to {points(paired['high'])}]"
+
+
+def _share(line: Line) -> str:
+    return f"{_percent(line)} [{line['low']:.1%} to {line['high']:.1%}]"
+
+
+def _percent(line: Line) -> str:
+    return f"{line['accuracy']:.1%}"
+
+
+def points(share: float) -> str:
+    """A difference of shares in percentage points."""
+    return _signed(100 * share, "+.1f")
+
+
+def _signed(value: float, form: str) -> str:
+    """A number with a true minus sign."""
+    return format(value, form).replace("-", "\u2212")
+
+
+def p_value(p: float) -> str:
+    """A p value as people write it."""
+    return "p < 0.0001" if p < 0.0001 else f"p = {p:.2g}"
+
+
+def nats(kl: float) -> str:
+    """A divergence, which is never below 0."""
+    return "<0.001" if 0 < kl < 0.001 else f"{kl:.3g}"
+
+
+def _listed(words: list[str]) -> str:
+    """Words with an "and" before the last."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""

@@ -1,4 +1,4 @@
-"""The report of a sweep: a verdict in words, a table of its arms, and one HTML page that needs no network."""
+"""A sweep's arms as a data frame, and its whole report as one HTML page that needs no network."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.plots.vocabulary import arm, in_order
-from unlock_lens.evidence.report.judgement import Status, verdict
-from unlock_lens.evidence.report.wording import nats, p_value, points
-from unlock_lens.evidence.results import TRANSFERRED, Line, Results, write_whole
+from unlock_lens.evidence.report.judgement import Status, nats, p_value, points, verdict
+from unlock_lens.evidence.results import TRANSFERRED, UNSTEERED, Line, Results, write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,10 +26,8 @@ COLUMNS = ("label", "role", "accuracy", "low", "high", "n", "seeds", "behaviour"
 def summary(results: Results) -> pd.DataFrame:
     """The arms of the test split, one row each, in the order of figures and page; what was not measured is missing.
 
-    Of several seeds it is the one that flatters least (`Results.arms`). "behaviour" is the share of completions that show the
+    Of several seeds it is the least flattering one (`Results.arms`). "behaviour" is the share of completions that show the
     swept capability; "difference" and what follows compare with the unsteered target on the same questions.
-
-    Source: docs/evidence.md.
 
     Example:
         >>> from unlock_lens.evidence.report import summary
@@ -49,30 +46,16 @@ def summary(results: Results) -> pd.DataFrame:
 
 
 def write(results: Results, file: str | Path) -> None:
-    """Write the report as one HTML page that holds all that it shows; it asks no network for anything.
+    """Write the report as one self-contained HTML page, which loads nothing from the network.
 
     Raises:
-        InvalidInput: `file` is a folder, or lies in none.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from unlock_lens.evidence import report
-        >>> from unlock_lens.evidence.results import Results
-        >>> line = {"config": {"capability": "think", "control": None}, "split": "test", "accuracy": 0.9}
-        >>> line |= {"low": 0.6, "high": 1.0, "n": 10}
-        >>> file = Path(tempfile.mkdtemp(), "report.html")
-        >>> report.write(Results({"name": "think, at home", "capability": {"name": "think"}}, (line,)), file)
-        >>> "think, at home" in file.read_text(encoding="utf-8")
-        True
+        InvalidInput: `file` is a folder, or its folder does not exist.
     """
     file = Path(file)
     if file.is_dir():
         raise InvalidInput(f"{file} is a folder; give a file in it, such as {file / 'report.html'}")
     if not file.parent.is_dir():
-        raise InvalidInput(f"there is no folder {file.parent} to write {file.name} into; make it first")
+        raise InvalidInput(f"there is no folder {file.parent} to write {file.name} into; create it first")
     write_whole(file, _page(results))
 
 
@@ -132,7 +115,7 @@ def _figures(results: Results) -> tuple[list[dict[str, Any]], list[dict[str, str
 def _tiles(results: Results) -> Iterator[dict[str, str]]:
     """The numbers that a reader looks for first."""
     arms = results.arms()
-    for name in ("unsteered", TRANSFERRED):
+    for name in (UNSTEERED, TRANSFERRED):
         if name in arms:
             line = arms[name]
             interval = f"{line['low']:.1%} to {line['high']:.1%}, n = {line['n']}"
@@ -144,7 +127,7 @@ def _tiles(results: Results) -> Iterator[dict[str, str]]:
         flips = f"+{paired['gained']} / \u2212{paired['lost']}"
         yield {"label": "answers gained / lost", "value": flips, "note": "on the same questions"}
     if price := main.get("price"):
-        perplexity = f"nats a token; perplexity {price['perplexity_unsteered']:.3g} to {price['perplexity']:.3g}"
+        perplexity = f"nats per token; perplexity {price['perplexity_unsteered']:.3g} to {price['perplexity']:.3g}"
         yield {"label": "price, unrelated text", "value": nats(price["kl"]), "note": perplexity}
 
 
@@ -159,7 +142,7 @@ def _arms(results: Results) -> Iterator[dict[str, Any]]:
 
 def _completions(results: Results) -> list[dict[str, Any]]:
     """Each test question with what the target wrote before and after; none where either was not kept."""
-    before, after = (results.arms().get(name) or {} for name in ("unsteered", TRANSFERRED))
+    before, after = (results.arms().get(name) or {} for name in (UNSTEERED, TRANSFERRED))
     if not (before.get("completions") and after.get("completions")):
         return []
     problems: Sequence[Mapping[str, str]] = (results.problems or {}).get("test") or [{}] * len(before["completions"])

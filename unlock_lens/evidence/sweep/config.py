@@ -1,11 +1,12 @@
-"""What a sweep is asked to do: `CONFIG.yaml`, checked whole before any model is loaded."""
+"""What a sweep is asked to do (a YAML file, checked whole before any model is loaded), and one setting of its grid."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, ValidationError, field_validator, model_validator
 
@@ -17,20 +18,24 @@ from unlock_lens.evidence.tasks.specs import TaskSpec
 from unlock_lens.evidence.tasks.texts import TextSpec
 from unlock_lens.hosts.remote import remote_of
 from unlock_lens.method.align import MethodName
+from unlock_lens.method.apply import Operation, Positions
+from unlock_lens.method.extract import AggregateName
 
+T = TypeVar("T")
+Values = Annotated[tuple[T, ...], Field(min_length=1)]
 Aligner = Literal["text", "prompts", "paper"]
 Control = Literal["paper", "own", "random", "anti_mean", "without_mean", "shuffled", "unaligned", "naive"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
 
 
 class Capability(Spec):
-    """What is to be transferred, as a contrast.
+    """What is to be transferred, as a contrast of prompts or of models.
 
     Attributes:
-        name: its name; a behaviour of the task, where the task tells behaviours apart.
-        locked: template of the prompts that lack it.
-        unlocked: template of the prompts that have it; for a model contrast the locked one.
-        source_unlocked: the model that has it (model contrast); by default the source.
+        name: its name; one of the task's behaviours, if the task tells behaviours apart.
+        locked: template of the prompts without the capability.
+        unlocked: template of the prompts with it; by default (for a model contrast) the locked one.
+        source_unlocked: the model that has the capability, for a model contrast; by default the source.
         target_unlocked: its counterpart of the target's size, for the control "own".
     """
 
@@ -71,19 +76,17 @@ class Grid(Spec):
         alpha, rank, position, aggregate, operation, positions: as in `SteeringHook`, `SubspaceAligner`, `CapabilityDirection`.
     """
 
-    rank: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    alpha: Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Field(min_length=1)]
-    n: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    aligner: Annotated[tuple[Aligner, ...], Field(min_length=1)] = ("text", "paper")
-    layer_map: Annotated[tuple[str, ...], Field(min_length=1)] = ("proportional",)
-    layers: Annotated[tuple[str | None, ...], Field(min_length=1)] = (None,)
-    position: Annotated[tuple[int, ...], Field(min_length=1)] = (-1,)
-    aggregate: Annotated[tuple[Literal["mean", "pca"], ...], Field(min_length=1)] = ("mean",)
-    operation: Annotated[tuple[Literal["norm_preserving", "add", "ablate"], ...], Field(min_length=1)] = ("norm_preserving",)
-    positions: Annotated[tuple[Literal["last_prompt", "prompt", "generated", "all"], ...], Field(min_length=1)] = (
-        "last_prompt",
-    )
-    method: Annotated[tuple[MethodName, ...], Field(min_length=1)] = ("unlock",)
+    rank: Values[PositiveInt]
+    alpha: Values[Annotated[FiniteFloat, Field(gt=0)]]
+    n: Values[PositiveInt]
+    aligner: Values[Aligner] = ("text", "paper")
+    layer_map: Values[str] = ("proportional",)
+    layers: Values[str | None] = (None,)
+    position: Values[int] = (-1,)
+    aggregate: Values[AggregateName] = ("mean",)
+    operation: Values[Operation] = ("norm_preserving",)
+    positions: Values[Positions] = ("last_prompt",)
+    method: Values[MethodName] = ("unlock",)
 
     @model_validator(mode="after")
     def _no_repeats(self) -> Grid:
@@ -124,20 +127,18 @@ class SweepConfig(Spec):
         others: further behaviours of the task, moved with the chosen settings: is each transfer specific?
         calibration: ordinary text, for the aligner "text".
         unrelated: text that has nothing to do with the capability: what steering costs there.
-        controls: directions that the transfer is held against.
+        controls: directions that the transfer is compared with.
         control_seeds: how many of each random control.
         seed: of problems, texts and controls.
 
     Raises:
-        pydantic.ValidationError: a misspelt key, a value out of range; `load` and `parse` make InvalidInput of it.
-
-    Source: docs/evidence.md.
+        pydantic.ValidationError: a misspelt key or a value out of range; `load` and `parse` turn it into InvalidInput.
 
     Example:
         >>> from unlock_lens.evidence import recipes
         >>> from unlock_lens.evidence.sweep import SweepConfig
-        >>> told = recipes.load("cot").model_dump(mode="json")
-        >>> SweepConfig.parse({**told, "seed": 1}).seed
+        >>> content = recipes.load("cot").model_dump(mode="json")
+        >>> SweepConfig.parse({**content, "seed": 1}).seed
         1
     """
 
@@ -199,7 +200,7 @@ class SweepConfig(Spec):
 
     @classmethod
     def parse(cls, content: Mapping[str, Any], name: str = "the config") -> SweepConfig:
-        """Check a config that is at hand as a mapping.
+        """Check a config that is already a mapping.
 
         Raises:
             InvalidInput: as `load`.
@@ -207,14 +208,37 @@ class SweepConfig(Spec):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            told = "\n".join(f"  {_told(problem)}" for problem in error.errors())
-            raise InvalidInput(f"{name} cannot be used:\n{told}") from None
+            problems = "\n".join(f"  {_in_words(problem)}" for problem in error.errors())
+            raise InvalidInput(f"{name} cannot be used:\n{problems}") from None
 
     def to_yaml(self) -> str:
         """The whole config, defaults filled in."""
         import yaml
 
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a sweep; None where a part does not apply (a baseline has no alpha)."""
+
+    capability: str
+    control: str | None = None
+    seed: int = 0
+    aligner: str | None = None
+    n: int | None = None
+    aggregate: AggregateName | None = None
+    position: int | None = None
+    layer_map: str | None = None
+    layers: str | None = None
+    rank: int | None = None
+    operation: Operation | None = None
+    positions: Positions | None = None
+    alpha: float | None = None
+    method: MethodName | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 def difference(old: str, new: str) -> str:
@@ -226,7 +250,7 @@ def difference(old: str, new: str) -> str:
     )
 
 
-def _told(problem: Mapping[str, Any]) -> str:
+def _in_words(problem: Mapping[str, Any]) -> str:
     place = ".".join(str(part) for part in problem["loc"]) or "config"
     message = problem["msg"].removeprefix("Value error, ")
     given = "" if isinstance(problem["input"], dict | BaseModel) else f" (given: {problem['input']!r})"

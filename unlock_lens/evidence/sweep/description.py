@@ -1,17 +1,15 @@
-"""What describes a sweep beside its results: problems, geometry, forecast, provenance."""
+"""What describes a sweep beside its results: inputs, problems, forecast, provenance."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
 
 from unlock_lens.evidence.diagnosis import Diagnosis, diagnose
 from unlock_lens.evidence.evaluation import evaluate, sample
-from unlock_lens.evidence.sweep.geometry import geometry
-from unlock_lens.evidence.sweep.material import PROBED, Material
-from unlock_lens.evidence.sweep.setting import Setting
+from unlock_lens.evidence.sweep.config import Setting
+from unlock_lens.evidence.sweep.material import PROBED, Material, hash_of
 from unlock_lens.evidence.tasks.problems import Task
 from unlock_lens.hosts import backend_of
 
@@ -21,7 +19,7 @@ VERSIONED = ("torch", "transformers", "transformer-lens", "nnsight")
 
 
 def inputs(material: Material) -> dict[str, Any]:
-    """What results depend on beyond the config: a sweep goes on only where this is the same."""
+    """What results depend on beyond the config: a sweep is resumed only if this is the same."""
     config = material.config
     named = {"source": config.source, "target": config.target, "naive": config.naive}
     for capability in (config.capability, *config.others):
@@ -30,21 +28,13 @@ def inputs(material: Material) -> dict[str, Any]:
     return {
         "models": {side: str(backend_of(material.model(name)).identity) for side, name in named.items() if name},
         "problems": {name: getattr(material.splits, name).hash for name in ("extract", "train", "test")},
-        "calibration": material.texts_hash,
-        "unrelated": material.unrelated_hash,
-    }
-
-
-def described(material: Material, chosen: Setting) -> dict[str, Callable[[], dict[str, Any]]]:
-    """What makes the contents of `geometry.json` and `diagnosis.json`."""
-    return {
-        "geometry": lambda: geometry(material, chosen),
-        "diagnosis": lambda: forecast(material, chosen).to_json(),
+        "calibration": hash_of(material.texts),
+        "unrelated": hash_of(material.unrelated),
     }
 
 
 def forecast(material: Material, setting: Setting) -> Diagnosis:
-    """`diagnose` for one setting, with all that a sweep has at hand; problems of the test split are not looked at."""
+    """`diagnose` for one setting, from what the sweep has captured; the test split is not looked at."""
     config = material.config
     aligner = material.aligner(setting)
     return diagnose(
@@ -65,21 +55,12 @@ def ability(material: Material) -> float:
     """The share of train problems that the target solves: asked to, or, where no prompt can ask, in any of its samples."""
     config = material.config
     task = material.splits.train.first(min(PROBED, config.sizes.train))
-    how: dict[str, Any] = {
-        "max_new_tokens": config.max_new_tokens,
-        "batch_size": config.batch_size,
-        "add_special_tokens": config.special_tokens,
-        "remote": config.remote,
-        "progress": False,
-    }
+    how: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "progress": False, **material.how}
     if config.capability.unlocked is not None:
         prompted = task.prompts(config.capability.unlocked)
         return evaluate(material.target, task, prompted, **how).outcome.accuracy
-    sampling = config.sampling
-    sampled = sample(
-        material.target, task, task.prompts(config.capability.locked), max(sampling.samples, 1), sampling.temperature,
-        config.seed, **how,
-    )  # fmt: skip
+    sampling, prompts = config.sampling, task.prompts(config.capability.locked)
+    sampled = sample(material.target, task, prompts, max(sampling.samples, 1), sampling.temperature, config.seed, **how)
     shown = {i for i, completion in sampled.successes if _shows(task, config.capability.name, completion)}
     return len(shown) / len(task)
 
@@ -102,14 +83,14 @@ def problems(material: Material) -> dict[str, list[dict[str, str]]]:
 
 def provenance(material: Material) -> dict[str, Any]:
     """Versions, models, problems and texts."""
-    told = inputs(material)
+    now = inputs(material)
     return {
         "library_version": version("unlock-lens"),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {package: version(package) for package in VERSIONED},
-        "models": told["models"],
+        "models": now["models"],
         "task": material.splits.test.name,
-        "hashes": {**told["problems"], "calibration": told["calibration"], "unrelated": told["unrelated"]},
+        "hashes": {**now["problems"], "calibration": now["calibration"], "unrelated": now["unrelated"]},
         "calibration_texts_left_out": f"{material.leaking} that hold a train or test question",
         "controls_left_out": material.left_out,
     }

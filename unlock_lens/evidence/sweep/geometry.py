@@ -15,8 +15,8 @@ from torch import Tensor
 from unlock_lens.core.alignment import SubspaceAligner
 from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.evidence.distributions import kl_divergence, next_token_log_probs
+from unlock_lens.evidence.sweep.config import Setting
 from unlock_lens.evidence.sweep.material import PROBED, Material
-from unlock_lens.evidence.sweep.setting import Setting
 from unlock_lens.method.calibrate import Held
 from unlock_lens.method.crossval import held_out, splits
 from unlock_lens.method.linalg import coverage, spectral_entropy, spectrum

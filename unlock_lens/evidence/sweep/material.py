@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
@@ -18,16 +17,16 @@ from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.core.inputs import parse_layer_map, parse_layers
 from unlock_lens.core.read import How, Tokens
 from unlock_lens.core.steering import SteeringHook
-from unlock_lens.core.tokens import Chosen, Positions, paired_tokens
+from unlock_lens.core.tokens import Positions, paired_tokens
 from unlock_lens.core.variant import Variant
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence import controls
 from unlock_lens.evidence.probe import Probe
-from unlock_lens.evidence.sweep.config import Capability, SweepConfig
-from unlock_lens.evidence.sweep.setting import NAIVE, NAIVE_UNSTEERED, UNSTEERED, Setting
+from unlock_lens.evidence.results import NAIVE, NAIVE_UNSTEERED, UNSTEERED
+from unlock_lens.evidence.sweep.config import Capability, Setting, SweepConfig
 from unlock_lens.hosts import backend_of, open_model
+from unlock_lens.hosts.identity import ModelIdentity
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Side = Literal["source", "target", "naive"]
 ZOO = "zoo:"
@@ -51,23 +50,21 @@ class Material:
         self.left_out = self._controls_left_out()
 
     @property
-    def texts_hash(self) -> str | None:
-        return _hash(self.texts)
-
-    @property
-    def unrelated_hash(self) -> str | None:
-        return _hash(self.unrelated)
+    def how(self) -> Mapping[str, Any]:
+        """How models are run, as `generate` and everything that measures take it."""
+        config = self.config
+        return {"batch_size": config.batch_size, "add_special_tokens": config.special_tokens, "remote": config.remote}
 
     @property
     def controls(self) -> list[str]:
-        """Those that were asked for and can be had."""
+        """Those that the config asks for and that can be run here."""
         return [name for name in self.config.controls if name not in self.left_out]
 
     def model(self, name: str) -> Any:
         return self.once(("model", name), lambda: _opened(name, self.config))
 
     def baseline(self, setting: Setting) -> Setting:
-        """The unsteered run that a steered one is paired with: of the naive model, or of prompts of its own, its own."""
+        """The unsteered run that a steered one is paired with: of the same model, on the same locked prompts."""
         swept = self.config.capability
         same = self.capability(setting.capability).locked == swept.locked
         return Setting(swept.name if same else setting.capability, NAIVE_UNSTEERED if setting.control == NAIVE else UNSTEERED)
@@ -79,9 +76,8 @@ class Material:
         """The hook of a steered setting."""
         if setting.alpha is None or setting.operation is None or setting.positions is None:
             raise InvalidInput(f"{setting} is a baseline; it steers nothing")
-        direction = self.direction(setting)
         layers = parse_layers(setting.layers)
-        return SteeringHook(direction, setting.alpha, setting.operation, setting.positions, layers)
+        return SteeringHook(self.direction(setting), setting.alpha, setting.operation, setting.positions, layers)
 
     def direction(self, setting: Setting) -> CapabilityDirection:
         """The direction of a setting, in the residual stream of the model that it steers."""
@@ -129,19 +125,20 @@ class Material:
 
     def states(self, side: Side, calibration: str, n: int | None, to: Side = "target") -> Tensor:
         """Calibration states of all layers, [layer, token, d_model], at the tokens that source and `to` have in common."""
-        texts = self.texts or [] if calibration == "text" else self.splits.extract.prompts(self.config.capability.locked)
+        texts = self._calibration_texts(calibration)
         positions: Positions = "last" if calibration == "paper" else "all"
         source, target = self._variant("source", texts), self._variant(to, texts)
         tokens = self.once(("tokens", calibration, to), lambda: paired_tokens(source, target, positions))
         own = 0 if side == "source" else 1
-        whole = self.once(("states", side, calibration, to), lambda: self._captured((source, target)[own], tokens[own]))
+        chosen, how = Tokens((source, target)[own], tokens[own]), How(self.config.batch_size, progress=self.progress)
+        whole = self.once(("states", side, calibration, to), lambda: read.states(chosen, how=how))
         return whole if calibration == "text" else whole[:, : sum(len(of_text) for of_text in tokens[own][:n])]
 
     def _mean_locked(self, layers: Sequence[int]) -> Tensor:
         """The target's mean state at the end of the locked prompts that directions are extracted from."""
-        locked = self._variant("target", self.splits.extract.prompts(self.config.capability.locked))
-        batch_size = self.config.batch_size
-        return self.once("mean locked", lambda: mean_state(locked, None, -1, How(batch_size)))[list(layers)]
+        locked = self._variant("target", self._calibration_texts("prompts"))
+        how = How(self.config.batch_size)
+        return self.once("mean locked", lambda: mean_state(locked, None, -1, how))[list(layers)]
 
     def _direction(self, setting: Setting) -> CapabilityDirection:
         if setting.control in (None, "paper"):
@@ -168,11 +165,7 @@ class Material:
 
     def _fitted(self, setting: Setting, to: Side, shuffled: int | None) -> SubspaceAligner:
         calibration = setting.aligner or "text"
-        asked = (
-            (self.texts or [])
-            if calibration == "text"
-            else self.splits.extract.prompts(self.config.capability.locked)[: setting.n]
-        )
+        texts = self._calibration_texts(calibration)[: None if calibration == "text" else setting.n]
         states = [self.states("source", calibration, setting.n, to), self.states(to, calibration, setting.n, to)]
         if shuffled is not None:
             states[1] = controls.shuffled(states[1], shuffled)
@@ -185,7 +178,7 @@ class Material:
             method=setting.method or "unlock",
         )
         source, target = (backend_of(self._side(side)).identity for side in ("source", to))
-        return aligner.fit_activations(states[0], states[1], source, target, _hash(asked))
+        return aligner.fit_activations(states[0], states[1], source, target, hash_of(texts))
 
     def _captured_contrast(self, side: Side, name: str, position: int) -> Contrast:
         capability, extract = self.capability(name), self.splits.extract
@@ -199,8 +192,9 @@ class Material:
             progress=self.progress,
         )
 
-    def _captured(self, variant: Variant, tokens: Chosen) -> Tensor:
-        return read.states(Tokens(variant, tokens), how=How(self.config.batch_size, progress=self.progress))
+    def _calibration_texts(self, calibration: str) -> list[str]:
+        """What a map is calibrated on: ordinary text, or all locked prompts that directions are extracted from."""
+        return self.texts or [] if calibration == "text" else self.splits.extract.prompts(self.config.capability.locked)
 
     def _variant(self, side: Side, texts: list[str]) -> Variant:
         return self._of(self._side(side), texts)
@@ -212,7 +206,7 @@ class Material:
         return self.model({"source": self.config.source, "target": self.config.target, "naive": self.config.naive or ""}[side])
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` gives, made when it is first asked for."""
+        """What `make` returns, made at the first request."""
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
@@ -230,25 +224,24 @@ class Material:
         return kept
 
     def _check_others(self) -> None:
-        names = self.splits.test.behaviour_names
-        unknown = [other.name for other in self.config.others if other.name not in names]
-        if unknown:
-            raise InvalidInput(
-                f"others names {', '.join(unknown)}, which the task {self.splits.test.name} cannot tell: "
-                f"it tells {', '.join(names) or 'no behaviours apart'}"
-            )
+        task, others = self.splits.test, [other.name for other in self.config.others]
+        if unknown := [name for name in others if name not in task.behaviour_names]:
+            known = ", ".join(task.behaviour_names) or "none"
+            raise InvalidInput(f"others has {', '.join(unknown)}; the behaviours that {task.name} tells apart are: {known}")
 
     def _controls_left_out(self) -> dict[str, str]:
-        """Controls that cannot be had here, and why."""
-        source, target = (backend_of(model).identity for model in (self.source, self.target))
-        left_out: dict[str, str] = {}
-        if self.config.naive is None:
-            left_out["naive"] = "no naive model is named"
-        if source.d_model != target.d_model:
-            left_out["unaligned"] = f"the widths differ, {source.d_model} and {target.d_model}"
-        if not self.can_ask:
-            left_out["own"] = "capability.target_unlocked is not named"
-        return {name: why for name, why in left_out.items() if name in self.config.controls}
+        """Controls that cannot be run here, and why."""
+        source, target = self._identities()
+        reasons = {
+            NAIVE: (self.config.naive is None, "no naive model is named"),
+            "unaligned": (source.d_model != target.d_model, f"the widths differ, {source.d_model} and {target.d_model}"),
+            "own": (not self.can_ask, "capability.target_unlocked is not named"),
+        }
+        return {name: why for name, (lacks, why) in reasons.items() if lacks and name in self.config.controls}
+
+    def _identities(self) -> Iterator[ModelIdentity]:
+        """Of source and target."""
+        return (backend_of(model).identity for model in (self.source, self.target))
 
     @property
     def can_ask(self) -> bool:
@@ -257,7 +250,7 @@ class Material:
         return capability.unlocked is not None or capability.target_unlocked is not None
 
     def _check_ranges(self) -> None:
-        source, target = (backend_of(model).identity for model in (self.source, self.target))
+        source, target = self._identities()
         grid = self.config.grid
         widest = min(source.d_model, target.d_model)
         if max(grid.rank) > widest:
@@ -267,9 +260,8 @@ class Material:
         for spec in grid.layer_map:
             for b, a in (parse_layer_map(spec) or {}).items():
                 if b >= target.n_layers or a >= source.n_layers:
-                    raise InvalidInput(
-                        f"grid.layer_map has {b}:{a}; the target has {target.n_layers} layers, the source {source.n_layers}"
-                    )
+                    depths = f"the target has {target.n_layers} layers, the source {source.n_layers}"
+                    raise InvalidInput(f"grid.layer_map has {b}:{a}; {depths}")
 
 
 def _opened(name: str, config: SweepConfig) -> Any:
@@ -280,5 +272,6 @@ def _opened(name: str, config: SweepConfig) -> Any:
     return open_model(name, config.backend, config.dtype, config.remote)
 
 
-def _hash(texts: list[str] | None) -> str | None:
+def hash_of(texts: list[str] | None) -> str | None:
+    """A short fingerprint of texts in their order."""
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16] if texts else None

@@ -1,4 +1,4 @@
-"""One configuration of a sweep, measured: what `results.jsonl` says of it beside its setting."""
+"""One setting of a sweep, measured: what `results.jsonl` says about it."""
 
 from __future__ import annotations
 
@@ -11,51 +11,54 @@ import torch
 from unlock_lens.core.steering import SteeringHook
 from unlock_lens.evidence.distributions import completion_log_probs, first_token_entropies, price
 from unlock_lens.evidence.evaluation import Evaluation, Sampled, compare, evaluate, sample
-from unlock_lens.evidence.results import PROMPTED, Line
+from unlock_lens.evidence.results import NAIVE, NAIVE_UNSTEERED, PROMPTED, Line
+from unlock_lens.evidence.sweep.config import Setting
 from unlock_lens.evidence.sweep.material import Material
-from unlock_lens.evidence.sweep.setting import NAIVE, NAIVE_UNSTEERED, Setting
 
 
-def on_train(material: Material, setting: Setting) -> dict[str, Any]:
-    """Accuracy with its interval, behaviours, and what is right."""
-    return _outcome(_evaluated(material, setting, "train"))
+def measured(material: Material, setting: Setting, split: str, baseline: Line | None = None) -> dict[str, Any]:
+    """Accuracy with its interval, behaviours and right answers; on test the completions too.
 
-
-def on_test(material: Material, setting: Setting, baseline: Line | None) -> dict[str, Any]:
-    """The same with completions; of steered settings the paired comparison and the price, of the transfer the sharpening.
-
-    `baseline` is the line of `material.baseline(setting)`; None for a setting that steers nothing.
+    With a baseline (the test line of `material.baseline(setting)`) also the paired comparison, the price on unrelated text and,
+    for the transfer, the sharpening.
     """
-    found = _evaluated(material, setting, "test")
-    told = {**_outcome(found), "lengths": list(found.lengths), "completions": list(found.completions)}
+    found = _evaluated(material, setting, split)
+    told = {
+        **asdict(found.outcome),
+        "right": [int(right) for right in found.right],
+        "tokens": sum(found.lengths) / len(found.lengths),
+        "seconds": found.seconds,
+    }
+    if split == "test":
+        told |= {"lengths": list(found.lengths), "completions": list(found.completions)}
     if baseline is None:
         return told
     before = [bool(right) for right in baseline["right"]]
     told["paired"] = asdict(compare(found.right, before, material.config.seed))
-    if material.unrelated:
-        end = material.config.unrelated.prompt_end if material.config.unrelated else None
-        steer = material.steer(setting)
-        told["price"] = asdict(price(_model(material, setting), material.unrelated, steer, **_how(material), prompt_end=end))
+    steer, unrelated = material.steer(setting), material.config.unrelated
+    if material.unrelated and unrelated:
+        model, end = _model(material, setting), unrelated.prompt_end
+        told["price"] = asdict(price(model, material.unrelated, steer, **material.how, prompt_end=end))
     is_transfer = setting.control is None and setting.capability == material.config.capability.name
     if is_transfer and material.config.sampling.samples:
-        told["sharpening"] = sharpening(material, material.steer(setting), baseline, found)
+        told["sharpening"] = sharpening(material, steer, baseline, found)
     return told
 
 
 def sharpening(material: Material, steer: SteeringHook, unsteered: Line, steered: Evaluation) -> dict[str, Any]:
-    """Whether steering concentrates the target on what it could already write (docs/method.md, "What the paper looks at")."""
+    """Whether steering concentrates the target on what it could already write (docs/method.md: the paper's analysis)."""
     config, target = material.config, material.target
     task = material.splits.test.first(min(config.sampling.problems, config.sizes.test))
     prompts = task.prompts(config.capability.locked)
     sampled = sample(
         target, task, prompts, config.sampling.samples, config.sampling.temperature, config.seed, config.max_new_tokens,
-        progress=False, **_how(material),
+        progress=False, **material.how,
     )  # fmt: skip
     hooks = {"unsteered": None, "steered": steer}
     written: Mapping[str, Sequence[str]] = {"unsteered": unsteered["completions"], "steered": steered.completions}
     return {
         "entropy": {
-            name: first_token_entropies(target, prompts, written[name][: len(prompts)], hook, **_how(material))
+            name: first_token_entropies(target, prompts, written[name][: len(prompts)], hook, **material.how)
             for name, hook in hooks.items()
         },
         "success": {name: _of_successes(material, prompts, sampled, hook) for name, hook in hooks.items()},
@@ -72,19 +75,10 @@ def _of_successes(material: Material, prompts: Sequence[str], sampled: Sampled, 
     asked = [prompts[i] for i, _ in sampled.successes]
     if not asked:
         return {"probability": None, "log_prob": None, "n": 0}
-    log_probs = completion_log_probs(material.target, asked, [text for _, text in sampled.successes], steer, **_how(material))
+    log_probs = completion_log_probs(material.target, asked, [text for _, text in sampled.successes], steer, **material.how)
     problems = torch.tensor([i for i, _ in sampled.successes])
     together = torch.stack([log_probs[problems == i].logsumexp(0) for i in problems.unique()])
     return {"probability": float(together.exp().mean()), "log_prob": float(together.mean()), "n": len(together)}
-
-
-def _outcome(found: Evaluation) -> dict[str, Any]:
-    return {
-        **asdict(found.outcome),
-        "right": [int(right) for right in found.right],
-        "tokens": sum(found.lengths) / len(found.lengths),
-        "seconds": found.seconds,
-    }
 
 
 def _evaluated(material: Material, setting: Setting, split: str) -> Evaluation:
@@ -94,7 +88,7 @@ def _evaluated(material: Material, setting: Setting, split: str) -> Evaluation:
     steer = None if setting.alpha is None else material.steer(setting)
     return evaluate(
         _model(material, setting), task, task.prompts(template), steer, material.config.max_new_tokens,
-        progress=False, **_how(material),
+        progress=False, **material.how,
     )  # fmt: skip
 
 
@@ -105,8 +99,3 @@ def _model(material: Material, setting: Setting) -> Any:
     if setting.control == PROMPTED and unlocked:
         return material.model(unlocked)
     return material.target
-
-
-def _how(material: Material) -> dict[str, Any]:
-    config = material.config
-    return {"batch_size": config.batch_size, "add_special_tokens": config.special_tokens, "remote": config.remote}

@@ -1,6 +1,6 @@
 """Sweeps: every choice is made on the train split, and reported once on the test split, beside its controls.
 
-A finished configuration is one line of `results.jsonl`, on disk before the next begins, so a sweep that is stopped goes on.
+A finished setting is one line of `results.jsonl`, on disk before the next begins, so that a stopped sweep can be resumed.
 """
 
 from __future__ import annotations
@@ -19,37 +19,34 @@ from tqdm.auto import tqdm
 
 from unlock_lens.errors import InvalidInput, UnlockLensError
 from unlock_lens.evidence import results
-from unlock_lens.evidence.results import PROMPTED, SEEDED, Line, Results
+from unlock_lens.evidence.results import NAIVE, PROMPTED, SEEDED, UNSTEERED, Line, Results, key_of
 from unlock_lens.evidence.statistics import sample_size_in_words
-from unlock_lens.evidence.sweep.config import SweepConfig, difference
-from unlock_lens.evidence.sweep.description import described, inputs, problems, provenance
+from unlock_lens.evidence.sweep.config import Setting, SweepConfig, difference
+from unlock_lens.evidence.sweep.description import forecast, inputs, problems, provenance
+from unlock_lens.evidence.sweep.geometry import geometry
 from unlock_lens.evidence.sweep.material import Material
-from unlock_lens.evidence.sweep.measurement import on_test, on_train
-from unlock_lens.evidence.sweep.setting import NAIVE, UNSTEERED, Setting
+from unlock_lens.evidence.sweep.measurement import measured
 
 logger = logging.getLogger(__name__)
 INPUTS = "inputs.json"
 
 
 def run(config: SweepConfig, folder: str | Path, progress: bool = True) -> Results:
-    """Run a sweep into a folder, or go on with the one that is there.
+    """Run a sweep into a folder, or resume the one that is in it.
 
     Args:
-        config: what to do.
-        folder: made if it is missing.
-        progress: whether to show a bar with the time left.
+        config: what the sweep does.
+        folder: created if it is missing.
+        progress: whether to show a progress bar.
 
     Raises:
         InvalidInput: the folder holds another sweep (the difference is shown), or a value that the models do not allow.
         UnsupportedModel: a model that no backend serves.
         RemoteError: as `generate`, where models run on a server.
 
-    Source: docs/evidence.md.
-
     Example:
         >>> import tempfile
-        >>> from unlock_lens.evidence import recipes
-        >>> from unlock_lens.evidence import sweep
+        >>> from unlock_lens.evidence import recipes, sweep
         >>> config = recipes.smallest()  # one rank, one strength, few problems of the embedded family
         >>> found = sweep.run(config, tempfile.mkdtemp(), progress=False)
         >>> found.arms()["transferred"]["accuracy"] > 0.9
@@ -66,10 +63,10 @@ def run(config: SweepConfig, folder: str | Path, progress: bool = True) -> Resul
         with tqdm(total=count(config, material), desc=config.name, unit="run", disable=not progress) as bar:
             runner = _Runner(material, folder / results.LINES, done, bar)
             runner.rehearse()
-            at_once = {"problems": lambda: problems(material), "provenance": lambda: provenance(material)}
-            _describe(folder, at_once, anew=not done)
+            _describe(folder, {"problems": problems, "provenance": provenance}, material, anew=not done)
             chosen = runner.run()
-        _describe(folder, described(material, chosen), anew=len(runner.lines) > len(done))
+        late = {"geometry": geometry, "diagnosis": lambda material, chosen: forecast(material, chosen).to_json()}
+        _describe(folder, late, material, chosen, anew=len(runner.lines) > len(done))
     return Results.load(folder)
 
 
@@ -77,26 +74,13 @@ AXES = ("aligner", "n", "aggregate", "position", "layer_map", "layers", "rank", 
 
 
 def grid(config: SweepConfig, capability: str) -> list[Setting]:
-    """All settings of a config's grid.
-
-    Args:
-        config: what the sweep does.
-        capability: name of the one that is swept.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> from unlock_lens.evidence import recipes
-        >>> from unlock_lens.evidence import sweep
-        >>> [(setting.capability, setting.rank, setting.alpha) for setting in sweep.grid(recipes.smallest(), "think")]
-        [('think', 48, 0.5)]
-    """
+    """All settings of a config's grid, for one capability."""
     settings = product(*(getattr(config.grid, axis) for axis in AXES))
     return [Setting(capability, **dict(zip(AXES, values, strict=True))) for values in settings]
 
 
 def candidates(config: SweepConfig, chosen: Setting, control: str, seed: int) -> list[Setting]:
-    """What a control may choose from: as the transfer its strength, and the paper's calibration its rank too."""
+    """What a control may choose from: its strength, as the transfer does; the paper's calibration its rank too."""
     base = replace(chosen, control=control, seed=seed)
     if control == "paper":
         base, ranks = replace(base, aligner="paper", method="unlock"), config.grid.rank
@@ -108,22 +92,7 @@ def candidates(config: SweepConfig, chosen: Setting, control: str, seed: int) ->
 
 
 def count(config: SweepConfig, material: Material) -> int:
-    """How many lines a whole sweep has.
-
-    Args:
-        config: what the sweep does.
-        material: its models and problems, which tell what controls can be had.
-
-    Source: docs/evidence.md.
-
-    Example:
-        >>> from unlock_lens.evidence import recipes
-        >>> from unlock_lens.evidence import sweep
-        >>> from unlock_lens.evidence.sweep.material import Material
-        >>> config = recipes.smallest()
-        >>> sweep.count(config, Material(config, progress=False))
-        10
-    """
+    """How many lines a whole sweep has; its models and problems (`material`) decide which controls can be run."""
     alphas, ranks = len(config.grid.alpha), len(config.grid.rank)
     seeds = {name: _seeds(config, name) for name in material.controls}
     of_controls = sum(n * (alphas * (ranks if name == "paper" else 1) + 1) for name, n in seeds.items())
@@ -137,52 +106,48 @@ class _Runner:
 
     def __init__(self, material: Material, file: Path, done: Sequence[Line], bar: Any) -> None:
         self.material, self.config, self.file, self.bar = material, material.config, file, bar
-        self.lines = {_key(line["config"], line["split"]): line for line in done}
+        self.lines = {key_of(line["config"], line["split"]): line for line in done}
         self.bar.update(len(self.lines))
 
     def rehearse(self) -> None:
-        """Make every direction of the grid, and one of each control: what cannot work is known before any run."""
+        """Make every direction of the grid, and one of each control, so that what cannot work is known before any run."""
         settings = grid(self.config, self.config.capability.name)
         for setting in settings:
             self.material.steer(setting)
         for control in [name for name in self.material.controls if name not in SEEDED]:
-            why = self._impossible(control, settings)
-            if why:
-                logger.warning("the control %s is left out: %s", control, why)
-                self.material.left_out[control] = why
+            tried = [candidates(self.config, setting, control, 0)[0] for setting in settings]
+            try:
+                for setting in tried:
+                    self.material.steer(setting)
+            except UnlockLensError as error:
+                logger.warning("the control %s is left out: %s", control, error)
+                self.material.left_out[control] = str(error)
         self.bar.total = count(self.config, self.material)
-
-    def _impossible(self, control: str, settings: Sequence[Setting]) -> str | None:
-        """Why a control cannot be had."""
-        try:
-            for setting in settings:
-                self.material.steer(candidates(self.config, setting, control, 0)[0])
-        except UnlockLensError as error:
-            return str(error)
-        return None
 
     def run(self) -> Setting:
         """The whole sweep; returns the chosen setting."""
         name = self.config.capability.name
         unsteered = self.test(Setting(name, UNSTEERED))
-        warning = sample_size_in_words(unsteered["n"], unsteered["accuracy"])
-        if warning:
+        if warning := sample_size_in_words(unsteered["n"], unsteered["accuracy"]):
             logger.warning("%s", warning)
         if self.material.can_ask:
             self.test(Setting(name, PROMPTED))
-        chosen = self.best(grid(self.config, name), lambda line: line["accuracy"])
+        chosen = self.best(grid(self.config, name))
         self.test(chosen)
         for control in self.material.controls:
             for seed in range(_seeds(self.config, control)):
-                self.test(self.best(candidates(self.config, chosen, control, seed), lambda line: line["accuracy"]))
-        for other in self.config.others:
-            self.test(self.best(self._settings_of(other.name, chosen), lambda line, name=other.name: line["behaviours"][name]))
+                self.test(self.best(candidates(self.config, chosen, control, seed)))
+        for other in self.config.others:  # with the chosen calibration, at every rank and strength
+            tried = product(self.config.grid.rank, self.config.grid.alpha)
+            settings = [replace(chosen, capability=other.name, rank=rank, alpha=alpha) for rank, alpha in tried]
+            self.test(self.best(settings, lambda line, name=other.name: line["behaviours"][name]))
         return chosen
 
-    def best(self, settings: Sequence[Setting], score: Callable[[Line], float]) -> Setting:
+    def best(self, settings: Sequence[Setting], score: Callable[[Line], float] = lambda line: line["accuracy"]) -> Setting:
         """The setting that scores best on the train split.
 
-        Of equals the one of middle strength, and of those the one of middle rank: the ends of a plateau are close to its edge.
+        Among equals the one of middle strength, and among those of middle rank (of an even number the upper middle), because
+        the ends of a plateau are close to its edge.
         """
         scores = [score(self.train(setting)) for setting in settings]
         equals = [setting for setting, value in zip(settings, scores, strict=True) if value == max(scores)]
@@ -190,25 +155,21 @@ class _Runner:
         return _middle(of_alpha, lambda setting: setting.rank or 0)[0]
 
     def train(self, setting: Setting) -> Line:
-        return self._line(setting, "train", lambda: on_train(self.material, setting))
+        return self._line(setting, "train")
 
     def test(self, setting: Setting) -> Line:
         baseline = None if setting.alpha is None else self.test(self.material.baseline(setting))
-        return self._line(setting, "test", lambda: on_test(self.material, setting, baseline))
+        return self._line(setting, "test", baseline)
 
-    def _line(self, setting: Setting, split: str, measured: Callable[[], Mapping[str, Any]]) -> Line:
-        key = _key(setting.to_json(), split)
+    def _line(self, setting: Setting, split: str, baseline: Line | None = None) -> Line:
+        config = setting.to_json()
+        key = key_of(config, split)
         if key not in self.lines:
-            line = {"config": setting.to_json(), "split": split, **measured()}
+            line = {"config": config, "split": split, **measured(self.material, setting, split, baseline)}
             results.append(self.file, line)
             self.lines[key] = line
             self.bar.update()
         return self.lines[key]
-
-    def _settings_of(self, capability: str, chosen: Setting) -> list[Setting]:
-        """Another capability, with the chosen calibration, at every rank and strength."""
-        ranks_and_alphas = product(self.config.grid.rank, self.config.grid.alpha)
-        return [replace(chosen, capability=capability, rank=rank, alpha=alpha) for rank, alpha in ranks_and_alphas]
 
 
 def check_folder(folder: Path, config: SweepConfig) -> None:
@@ -241,45 +202,32 @@ def _alone_in(folder: Path) -> Generator[None, None, None]:
         lock.release()
 
 
-def _describe(folder: Path, parts: Mapping[str, Callable[[], Mapping[str, Any]]], anew: bool) -> None:
-    """Write what is not there yet, or all; what cannot be had (too few tokens for a geometry, say) is told and left out."""
+def _describe(folder: Path, parts: Mapping[str, Callable[..., Mapping[str, Any]]], *of: Any, anew: bool) -> None:
+    """Write what is missing, or everything anew; what cannot be made (too few tokens, say) is left out with a warning."""
     for name, make in parts.items():
         file = folder / f"{name}.json"
-        if anew or not file.is_file():
-            _write_if_possible(file, make)
-
-
-def _write_if_possible(file: Path, make: Callable[[], Mapping[str, Any]]) -> None:
-    try:
-        content = make()
-    except UnlockLensError as error:
-        logger.warning("%s is left out: %s", file.name, error)
-        return
-    results.write_whole(file, json.dumps(content, indent=1) + "\n")
+        if not anew and file.is_file():
+            continue
+        try:
+            results.write_whole(file, json.dumps(make(*of), indent=1) + "\n")
+        except UnlockLensError as error:
+            logger.warning("%s is left out: %s", file.name, error)
 
 
 def _check_inputs(file: Path, now: Mapping[str, Any], begun: bool) -> None:
     """Models, problems and texts must be those with which the sweep began."""
-    told = json.dumps(now, indent=1) + "\n"
-    if begun and file.is_file():
-        changed = difference(file.read_text(encoding="utf-8"), told)
-        if changed:
-            raise InvalidInput(f"{file.parent} was begun with other models, problems or texts; give a new folder:\n{changed}")
-    results.write_whole(file, told)
+    content = json.dumps(now, indent=1) + "\n"
+    changed = difference(file.read_text(encoding="utf-8"), content) if begun and file.is_file() else ""
+    if changed:
+        raise InvalidInput(f"{file.parent} was begun with other models, problems or texts; give a new folder:\n{changed}")
+    results.write_whole(file, content)
 
 
 def _middle(settings: Sequence[Setting], value: Callable[[Setting], float]) -> list[Setting]:
-    """Those whose value is in the middle of all values that there are."""
+    """The settings at the middle one of their different values; of an even number the upper middle."""
     values = sorted({value(setting) for setting in settings})
     return [setting for setting in settings if value(setting) == values[len(values) // 2]]
 
 
 def _seeds(config: SweepConfig, control: str) -> int:
     return config.control_seeds if control in SEEDED else 1
-
-
-def _key(config: Mapping[str, Any], split: str) -> str:
-    told = Setting(**{name: value for name, value in config.items() if name in Setting.__dataclass_fields__})
-    if told.method is None and told.aligner is not None:  # a line from before there were methods
-        told = replace(told, method="unlock")
-    return json.dumps([split, told.to_json()], sort_keys=True)

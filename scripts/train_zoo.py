@@ -1,6 +1,6 @@
-"""Trains the embedded family: `make zoo`, or `python -m unlock_lens.zoo.train --help`.
+"""Trains the embedded family: `make zoo`, or `python scripts/train_zoo.py --help`.
 
-Beside each model's weights stands `training.json`: the recipe, the seed, the versions, and the rates measured afterwards.
+Beside the weights of each model stands `training.json`: the recipe, the seed, the versions, and the rates measured afterwards.
 """
 
 from __future__ import annotations
