@@ -17,7 +17,7 @@ from unlock_lens.hosts.transport import Job
 
 def test_the_servers_environment_does_not_have_the_library(tmp_path: Path) -> None:
     found = subprocess.run(
-        [BIN / "python", "-c", "import unlock_lens"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [BIN / "python", "-E", "-c", "import unlock_lens"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert found.returncode == 1
     assert "No module named 'unlock_lens'" in found.stderr
