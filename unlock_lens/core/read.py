@@ -174,6 +174,7 @@ def run_pass(variant: Variant, prompts: Int[Tensor, " prompt"], one: Pass, layer
     spoiled: list[tuple[int, int]] = []
 
     def keep(i: int, states: Tensor) -> None:
+        states = states.cpu() if states.device.type == "mps" else states  # which has no float64 to sum in
         bad = (~states.isfinite()).any(dim=-1).nonzero()
         if len(bad):  # raised afterwards, because hosts wrap what is raised during a pass
             spoiled.append((layers[i], int(prompts[one.rows[bad[0].cpu()]])))

@@ -20,7 +20,7 @@ Edits = Mapping[int, Sequence[Edit]]
 """For each edited layer its edits, in the order in which they are made."""
 
 Keep = Callable[[int, Tensor], None]
-"""Takes the states of the i-th captured layer, [picked, d_model], on the CPU and at least in float32."""
+"""Takes the states of the i-th captured layer, [picked, d_model], in float32 at least, on the device where they are."""
 
 
 @dataclass(frozen=True)

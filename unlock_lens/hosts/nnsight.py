@@ -105,7 +105,7 @@ class NNsightBackend(Backend):
         with torch.no_grad():
             with model.trace({**inputs_of(batch), "use_cache": False}) as tracer:
                 for i, layer in enumerate(layers):
-                    keep(i, at_least_float32(residual_of(model.get(blocks)[layer].output).detach()[rows, columns]).cpu())
+                    keep(i, at_least_float32(residual_of(model.get(blocks)[layer].output).detach()[rows, columns]))
                 try:
                     tracer.stop()
                 except Exception as stop:

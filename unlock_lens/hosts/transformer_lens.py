@@ -178,7 +178,7 @@ class TransformerLensBackend(Backend):
         keep: Keep,
     ) -> None:
         def keeping(i: int) -> Callable[..., None]:
-            return lambda residual, hook: keep(i, at_least_float32(residual[rows, columns]).cpu())
+            return lambda residual, hook: keep(i, at_least_float32(residual[rows, columns]))
 
         hooks = [(_output_of(layer), keeping(i)) for i, layer in enumerate(layers)]
         self._run(batch, hooks, return_type=None, stop_at_layer=max(layers) + 1)

@@ -249,7 +249,9 @@ class Summed:
     _cross: dict[int, Gram] = field(default_factory=dict)
 
     def add(self, source: Layers, target: Layers) -> None:
-        """More tokens; the first ones' means become the origins of the sums."""
+        """More tokens; the first ones' means become the origins of the sums, which stay on the source's device."""
+        device = next(iter(source.values())).device
+        target = {b: states.to(device) for b, states in target.items()}
         for grams, layers in ((self._source, source), (self._target, target)):
             for layer, states in layers.items():
                 if layer not in grams:
@@ -258,7 +260,7 @@ class Summed:
         for b, a in self.layer_map.items():
             if b not in self._cross:
                 self._cross[b] = Gram.around(self._source[a].origin_x, self._target[b].origin_x)
-            self._cross[b].add(source[a], target[b].to(source[a].device))
+            self._cross[b].add(source[a], target[b])
 
     @property
     def n(self) -> int:

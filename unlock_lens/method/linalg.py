@@ -44,7 +44,7 @@ def spectrum(
     activations that were computed in half or single precision. `exact` takes the SVD, for states that are better than that.
     """
 
-    def h() -> Float[Tensor, "n d_model"]:
+    def h() -> Tensor:  # a server evaluates the annotations of nested functions, and may lack jaxtyping
         return states.double() if mean is None else states.double() - mean
 
     if exact:
