@@ -124,10 +124,20 @@ with model.generate(max_new_tokens=12, do_sample=False, remote="local") as run:
 end, written = len(task.direct[0].split()), ul.generate(model, task.direct, steer, 12)
 assert model.tokenizer.batch_decode(ids[:, end:], skip_special_tokens=True) == written
 
-# A hook, pickled as for a server, where this library is installed and where it is not.
-import sys
+# What is sent names modules that every server has, and brings those of this library along.
+import pickletools
 
 from nnsight.intervention.serialization import dumps, loads
+
+from unlock_lens.hosts import ndif
+from unlock_lens.method.reduce import Factors, Mean, States
+
+for sent in (Factors(4, 8, 10, True, False), Mean(4), States(1, 2, 3), ndif.reduced, ndif.generated, ndif.unembedded, steer):
+    named = {word for _, word, _ in pickletools.genops(dumps(sent)) if isinstance(word, str)}
+    assert not named & {"jaxtyping", "beartype", "safetensors", "transformer_lens"}, (sent, named)
+
+# A hook, pickled as for a server, where this library is installed and where it is not.
+import sys
 
 sent = dumps(steer)
 assert isinstance(loads(sent), ul.SteeringHook)
