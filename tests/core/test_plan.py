@@ -58,7 +58,9 @@ class CountedServer(ndif.NdifServer):
 
     def reduce(self, passes: Sequence[Pass], layers: Sequence[int], reduction: Reduction) -> Pending:
         done = super().reduce(passes, layers, reduction)
-        kept = [part for parts in vars(reduction).values() if isinstance(parts, dict) for part in parts.values()]
+        held = [part for parts in vars(reduction).values() if isinstance(parts, dict) for part in parts.values()]
+        found = [part for of in held for part in ([of] if isinstance(of, Tensor) else vars(of).values())]  # of a Gram, all
+        kept = [*{id(part): part for part in found if isinstance(part, Tensor)}.values()]
         return self._counted([one.batch for one in passes], 0, kept, done)
 
     def generate(self, batches: Sequence[Batch], edits: Edits, how: Generation) -> Pending:

@@ -286,8 +286,8 @@ class PlannedModel:
             # Mean, energy and singular values in float32; axes and scores.
             size = 2 if reduction.half else 4
             down = 4 * (d + 1 + reduction.axes) + size * reduction.axes * (d + reduction.rows)
-            # Held states in float32; sums over all tokens in float64: the Gram matrix, the total, and their origin.
-            held = 4 * reduction.rows * d + (8 * (d * d + 2 * d) if reduction.n > reduction.rows else 0)
+            # Held states in float32; sums over all tokens in float64: the Gram matrix, two totals, and their origin.
+            held = 4 * reduction.rows * d + (8 * (d * d + 3 * d) if reduction.n > reduction.rows else 0)
         return self._request([one.batch for one in passes], 0, up, len(layers) * down, len(layers) * held)
 
     def generate(self, batches: Sequence[Batch], vectors: int, new: int) -> Step:
