@@ -18,8 +18,7 @@ from unlock_lens.hosts.base import Backend
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every model that an adapter is made for."""
     seen: list[Any] = []
-    for host in HOSTS:
-        kind = kind_of(host)
+    for kind in {kind_of(host) for host in HOSTS}:
         original = kind.__init__
 
         def counted(self: Backend, model: Any, original: Any = original) -> None:
