@@ -181,3 +181,10 @@ def test_a_layer_is_no_list_of_layers(small: Any) -> None:
     locked, unlocked = ul.Variant(small, ["Q 1 A :"]), ul.Variant(small, ["Q 1 think A :"])
     with unchecked(), pytest.raises(ul.InvalidInput, match=r"layers=1 was given; give a list, layers=\[1\]"):
         ul.CapabilityDirection.extract(locked, unlocked, layers=1)  # pyright: ignore[reportArgumentType]
+
+
+def test_arithmetic_that_leaves_nothing_says_so() -> None:
+    a = ul.CapabilityDirection(torch.eye(2, 8), (0, 3))
+    for empty in (lambda: a - a, lambda: 0 * a):
+        with pytest.raises(ul.InvalidInput, match=r"zero at layers \[0, 3\]"):
+            empty()

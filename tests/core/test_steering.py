@@ -180,3 +180,10 @@ def test_one_layer_is_no_list_of_layers() -> None:
     direction = ul.CapabilityDirection(torch.ones(1, 4), (0,))
     with unchecked(), pytest.raises(ul.InvalidInput, match=r"layers=2 was given; give a list, layers=\[2\]"):
         ul.SteeringHook(direction, 0.5, layers=2)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("alpha", [torch.tensor(0.5), {0: torch.tensor(0.5)}])
+def test_a_scalar_of_torch_is_a_strength(alpha: Any) -> None:
+    with unchecked():
+        steer = ul.SteeringHook(ul.CapabilityDirection(torch.eye(1, 64), (0,)), alpha)
+    assert steer.alpha in (0.5, {0: 0.5})

@@ -109,3 +109,116 @@ def test_generation_numbers_are_checked(small: Any) -> None:
             ul.generate(small, ["Q"], **wrong)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ul.InvalidInput, match="batch_size 0 was given"):
         ul.generate(small, ["Q"], batch_size=0)
+
+
+CHAT = (
+    "{% for turn in messages %}{{ turn['role'][0] }} {{ turn['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}A :{% endif %}"
+)
+"""A chat template in the zoo's words; the tokenizer splits at blanks, and drops what it does not know."""
+
+
+@pytest.fixture
+def chatting(small: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(small.tokenizer, "chat_template", CHAT)
+    return small
+
+
+def test_chat_prompts_are_the_tokenizers_own_rendering(chatting: Any) -> None:
+    found = ul.Variant(chatting, ["Q 1 2"], chat=True, system="Q 3", demonstrations=[("Q 4", "5")])
+    turns = [("system", "Q 3"), ("user", "Q 4"), ("assistant", "5"), ("user", "Q 1 2")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    assert found.prompts == (chatting.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True),)
+    ids = chatting.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert found.tokens.ids[0].tolist() == ids
+    assert found.add_special_tokens is False
+
+
+def test_a_tokenizer_without_a_template_is_named(small: Any) -> None:
+    with pytest.raises(ul.InvalidInput, match="chat template"):
+        ul.Variant(small, ["Q 1"], chat=True)
+    with pytest.raises(ul.InvalidInput, match="chat=True"):
+        ul.Variant(small, ["Q 1"], system="Q 2")
+
+
+def test_demonstrations_stand_before_every_prompt(small: Any) -> None:
+    found = ul.Variant(small, ["Q 1", "Q 2"], demonstrations=[("Q 3 A :", "4"), ("Q 5 A :", "6")])
+    assert found.prompts == ("Q 3 A : 4\n\nQ 5 A : 6\n\nQ 1", "Q 3 A : 4\n\nQ 5 A : 6\n\nQ 2")
+
+
+def test_ids_are_read_as_they_are(small: Any) -> None:
+    prompts = ["Q 1", "Q 1 2 3"]
+    texts = ul.Variant(small, prompts)
+    left = ul.Variant(small, tokens=texts.tokens.ids, attention_mask=texts.tokens.mask)
+    right = ul.Variant(
+        small, tokens=torch.tensor([[11, 2, 0, 0], [11, 2, 3, 4]]), attention_mask=torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    )
+    for found in (left, right):
+        assert torch.equal(found.tokens.ids, texts.tokens.ids)
+        assert torch.equal(found.tokens.mask, texts.tokens.mask)
+        assert [prompt.split() for prompt in found.prompts] == [prompt.split() for prompt in prompts]
+    assert ul.generate(small, right, max_new_tokens=4) == ul.generate(small, prompts, max_new_tokens=4)
+
+
+def test_right_padding_without_a_mask_is_warned_of(small: Any) -> None:
+    with pytest.warns(UserWarning, match="attention_mask"):
+        ul.Variant(small, tokens=torch.tensor([[11, 2, 0, 0], [11, 2, 3, 4]]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokens": torch.tensor([1, 2])}, "shape"),
+        ({"tokens": torch.tensor([[1.0, 2.0]])}, "float"),
+        ({"tokens": torch.tensor([[1, 2]]), "attention_mask": torch.tensor([[1]])}, "attention_mask"),
+        ({"tokens": torch.tensor([[1, 2]]), "attention_mask": torch.tensor([[0, 0]])}, "row 0"),
+        ({"tokens": torch.tensor([[1, 2]]), "prompts": ["Q"]}, "either texts or ids"),
+        ({"tokens": torch.tensor([[1, 2]]), "chat": True}, "either texts or ids"),
+        ({"prompts": ["Q"], "attention_mask": torch.tensor([[1]])}, "attention_mask"),
+        ({}, "no prompts"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(small: Any, options: dict[str, Any], message: str) -> None:
+    with unchecked(), pytest.raises(ul.InvalidInput, match=message):
+        _ = ul.Variant(small, **options).tokens
+
+
+@pytest.mark.parametrize("adds", [True, False])
+@pytest.mark.parametrize(("prepend_bos", "bos"), [(None, None), (True, 1), (False, 0)])
+def test_bos_is_there_once_or_not_at_all(adds: bool, prepend_bos: bool | None, bos: int | None) -> None:
+    tokenizer: Any = FakeTokenizer("bos")
+    tokenizer.bos_token_id = 1
+    row = tokenize(tokenizer, ["xx yyy"], adds, prepend_bos).ids[0].tolist()
+    assert row == [1] * (int(adds) if bos is None else bos) + [2, 3]
+
+
+def test_a_bos_token_that_is_not_there_is_not_prepended() -> None:
+    tokenizer: Any = FakeTokenizer("no-bos")
+    tokenizer.bos_token_id = None
+    assert tokenize(tokenizer, ["xx"], False, prepend_bos=False).ids.tolist() == [[2]]
+    with pytest.raises(ul.InvalidInput, match="BOS"):
+        tokenize(tokenizer, ["xx"], False, prepend_bos=True)
+
+
+def test_prompts_may_be_a_generator_and_a_variant_may_stand_for_them(small: Any, small_nnsight: Any) -> None:
+    task = zoo.running_sum(n=3)
+    variant = ul.Variant(small, (prompt for prompt in task.think))
+    assert len(variant) == 3
+    expected = ul.generate(small, task.think, max_new_tokens=12)
+    assert ul.generate(small, variant, max_new_tokens=12) == expected
+    assert ul.generate(variant, max_new_tokens=12) == expected
+    assert ul.generate(small, iter(task.think), max_new_tokens=12) == expected
+    with pytest.raises(ul.InvalidInput, match="another model"):
+        ul.generate(small_nnsight, variant)
+
+
+def test_the_name_of_a_model_says_how_to_open_it() -> None:
+    with unchecked(), pytest.raises(ul.UnsupportedModel, match="boot_transformers"):
+        ul.Variant("gpt2", ["Q 1"])
+
+
+def test_a_fit_takes_two_models_and_the_texts_once(large: Any, small: Any) -> None:
+    texts = zoo.text(n=20)
+    once = ul.SubspaceAligner(4, True, "all").fit(large, small, (text for text in texts))
+    twice = ul.SubspaceAligner(4, True, "all").fit(ul.Variant(large, texts), ul.Variant(small, texts))
+    assert torch.equal(once.map(2), twice.map(2))

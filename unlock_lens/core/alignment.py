@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from numbers import Integral
 from pathlib import Path
@@ -120,8 +120,9 @@ class SubspaceAligner(Shareable, kind=_KIND):
 
     def fit(
         self,
-        source: Variant,
-        target: Variant,
+        source: Any,
+        target: Any,
+        texts: Iterable[str] | None = None,
         batch_size: int = 8,
         progress: bool = True,
         resume: str | Path | None = None,
@@ -132,8 +133,9 @@ class SubspaceAligner(Shareable, kind=_KIND):
         Memory does not grow with the number of tokens: beyond a layer's width of them, sums alone are kept, in float64.
 
         Args:
-            source: the model that directions come from, with the calibration texts.
-            target: the model that they go to, with as many texts, in the same order.
+            source: a `Variant` of the model that directions come from, with the calibration texts; or that model, with `texts`.
+            target: a `Variant` of the model that they go to, with as many texts, in the same order; or that model.
+            texts: the calibration texts, if source and target are models.
             batch_size: texts in one forward pass.
             progress: whether to show a progress bar (after a second of work).
             resume: for models on a server: a folder that keeps finished requests, so that the same call goes on after a fault.
@@ -144,9 +146,14 @@ class SubspaceAligner(Shareable, kind=_KIND):
                 not finite or do not vary, resume without a server, sinks that are to be dealt with on a server.
             RemoteError: a server that does not answer, refuses, or fails; JobsRunning with wait=False.
         """
+        if texts is not None:
+            given = tuple(texts)
+            source, target = Variant(source, given), Variant(target, given)
         for side, variant in (("source", source), ("target", target)):
-            if not isinstance(variant, Variant):  # pyright: ignore[reportUnnecessaryIsInstance]  users have no type checker
-                raise InvalidInput(f"{side} is a {type(variant).__name__}; give Variant(model, texts)")
+            if not isinstance(variant, Variant):
+                raise InvalidInput(
+                    f"{side} is a {type(variant).__name__}; give Variant(model, texts), or two models and texts="
+                )
         models = source.backend.identity, target.backend.identity
         layer_map = layer_map_of(self._wanted_layers, models[0].n_layers, models[1].n_layers)
         tokens = paired_tokens(source, target, self.positions, self.skip_first)

@@ -250,20 +250,25 @@ class CapabilityDirection(Shareable, kind=_KIND):
 
     def __add__(self, other: CapabilityDirection) -> CapabilityDirection:
         self._check_same_space(other)
-        return replace(
-            self, vectors=self.vectors + other.vectors, provenance=self.provenance.then("added to another direction")
-        )
+        return self._made(self.vectors + other.vectors, "added to another direction")
 
     def __sub__(self, other: CapabilityDirection) -> CapabilityDirection:
         return self + (-1.0) * other
 
     def __mul__(self, factor: float) -> CapabilityDirection:
-        return replace(self, vectors=self.vectors * factor, provenance=self.provenance.then(f"times {factor:g}"))
+        return self._made(self.vectors * factor, f"times {factor:g}")
 
     __rmul__ = __mul__
 
     def __neg__(self) -> CapabilityDirection:
         return self * -1.0
+
+    def _made(self, vectors: Tensor, step: str) -> CapabilityDirection:
+        """What arithmetic makes of it; a zero vector is no fault of the prompts."""
+        zero = [layer for layer, vector in zip(self.layers, vectors, strict=True) if not bool(vector.any())]
+        if zero:
+            raise InvalidInput(f"{step}, the direction is zero at layers {zero}; leave those layers out with at_layers")
+        return replace(self, vectors=vectors, provenance=self.provenance.then(step))
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file with all that describes the direction; an interrupted save leaves the old file as it was.

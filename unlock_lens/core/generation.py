@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -15,16 +15,16 @@ from torch import Tensor
 from unlock_lens.core.jobs import Request, check_resumable, collect, in_requests, key_of
 from unlock_lens.core.progress import shown
 from unlock_lens.core.steering import SteeringHook, as_hooks, edits_for
-from unlock_lens.core.variant import check_prompts, tokenize
+from unlock_lens.core.variant import Variant, variant_of
 from unlock_lens.errors import InvalidInput
-from unlock_lens.hosts import Batch, Edits, Generation, Server, backend_of
+from unlock_lens.hosts import Batch, Edits, Generation, Server
 from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.hosts.remote import Where, remote_of
 
 
 def generate(
     model: Any,
-    prompts: Sequence[str],
+    prompts: Iterable[str] | Variant | None = None,
     steer: SteeringHook | Sequence[SteeringHook] | None = None,
     max_new_tokens: int = 64,
     batch_size: int = 8,
@@ -39,8 +39,8 @@ def generate(
     """Complete each prompt; the completions come without it, and without special tokens.
 
     Args:
-        model: a TransformerBridge, HookedTransformer, or nnsight TransformersModel.
-        prompts: texts.
+        model: a TransformerBridge, HookedTransformer, or nnsight TransformersModel; or a `Variant`, without prompts.
+        prompts: texts, or a `Variant` of this model (chat templates, ids, few-shot prompts).
         steer: a hook, or several, which act in the given order at each layer.
         max_new_tokens: tokens at most; an end-of-sequence token ends a completion before.
         batch_size: prompts at a time, of like length.
@@ -67,17 +67,16 @@ def generate(
         >>> ul.generate(zoo.load("small-base"), ["Q 1 2 3 4 5 6 think A :"])
         ['S 1 3 6 3 1 0 = 0']
     """
-    check_prompts(prompts)
+    variant = variant_of(model, prompts, add_special_tokens, remote)
     if max_new_tokens < 1 or not temperature >= 0:
         raise InvalidInput(
             f"max_new_tokens {max_new_tokens} and temperature {temperature} were given; at least 1 and 0 are needed"
         )
-    backend = backend_of(model)
-    where = remote_of(remote)
+    backend, where = variant.backend, remote_of(variant.remote)
     check_resumable(where is not None, resume, wait)
     server = backend.on(where) if where else None
     edits = edits_for(backend, as_hooks(steer))
-    tokens = tokenize(backend.tokenizer, prompts, add_special_tokens)
+    tokens = variant.tokens
     how = Generation(max_new_tokens, use_cache, temperature)
     if server and temperature:
         how = replace(how, seed=int(torch.randint(2**31, ())))  # torch.manual_seed here decides there
@@ -88,7 +87,7 @@ def generate(
     else:
         bar = shown(batches, f"generating with {backend.identity.name}", progress)
         written = [backend.generate(batch, edits, how) for batch in bar]
-    completions = [""] * len(prompts)
+    completions = [""] * len(variant)
     for rows, new in zip(order, written, strict=True):
         for row, ids in zip(rows.tolist(), new, strict=True):
             completions[row] = _text(backend.tokenizer, backend.end_tokens, ids)

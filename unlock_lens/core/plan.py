@@ -193,7 +193,7 @@ def plan(
     how, where = How(batch_size, "resume" if resume else None), remote or Remote()
 
     def variant(model: PlannedModel, given: Texts, length: int | None) -> PlannedVariant:
-        assumed = ("assumed",) * given if isinstance(given, int) else given
+        assumed: Sequence[str] = ("assumed",) * given if isinstance(given, int) else given
         return PlannedVariant(model, assumed, add_special_tokens, where, length)
 
     steps: list[Step] = []
@@ -303,11 +303,14 @@ class PlannedModel:
         return Step("", self.identity.name, 1, tokens, padded, up, down, held)
 
 
-@dataclass(frozen=True, eq=False)
 class PlannedVariant(Variant):
     """A variant that is never read; `length` is the assumed number of tokens of each prompt, or None for real prompts."""
 
-    length: int | None = None
+    def __init__(
+        self, model: PlannedModel, prompts: Sequence[str], add_special_tokens: bool, remote: Remote, length: int | None
+    ) -> None:
+        self.length = length
+        super().__init__(model, prompts, add_special_tokens, remote)
 
     @cached_property
     def backend(self) -> Any:

@@ -53,7 +53,7 @@ class SteeringHook:
     """
 
     direction: CapabilityDirection
-    alpha: float | Mapping[int, float]
+    alpha: float | Tensor | Mapping[int, float]
     operation: Literal["norm_preserving", "add", "ablate"] = "norm_preserving"
     positions: Literal["last_prompt", "prompt", "generated", "all"] = "last_prompt"
     layers: Sequence[int] | None = None
@@ -66,6 +66,7 @@ class SteeringHook:
             )
         if isinstance(self.layers, int):
             raise InvalidInput(f"layers={self.layers} was given; give a list, layers=[{self.layers}]")
+        object.__setattr__(self, "alpha", _plain(self.alpha))
         strengths = [*self.alpha.values()] if isinstance(self.alpha, Mapping) else [self.alpha]
         if not all(isinstance(strength, Real) and math.isfinite(strength) for strength in strengths):
             raise InvalidInput(f"alpha {self.alpha} was given; a finite number is needed, or one for each layer")
@@ -142,8 +143,8 @@ class SteeringHook:
         Raises:
             IncompatibleModel: the direction was made for another model.
         """
-        direction = self._in_basis_of(identity)
-        return edits_of(direction.vectors, direction.layers, self.alpha, self.operation, self.positions, self.layers)
+        direction, alpha = self._in_basis_of(identity), _plain(self.alpha)
+        return edits_of(direction.vectors, direction.layers, alpha, self.operation, self.positions, self.layers)
 
     def __reduce__(self) -> Any:
         """In plain parts, from which a hook is made where it arrives: nnsight ships what a remote body names."""
@@ -256,6 +257,13 @@ def apply(model: Any, steer: SteeringHook | Sequence[SteeringHook], tracer: Any 
     """
     backend = backend_of(model)
     backend.apply(edits_for(backend, as_hooks(steer)), tracer)
+
+
+def _plain(alpha: Any) -> Any:
+    """Scalars of torch and NumPy as numbers."""
+    if isinstance(alpha, Mapping):
+        return {layer: _plain(strength) for layer, strength in alpha.items()}
+    return alpha.item() if hasattr(alpha, "item") and getattr(alpha, "ndim", None) == 0 else alpha
 
 
 def _last_tokens(mask: Shaped[Tensor, "batch token"] | None) -> Int[Tensor, " batch"] | None:

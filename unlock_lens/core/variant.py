@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from unlock_lens.errors import InvalidInput
@@ -53,19 +54,28 @@ def check_batch_size(size: int) -> None:
         raise InvalidInput(f"batch_size {size} was given; at least 1 is needed")
 
 
-@dataclass(frozen=True, eq=False)
 class Variant:
     """A model in the state that its prompts put it in.
 
-    Attributes:
+    Args:
         model: a TransformerBridge, HookedTransformer, or nnsight TransformersModel.
-        prompts: what it reads, one text each.
-        add_special_tokens: whether the tokenizer adds its own (say no where the text holds them, as chat templates do).
+        prompts: what it reads, one text each; any iterable.
+        add_special_tokens: whether the tokenizer adds its own (say no where the text holds them already).
         remote: for nnsight models: run on NDIF (True), on the server of a host URL, as a `Remote` says, or on this machine
             as NDIF would ("local"). What comes back are conclusions, not states (docs/remote.md).
+        tokens: ids that you already hold, instead of prompts: [prompt, token], padded on either side with `attention_mask`.
+        attention_mask: 1 for tokens, 0 for padding; without it every id is a token.
+        chat: whether each prompt is a user's turn, to be put into the tokenizer's chat template up to the assistant's turn.
+        system: the system's turn before it.
+        demonstrations: (question, answer) pairs that stand before each prompt, as earlier turns or as text.
+        prepend_bos: whether each prompt begins with the BOS token; None leaves that to the tokenizer.
+
+    Attributes:
+        prompts: the texts that the model reads, templates filled in.
 
     Raises:
-        InvalidInput: no prompts, one of them empty, or not a text.
+        InvalidInput: no prompts, one of them empty, or not a text; options that exclude each other; a tokenizer without a chat
+            template or a BOS token where one is asked for.
         UnsupportedModel: a model that no backend serves, or that cannot run remotely as asked.
 
     Source: docs/method.md, section 1.
@@ -77,17 +87,41 @@ class Variant:
         torch.Size([4, 9])
     """
 
-    model: Any
-    prompts: Sequence[str]
-    add_special_tokens: bool = True
-    remote: Where = False
-
-    def __post_init__(self) -> None:
-        check_prompts(self.prompts)
-        object.__setattr__(self, "prompts", tuple(self.prompts))
+    def __init__(
+        self,
+        model: Any,
+        prompts: Iterable[str] | None = None,
+        add_special_tokens: bool = True,
+        remote: Where = False,
+        *,
+        tokens: Int[Tensor, "prompt token"] | None = None,
+        attention_mask: Shaped[Tensor, "prompt token"] | None = None,
+        chat: bool = False,
+        system: str | None = None,
+        demonstrations: Iterable[tuple[str, str]] = (),
+        prepend_bos: bool | None = None,
+    ) -> None:
+        self.model, self.remote = model, remote
         backend = self.backend  # at once, so that a model that cannot be served is refused here
-        if where := remote_of(self.remote):
+        if where := remote_of(remote):
             backend.on(where)
+        self.add_special_tokens = add_special_tokens and not chat and tokens is None  # a chat template holds its own
+        self.prepend_bos = prepend_bos
+        shown = list(demonstrations)
+        if tokens is None:
+            if attention_mask is not None:
+                raise InvalidInput("attention_mask= belongs to tokens=; texts are padded here")
+            if system is not None and not chat:
+                raise InvalidInput("system= needs chat=True, which puts it into the chat template")
+            given = check_prompts(prompts)
+            texts = [_chat(backend, system, shown, prompt) for prompt in given] if chat else _after(shown, given)
+            self.prompts = tuple(texts)
+        else:
+            if prompts is not None or chat or system is not None or shown or prepend_bos is not None:
+                raise InvalidInput("tokens= were given with options of texts; give either texts or ids")
+            self.tokens = from_ids(tokens, attention_mask, backend.tokenizer)
+            rows = [ids[mask.bool()].tolist() for ids, mask in zip(self.tokens.ids, self.tokens.mask, strict=True)]
+            self.prompts = tuple(backend.tokenizer.decode(row) for row in rows)
 
     @cached_property
     def backend(self) -> Backend:
@@ -96,14 +130,14 @@ class Variant:
     @cached_property
     def tokens(self) -> Tokens:
         """The prompts' tokens, from one call of the model's own tokenizer."""
-        return tokenize(self.backend.tokenizer, self.prompts, self.add_special_tokens)
+        return tokenize(self.backend.tokenizer, self.prompts, self.add_special_tokens, self.prepend_bos)
 
     @cached_property
     def spans(self) -> list[list[tuple[int, int]]]:
         """For each token of each prompt, first and last character + 1 in the text; an empty span is a special token's.
 
         Raises:
-            InvalidInput: the tokenizer does not know.
+            InvalidInput: the tokenizer cannot tell, or the ids were given as they are.
         """
         tokenizer = self.backend.tokenizer
         if not getattr(tokenizer, "is_fast", False):
@@ -111,8 +145,15 @@ class Variant:
                 f"the tokenizer of {self.backend.identity.name} ({type(tokenizer).__name__}) cannot tell where its tokens "
                 "stand in the text; open the model with its fast tokenizer"
             )
-        asked = {"add_special_tokens": self.add_special_tokens, "return_offsets_mapping": True}
-        return [[(start, end) for start, end in spans] for spans in tokenizer(list(self.prompts), **asked)["offset_mapping"]]
+        options = {"add_special_tokens": self.add_special_tokens, "return_offsets_mapping": True}
+        encoded = tokenizer(list(self.prompts), **options)
+        spans = [
+            [(0, 0)] * (n - len(ids)) + [(start, end) for start, end in of_prompt][max(len(ids) - n, 0) :]
+            for ids, of_prompt, n in zip(
+                encoded["input_ids"], encoded["offset_mapping"], self.tokens.lengths.tolist(), strict=True
+            )
+        ]
+        return spans
 
     @cached_property
     def prompts_hash(self) -> str:
@@ -123,25 +164,107 @@ class Variant:
         return len(self.prompts)
 
 
-def check_prompts(prompts: Sequence[str]) -> None:
-    """Raise InvalidInput unless these are texts, at least one, none of them empty."""
+def variant_of(
+    model: Any, prompts: Iterable[str] | Variant | None, add_special_tokens: bool = True, remote: Where = False
+) -> Variant:
+    """What functions that take a model and prompts work with; either may be a `Variant`.
+
+    Raises:
+        InvalidInput: a variant of another model; and what `Variant` refuses.
+    """
+    if isinstance(model, Variant) and prompts is None:
+        return model
+    if isinstance(prompts, Variant):
+        if prompts.model is not model:
+            raise InvalidInput("the Variant that was given as prompts has another model; give its own model, or its texts")
+        return prompts
+    return Variant(model, prompts, add_special_tokens, remote)
+
+
+def check_prompts(prompts: Iterable[str] | None) -> tuple[str, ...]:
+    """The prompts, if they are texts, at least one, none of them empty.
+
+    Raises:
+        InvalidInput: otherwise.
+    """
     if isinstance(prompts, str):
         raise InvalidInput(f"one text was given ({prompts[:40]!r}); give a list of prompts")
-    if not len(prompts):
+    given = tuple(prompts or ())
+    if not given:
         raise InvalidInput("no prompts were given; at least one is needed")
-    for i, prompt in enumerate(prompts):
+    for i, prompt in enumerate(given):
         if not isinstance(prompt, str):  # pyright: ignore[reportUnnecessaryIsInstance]  users have no type checker
             raise InvalidInput(f"prompt {i} is {type(prompt).__name__}; give texts")
         if not prompt.strip():
             raise InvalidInput(f"prompt {i} is empty; leave it out or fill it")
+    return given
 
 
-def tokenize(tokenizer: Any, prompts: Sequence[str], add_special_tokens: bool = True) -> Tokens:
+def _chat(backend: Backend, system: str | None, demonstrations: Sequence[tuple[str, str]], prompt: str) -> str:
+    """The chat template up to where the assistant answers."""
+    turns = [{"role": "system", "content": system}] if system is not None else []
+    for question, answer in demonstrations:
+        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    if not getattr(backend.tokenizer, "chat_template", None):
+        raise InvalidInput(
+            f"the tokenizer of {backend.identity.name} has no chat template; set tokenizer.chat_template, or leave chat= out"
+        )
+    turns.append({"role": "user", "content": prompt})
+    return backend.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+
+def _after(demonstrations: Sequence[tuple[str, str]], prompts: Sequence[str]) -> list[str]:
+    """Questions and answers in plain text, a blank line after each, before every prompt."""
+    before = "".join(f"{question} {answer}\n\n" for question, answer in demonstrations)
+    return [before + prompt for prompt in prompts]
+
+
+def tokenize(
+    tokenizer: Any, prompts: Sequence[str], add_special_tokens: bool = True, prepend_bos: bool | None = None
+) -> Tokens:
     """Ids and mask from one tokenizer call, padded here so that the caller's tokenizer stays as it is."""
     rows: list[list[int]] = tokenizer(list(prompts), add_special_tokens=add_special_tokens)["input_ids"]
+    if prepend_bos is not None:
+        rows = [_with_bos(tokenizer, row, prepend_bos) for row in rows]
     for i, row in enumerate(rows):
         if not row:
             raise InvalidInput(f"the tokenizer makes no token of prompt {i} ({prompts[i][:40]!r}); leave it out")
+    return _padded(tokenizer, rows)
+
+
+def _with_bos(tokenizer: Any, row: list[int], prepend_bos: bool) -> list[int]:
+    """The ids with one BOS token in front, or without."""
+    bos: int | None = tokenizer.bos_token_id
+    rest = row[1:] if row[:1] == [bos] else row
+    if not prepend_bos:
+        return rest
+    if bos is None:
+        raise InvalidInput("prepend_bos=True was given, and the tokenizer has no BOS token; set tokenizer.bos_token")
+    return [bos, *rest]
+
+
+def from_ids(ids: Tensor, mask: Tensor | None, tokenizer: Any) -> Tokens:
+    """Ids that a user holds, padded on the left whatever side their padding was on.
+
+    Raises:
+        InvalidInput: shapes that do not fit, ids that are not whole numbers, a row without tokens.
+    """
+    if ids.ndim != 2 or ids.is_floating_point() or (mask is not None and mask.shape != ids.shape):
+        told = "" if mask is None else f" and an attention_mask of shape {list(mask.shape)}"
+        raise InvalidInput(f"tokens of shape {list(ids.shape)}, {ids.dtype}{told} were given; ids [prompt, token] are needed")
+    if mask is None and tokenizer.pad_token_id is not None and bool((ids[:, -1] == tokenizer.pad_token_id).any()):
+        warnings.warn(
+            "tokens= have rows that end in the pad token, without an attention_mask= that says what is padding; all is read",
+            stacklevel=3,
+        )
+    kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    rows = [row[keep].tolist() for row, keep in zip(ids.cpu(), kept.cpu(), strict=True)]
+    if not all(rows):
+        raise InvalidInput(f"row {[bool(row) for row in rows].index(False)} of tokens= has no token; leave it out")
+    return _padded(tokenizer, rows)
+
+
+def _padded(tokenizer: Any, rows: Sequence[Sequence[int]]) -> Tokens:
     width = max(len(row) for row in rows)
     uneven = any(len(row) < width for row in rows)
     ids = torch.full((len(rows), width), _pad_id(tokenizer) if uneven else 0)

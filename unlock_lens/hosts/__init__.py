@@ -62,6 +62,12 @@ def _kind_of(model: Any) -> type[Backend]:
         from unlock_lens.hosts.nnsight import NNsightBackend
 
         return NNsightBackend
+    if isinstance(model, str):
+        raise UnsupportedModel(
+            f"the name {model!r} was given; open the model first, in one line:\n"
+            f'    TransformerBridge.boot_transformers("{model}")              # TransformerLens\n'
+            f'    TransformersModel("{model}", task="text-generation")        # nnsight'
+        )
     given = f"{type(model).__module__}.{type(model).__name__}"
     if "transformers" in packages:
         raise UnsupportedModel(
