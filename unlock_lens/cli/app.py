@@ -131,7 +131,7 @@ def align(
         choices.update(centered=centered, positions=opt.number(positions), skip_first=skip_first)
     aligner = ul.SubspaceAligner(k, **choices)
     sides = opt.variants((source, target), (texts, texts), special_tokens, backend, remote, resume)
-    aligner.fit(sides[0], sides[1], batch_size, resume=resume)
+    aligner.fit(sides[0], sides[1], batch_size=batch_size, resume=resume)
     if aligner.cross_validation:
         best_rank, best_ridge = aligner.cross_validation.best
         r2 = aligner.cross_validation.r2.mean(dim=0).max()

@@ -130,7 +130,7 @@ class SubspaceAligner(Shareable, kind=_KIND):
     ) -> SubspaceAligner:
         """Fit the map on both variants' states at the calibration tokens; returns the aligner itself.
 
-        Memory does not grow with the number of tokens: beyond a layer's width of them, sums alone are kept, in float64.
+        States are held in float32, or sums over them in float64, whichever takes fewer bytes.
 
         Args:
             source: a `Variant` of the model that directions come from, with the calibration texts; or that model, with `texts`.
@@ -216,7 +216,9 @@ class SubspaceAligner(Shareable, kind=_KIND):
             best = chosen.best
             rank, ridge = best[0] if rank == "cv" else rank, best[1]
         k, strength = None if rank is None else int(rank), float(ridge or 0.0)
-        self._maps = FactoredMaps.of({b: self._of_layer(calibration, b, k, strength) for b in layer_map}, layer_map)
+        fitted = (self._of_layer(calibration, b, k, strength) for b in layer_map)
+        bound = min(k or calibration.widest, calibration.widest)
+        self._maps = FactoredMaps.collected(layer_map, bound, fitted, calibration.dtype)
         self.n_tokens, self.cross_validation = calibration.n, chosen
         self.source_model, self.target_model, self.prompts_hash = source_model, target_model, prompts_hash
         self._tell_cap()
@@ -230,12 +232,10 @@ class SubspaceAligner(Shareable, kind=_KIND):
     def _of_layer(
         self, calibration: Calibration, target_layer: int, rank: int | None, ridge: float
     ) -> tuple[Factors, Tensor, Tensor]:
-        """The factors of one layer's map and both mean states, in the precision of the states that they were made from."""
-        method, dtype = METHODS[self.method], calibration.dtype
+        """The factors of one layer's map, and both mean states."""
+        method = METHODS[self.method]
         pair = calibration.pair(target_layer, method.axes(rank))
-        found = method.fit(pair, rank or max(pair.coupling.shape), ridge)
-        left, core, right = (part.to("cpu", dtype) for part in (found.left, found.core, found.right))
-        return Factors(left, core, right), pair.source.mean.to("cpu", dtype), pair.target.mean.to("cpu", dtype)
+        return method.fit(pair, rank or max(pair.coupling.shape), ridge), pair.source.mean, pair.target.mean
 
     def transport(self, direction: CapabilityDirection) -> CapabilityDirection:
         """The direction in the target's residual stream, v_t[b] = v_s[a(b)] W[b], wherever it has the source layer a(b).

@@ -38,7 +38,7 @@ _SAMPLED_PER_AXIS = 4
 SAMPLE = 64
 """Texts whose tokens say what norm is usual."""
 _SMALL = 2**26
-"""Bytes of states that cross-validation may always hold."""
+"""Bytes of states that cross-validation holds rather than sums, whatever the sums would take."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -79,8 +79,11 @@ class Reader:
         """
         if read.runs_on_server(self.how, self.source, self.target):
             return self._factored()
+        check_batch_size(self.how.batch_size)
         n = sum(map(len, self.source_tokens))
-        holds = held_bytes(n, self.layer_map, *self._widths) <= summed_bytes(self.layer_map, *self._widths)
+        held, summed = held_bytes(n, self.layer_map, *self._widths), summed_bytes(self.layer_map, *self._widths)
+        # Cross-validation holds a sample beside the sums, of as many bytes.
+        holds = held <= (max(2 * summed, _SMALL) if self.folds > 1 else summed)
         found = self._held() if holds else self._summed()
         if found.n < n:
             logger.warning(
@@ -102,8 +105,7 @@ class Reader:
     def _summed(self) -> Summed:
         """Both models side by side, batch after batch; cross-validation holds a sample too, of no more bytes than the sums."""
         sums, rule = Summed(self.layer_map, self.centered), self._rule()
-        allowed = max(summed_bytes(self.layer_map, *self._widths), _SMALL)
-        sampled = min(allowed // held_bytes(1, self.layer_map, *self._widths), sum(map(len, self.source_tokens)))
+        sampled = summed_bytes(self.layer_map, *self._widths) // held_bytes(1, self.layer_map, *self._widths)
         places = self._sample(sampled) if self.folds > 1 else None
         sample = [States(len(layers), sampled, width) for layers, width in zip(self._layers, self._widths, strict=True)]
         names = " and ".join(variant.backend.identity.name for variant in (self.source, self.target))
@@ -118,8 +120,10 @@ class Reader:
                         reduction.add(i, states[place >= 0], place[place >= 0], 1)
             kept = rule.kept(*sides)
             if bool(kept.any()):
-                tamed = [{b: rule.tamed(i, b, h)[kept] for b, h in layers.items()} for i, layers in enumerate(sides)]
-                sums.add(tamed[0], tamed[1])
+                whole = bool(kept.all())
+                tamed = [{b: rule.tamed(i, b, h) for b, h in layers.items()} for i, layers in enumerate(sides)]
+                source, target = ({b: h if whole else h[kept.to(h.device)] for b, h in layers.items()} for layers in tamed)
+                sums.add(source, target)
         if places is not None:
             text = _text_of(places)[torch.cat(list(places)) >= 0]
             held = [by_layer(layers, one.result()["states"]) for layers, one in zip(self._layers, sample, strict=True)]
@@ -176,7 +180,8 @@ class Reader:
         """Typical norms are those of a sample of texts, the same whatever the batch size."""
         if self.sinks == "keep":
             return SinkRule()
-        sample = torch.linspace(0, len(self.source) - 1, min(SAMPLE, len(self.source))).round().long()
+        texts = torch.tensor([i for i, tokens in enumerate(self.source_tokens) if len(tokens)])
+        sample = texts[torch.linspace(0, len(texts) - 1, min(SAMPLE, len(texts))).round().long()]
         batches = [batch for prompts in sample.split(self.how.batch_size) if (batch := self._states(prompts))]
         source, target = (
             {layer: torch.cat([batch[side][layer] for batch in batches]) for layer in self._layers[side]} for side in (0, 1)
@@ -199,7 +204,6 @@ class Reader:
 
     def _batches(self) -> Sequence[Int[Tensor, " prompt"]]:
         """Texts of like length in both models, the longest first."""
-        check_batch_size(self.how.batch_size)
         lengths = self.source.tokens.lengths + self.target.tokens.lengths
         return lengths.argsort(descending=True, stable=True).split(self.how.batch_size)
 

@@ -221,6 +221,8 @@ def states(
     places = in_order(of[0].chosen)
     reading = Reading(of, read_layers, lambda held, n: States(len(read_layers), held, model.d_model), places, how or How())
     parts = read([reading])[0]
+    for part in parts if reading.server else ():  # what runs here is checked pass by pass
+        check_finite(part.found["states"], reading)
     if len(parts) == 1:
         return parts[0].found["states"]
     order = torch.cat([part.places for part in parts]).argsort()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Literal
 
 import torch
@@ -89,7 +90,8 @@ def paired_tokens(source: Variant, target: Variant, positions: Positions, skip_f
     if positions == "last":
         return one_token(source), one_token(target)
     differing = sum(a != b for a, b in zip(source.prompts, target.prompts, strict=True))
-    pairs = [_strided(_pairs(source, target, i, skip_first), positions) for i in range(len(source))]
+    same_vocabulary = cache(lambda: _same_vocabulary(source, target))
+    pairs = [_strided(_pairs(source, target, i, skip_first, same_vocabulary), positions) for i in range(len(source))]
     if not any(len(of_text) for of_text in pairs):
         raise InvalidInput(
             f"no token of {source.backend.identity.name} belongs to one of {target.backend.identity.name}: "
@@ -103,13 +105,15 @@ def paired_tokens(source: Variant, target: Variant, positions: Positions, skip_f
     return [of_text[:, 0] for of_text in pairs], [of_text[:, 1] for of_text in pairs]
 
 
-def _pairs(source: Variant, target: Variant, i: int, skip_first: bool) -> Int[Tensor, "pair 2"]:
+def _pairs(
+    source: Variant, target: Variant, i: int, skip_first: bool, same_vocabulary: Callable[[], bool]
+) -> Int[Tensor, "pair 2"]:
     counts = [int(variant.tokens.lengths[i]) for variant in (source, target)]
     if _same_ids(source, target, i):
         pairs = [(token, token) for token in range(counts[0])]
     elif source.prompts[i] == target.prompts[i]:
         pairs = pairs_by_end(source.spans[i], target.spans[i])
-    elif counts[0] == counts[1] and _same_vocabulary(source, target):
+    elif counts[0] == counts[1] and same_vocabulary():
         pairs = [(token, token) for token in range(counts[0])]
     else:
         raise InvalidInput(

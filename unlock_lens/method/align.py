@@ -7,7 +7,7 @@ and of the cross-Gram matrix C = U_s^T U_t. In einsum, s and t are principal axe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Literal
@@ -111,8 +111,9 @@ def ridge_regression(pair: Pair, rank: int, ridge: float) -> Factors:
 def procrustes(pair: Pair, rank: int, ridge: float) -> Factors:
     """Orthogonal Procrustes with scale: W = c P R^T, from the SVD H_s^T H_t = P Sigma R^T, c = tr(Sigma) / ||H_s||^2.
 
-    The rotation (a partial isometry between unlike widths) that takes the source's states nearest to the target's, then one
-    scale for all axes. Rank k keeps the k leading pairs of axes at that scale. Source: Schoenemann, Psychometrika 31 (1966).
+    The rotation that takes the source's states nearest to the target's, then one scale for all axes; between unlike widths it
+    is a partial isometry, and c the scale that a rotation would have. Rank k keeps the k leading pairs of axes at that scale.
+    Source: Schoenemann, Psychometrika 31 (1966).
     """
     cross = einsum(pair.source.values, pair.coupling, pair.target.values, "s, s t, t -> s t")
     p, sigma, r = torch.linalg.svd(cross, full_matrices=False)
@@ -235,14 +236,24 @@ class FactoredMaps:
     target_mean: Float[Tensor, "layer d_target"]
 
     @classmethod
-    def of(cls, fitted: Mapping[int, tuple[Factors, Tensor, Tensor]], layer_map: Mapping[int, int]) -> FactoredMaps:
-        """Factors and mean states of each target layer, stacked in the layer map's order."""
-        factors, means_s, means_t = zip(*(fitted[b] for b in layer_map), strict=True)
-        rank = max(max(found.core.shape) for found in factors)
-        left = torch.stack([_padded(found.left, rank) for found in factors])
-        core = torch.stack([_padded(_padded(found.core, rank).T, rank).T for found in factors])
-        right = torch.stack([_padded(found.right, rank) for found in factors])
-        return cls(layer_map, left, core, right, torch.stack(means_s), torch.stack(means_t))
+    def collected(
+        cls, layer_map: Mapping[int, int], rank: int, fitted: Iterable[tuple[Factors, Tensor, Tensor]], dtype: torch.dtype
+    ) -> FactoredMaps:
+        """Factors and mean states of one layer after the other, each written to its place: no second copy of all is made.
+
+        `rank` is a bound of all layers' ranks.
+        """
+        parts: list[Tensor] = []
+        most = 0
+        for i, (found, mean_s, mean_t) in enumerate(fitted):
+            layer = (found.left, found.core, found.right, mean_s, mean_t)
+            if not parts:
+                shapes = ((rank, len(mean_s)), (rank, rank), (rank, len(mean_t)), mean_s.shape, mean_t.shape)
+                parts = [torch.zeros(len(layer_map), *shape, dtype=dtype) for shape in shapes]
+            for part, value in zip(parts, layer, strict=True):
+                part[i][tuple(slice(size) for size in value.shape)] = value
+            most = max(most, *found.core.shape)
+        return cls(layer_map, *parts).at_rank(most)
 
     @property
     def rank(self) -> int:
@@ -280,7 +291,3 @@ class FactoredMaps:
     def _of(self, target_layer: int) -> tuple[Tensor, Tensor, Tensor]:
         i = list(self.layer_map).index(target_layer)
         return self.source_factors[i], self.core[i], self.target_factors[i]
-
-
-def _padded(rows: Float[Tensor, "found width"], rank: int) -> Float[Tensor, "rank width"]:
-    return torch.cat([rows, rows.new_zeros(rank - rows.shape[0], rows.shape[1])])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from unlock_lens.errors import InvalidInput
 from unlock_lens.method.align import Axes, Pair
-from unlock_lens.method.linalg import Gram, Spectrum, spectrum, spectrum_of_gram
+from unlock_lens.method.linalg import NOISE, Gram, Spectrum, spectrum, spectrum_of_gram
 from unlock_lens.method.reduce import LayerFactors
 
 Layers = Mapping[int, Float[Tensor, "_ _"]]
@@ -22,8 +21,6 @@ Sinks = Literal["keep", "drop", "whiten"]
 SINKS = ("keep", "drop", "whiten")
 SINK = 10.0
 """A token is an attention sink where its norm is above this many times the median norm of its layer."""
-NOISE = 1e-7
-"""States that vary by less than this share of their mean do not vary: float32 resolves no more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +35,14 @@ class SinkRule:
     """
 
     how: Sinks = "keep"
-    typical: tuple[Mapping[int, Tensor], Mapping[int, Tensor]] = ({}, {})
+    typical: tuple[Mapping[int, float], Mapping[int, float]] = ({}, {})
 
     @classmethod
     def of(cls, how: Sinks, source: Layers, target: Layers) -> SinkRule:
         """With the median norms of these states."""
         if how == "keep":
             return cls()
-        medians = [{layer: _norms(states).median() for layer, states in side.items()} for side in (source, target)]
+        medians = [{layer: float(_norms(states).median()) for layer, states in side.items()} for side in (source, target)]
         return cls(how, (medians[0], medians[1]))
 
     def kept(self, source: Layers, target: Layers) -> Bool[Tensor, " n"]:
@@ -65,7 +62,8 @@ class SinkRule:
         return torch.where(self._far(side, layer, states)[:, None], (states * scale[:, None]).to(states), states)
 
     def _far(self, side: int, layer: int, states: Float[Tensor, "n d_model"]) -> Bool[Tensor, " n"]:
-        return _norms(states) > SINK * self.typical[side][layer]
+        norms = _norms(states)
+        return (norms > SINK * self.typical[side][layer]) & norms.isfinite()  # what is not finite is an error, and not a sink
 
 
 def _norms(states: Float[Tensor, "n d_model"]) -> Float[Tensor, " n"]:
@@ -87,11 +85,15 @@ class Calibration(Protocol):
 
     Attributes:
         n: number of tokens.
+        widest: a bound of the rank of any layer's map.
         dtype: precision in which the maps are worth keeping.
     """
 
     @property
     def n(self) -> int: ...
+
+    @property
+    def widest(self) -> int: ...
 
     @property
     def dtype(self) -> torch.dtype: ...
@@ -129,10 +131,18 @@ class Held:
     centered: bool
     rule: SinkRule = field(default_factory=SinkRule)
     _last: dict[tuple[int, int | None], tuple[Axes, Tensor]] = field(default_factory=dict)
+    _kept: Bool[Tensor, " n"] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_kept", self.rule.kept(self.source, self.target))
 
     @property
     def n(self) -> int:
         return int(self._kept.sum())
+
+    @property
+    def widest(self) -> int:
+        return min(self.n, max(next(iter(side.values())).shape[1] for side in (self.source, self.target)))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -147,10 +157,6 @@ class Held:
         (_, source), (_, target) = self.sides(target_layer)
         return Scores(source, target, self.fold[self._kept])
 
-    @cached_property
-    def _kept(self) -> Bool[Tensor, " n"]:
-        return self.rule.kept(self.source, self.target)
-
     def sides(self, target_layer: int, rank: int | None = None) -> tuple[tuple[Axes, Tensor], tuple[Axes, Tensor]]:
         """Principal axes of both layers, and the tokens' scores H V^T on them.
 
@@ -163,10 +169,12 @@ class Held:
         return self._last[a, rank], self._decomposed(1, b, self.target[b], rank)
 
     def _decomposed(self, side: int, layer: int, states: Tensor, rank: int | None) -> tuple[Axes, Tensor]:
+        name = f"{('source', 'target')[side]} layer {layer}"
+        _check_finite(states, name)
         h = self.rule.tamed(side, layer, states.detach())
-        if self.rule.how == "drop":
+        if not bool(self._kept.all()):
             h = h[self._kept.to(h.device)]
-        mean, found = principal(h, rank, self.centered, f"{('source', 'target')[side]} layer {layer}")
+        mean, found = principal(h, rank, self.centered, name)
         return Axes(mean.cpu(), found.values.cpu(), found.vectors.cpu()), found.scores.cpu()
 
 
@@ -176,27 +184,32 @@ def principal(
     """The mean of one layer's states and their spectrum; `name` is for errors.
 
     Raises:
-        InvalidInput: states that are not finite, or do not vary.
+        InvalidInput: no states, or states that do not vary.
     """
+    _check_any(len(states))
     states = states.cpu() if states.device.type == "mps" else states  # which has no float64
-    mean, exact = states.double().mean(dim=0), states.dtype == torch.float64
-    if not bool(mean.isfinite().all()):
-        token = int((~states.isfinite()).any(dim=1).nonzero()[0])
-        raise InvalidInput(f"the activations of {name} are not finite at token {token}; leave that prompt out")
-    point = mean if centered else torch.zeros_like(mean)
-    if not bool((states.double() - point).norm() > (1e-14 if exact else NOISE) * len(states) ** 0.5 * mean.norm()):
-        raise _constant(name)
-    return mean, spectrum(states, rank, point if centered else None, exact)
+    exact, mean = states.dtype == torch.float64, states.double().mean(dim=0)
+    found = spectrum(states, rank, mean if centered else None, exact)
+    _check_varying(found.values, mean, len(states), name, 1e-14 if exact else NOISE)
+    return mean, found
 
 
-def _constant(name: str) -> InvalidInput:
-    return InvalidInput(f"the activations of {name} do not vary over the calibration tokens; give more and other texts")
+def _check_any(n: int) -> None:
+    if not n:
+        raise InvalidInput("no calibration token is left to fit on; keep the sinks, or give more and longer texts")
 
 
-def _varying(axes: Axes, n: int, name: str) -> Axes:
-    if not len(axes.values) or float(axes.values[0]) <= NOISE * n**0.5 * float(axes.mean.norm()):
-        raise _constant(name)
-    return axes
+def _check_finite(states: Float[Tensor, "n d_model"], name: str) -> None:
+    bad = (~states.isfinite()).any(dim=1).nonzero()
+    if len(bad):
+        raise InvalidInput(f"the activations of {name} are not finite at token {int(bad[0])}; leave that prompt out")
+
+
+def _check_varying(
+    values: Float[Tensor, " rank"], mean: Float[Tensor, " d_model"], n: int, name: str, noise: float = NOISE
+) -> None:
+    if not len(values) or float(values[0]) <= noise * n**0.5 * float(mean.norm()):
+        raise InvalidInput(f"the activations of {name} do not vary over the calibration tokens; give more and other texts")
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,11 +236,15 @@ class Moments:
         """H_s^T H_s, H_t^T H_t and H_s^T H_t, seen from p and q."""
         return self.source.about(p), self.target.about(q), self.cross.about(p, q)
 
-    def pair(self, centered: bool) -> Pair:
+    def axes(self, side: Literal["source", "target"], centered: bool, rank: int | None = None) -> Axes:
+        """The leading principal axes of one side, or all."""
+        gram: Gram = getattr(self, side)
+        return Axes(gram.mean_x, *spectrum_of_gram(gram.about(self.points(centered)[side == "target"]), rank))
+
+    def pair(self, centered: bool, rank: int | None = None, source: Axes | None = None) -> Pair:
         """Principal axes of both sides, and C = U_s^T U_t = S_s^-1 V_s (H_s^T H_t) V_t^T S_t^-1."""
-        gram_s, gram_t, cross = self.about(*self.points(centered))
-        source = Axes(self.source.mean_x, *spectrum_of_gram(gram_s))
-        target = Axes(self.target.mean_x, *spectrum_of_gram(gram_t))
+        source, target = source or self.axes("source", centered, rank), self.axes("target", centered, rank)
+        cross = self.cross.about(*self.points(centered))
         return Pair(source, target, source.vectors @ cross @ target.vectors.T / source.values[:, None] / target.values)
 
 
@@ -247,11 +264,10 @@ class Summed:
     _source: dict[int, Gram] = field(default_factory=dict)
     _target: dict[int, Gram] = field(default_factory=dict)
     _cross: dict[int, Gram] = field(default_factory=dict)
+    _last: dict[tuple[int, int | None], Axes] = field(default_factory=dict)
 
     def add(self, source: Layers, target: Layers) -> None:
-        """More tokens; the first ones' means become the origins of the sums, which stay on the source's device."""
-        device = next(iter(source.values())).device
-        target = {b: states.to(device) for b, states in target.items()}
+        """More tokens; the first ones' means become the origins of the sums."""
         for grams, layers in ((self._source, source), (self._target, target)):
             for layer, states in layers.items():
                 if layer not in grams:
@@ -259,25 +275,33 @@ class Summed:
                 grams[layer].add(states)
         for b, a in self.layer_map.items():
             if b not in self._cross:
-                self._cross[b] = Gram.around(self._source[a].origin_x, self._target[b].origin_x)
-            self._cross[b].add(source[a], target[b])
+                self._cross[b] = Gram.around(self._source[a].origin_x, self._target[b].origin_x.to(source[a].device))
+            self._cross[b].add(source[a], target[b].to(source[a].device))  # models may lie on several devices
 
     @property
     def n(self) -> int:
         return next(iter(self._source.values())).n if self._source else 0
 
     @property
+    def widest(self) -> int:
+        widths = (len(gram.origin_x) for side in (self._source, self._target) for gram in side.values())
+        return min(self.n, max(widths, default=0))
+
+    @property
     def dtype(self) -> torch.dtype:
         return torch.float32
 
     def pair(self, target_layer: int, rank: int | None = None) -> Pair:
-        """Sums give all axes at once, whatever the rank."""
-        if not self.n:
-            raise InvalidInput("no calibration token is left to fit on; keep the sinks, or give longer texts")
+        _check_any(self.n)
         a, b = self.layer_map[target_layer], target_layer
-        found = Moments(self._source[a], self._target[b], self._cross[b]).pair(self.centered)
-        _varying(found.source, self.n, f"source layer {a}")
-        _varying(found.target, self.n, f"target layer {b}")
+        cross = self._cross[b]
+        moments = Moments(self._source[a], self._target[b].to(cross.products.device), cross)
+        if (a, rank) not in self._last:  # neighbouring target layers may share a source layer
+            self._last.clear()
+            self._last[a, rank] = moments.axes("source", self.centered, rank)
+        found = moments.pair(self.centered, rank, self._last[a, rank])
+        for axes, name in ((found.source, f"source layer {a}"), (found.target, f"target layer {b}")):
+            _check_varying(axes.values, axes.mean, self.n, name)
         return found
 
     def scores(self, target_layer: int) -> Scores:
@@ -299,6 +323,10 @@ class Factored:
         return next(iter(self.source.values())).n
 
     @property
+    def widest(self) -> int:
+        return max(len(layer.axes.values) for side in (self.source, self.target) for layer in side.values())
+
+    @property
     def dtype(self) -> torch.dtype:
         return torch.float32
 
@@ -306,8 +334,8 @@ class Factored:
         """The coupling is least squares over the sample, U_s^+ U_t, which is U_s^T U_t where all tokens are in it."""
         a, b = self.layer_map[target_layer], target_layer
         source, target = self.source[a].leading(rank), self.target[b].leading(rank)
-        _varying(source.axes, source.n, f"source layer {a}")
-        _varying(target.axes, target.n, f"target layer {b}")
+        for side, name in ((source, f"source layer {a}"), (target, f"target layer {b}")):
+            _check_varying(side.axes.values, side.axes.mean, side.n, name)
         coupling = torch.linalg.lstsq(source.left, target.left, driver="gelsd").solution
         return Pair(source.axes, target.axes, coupling)
 

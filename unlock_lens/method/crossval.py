@@ -15,6 +15,7 @@ from torch import Tensor
 from unlock_lens.errors import InvalidInput
 from unlock_lens.method.align import METHODS, Factors, MethodName, Pair
 from unlock_lens.method.calibrate import Calibration, Moments, Scores
+from unlock_lens.method.linalg import TINY
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 FOLDS = 5
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridge strengths that are tried, in mean squared singular values of the source."""
-_TINY = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +48,15 @@ def splits(scores: Scores, centered: bool, held_out: Sequence[int] | None = None
     Raises:
         InvalidInput: fewer than two folds that hold tokens.
     """
-    folds = {int(k): Moments.of(scores.source[scores.fold == k], scores.target[scores.fold == k]) for k in scores.fold.unique()}
+    folds: list[int] = scores.fold.unique().tolist()
     if len(folds) < 2:
         raise InvalidInput("cross-validation needs calibration tokens of two texts at least; give more, or a rank and a ridge")
     whole = Moments.of(scores.source, scores.target)
-    for k in folds if held_out is None else held_out:
-        rest = whole - folds[k]
-        spread = float(folds[k].target.about(rest.target.mean_x).trace())
-        yield Split(k, rest.pair(centered), folds[k].about(*rest.points(centered)), spread)
+    for k in folds if held_out is None else [k for k in held_out if k in folds]:
+        out = Moments.of(scores.source[scores.fold == k], scores.target[scores.fold == k])
+        rest = whole - out
+        spread = float(out.target.about(rest.target.mean_x).trace())
+        yield Split(k, rest.pair(centered), out.about(*rest.points(centered)), spread)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +76,12 @@ class HeldOut:
     @property
     def r2(self) -> Float[Tensor, "ridge rank"]:
         """Share of the target's variance that the source predicts."""
-        return 1 - self.missed / max(self.spread, _TINY)
+        return 1 - self.missed / max(self.spread, TINY)
 
     @property
     def error(self) -> Float[Tensor, "ridge rank"]:
         """The paper's transform error, ||H_t - H_s W|| / ||H_t||."""
-        return (self.missed.clamp_min(0) / max(self.energy, _TINY)).sqrt()
+        return (self.missed.clamp_min(0) / max(self.energy, TINY)).sqrt()
 
 
 def held_out(found: Iterator[Split], method: MethodName, ranks: Sequence[int], ridges: Sequence[float]) -> HeldOut:
@@ -90,11 +91,11 @@ def held_out(found: Iterator[Split], method: MethodName, ranks: Sequence[int], r
         spread += split.spread
         energy += float(split.seen[1].trace())
         for i, ridge in enumerate(ridges):
-            missed[i] += _squared_errors(METHODS[method].fit(split.pair, max(ranks), ridge), split.seen, ranks)
+            missed[i] += squared_errors(METHODS[method].fit(split.pair, max(ranks), ridge), split.seen, ranks)
     return HeldOut(missed, spread, energy)
 
 
-def _squared_errors(factors: Factors, seen: tuple[Tensor, Tensor, Tensor], ranks: Sequence[int]) -> Float[Tensor, " rank"]:
+def squared_errors(factors: Factors, seen: tuple[Tensor, Tensor, Tensor], ranks: Sequence[int]) -> Float[Tensor, " rank"]:
     """||H_t - H_s W_k||^2 = tr G_t - 2 <W_k, C> + <W_k, G_s W_k> at each rank k, without the states."""
     gram_s, gram_t, cross = seen
     agreement = factors.left @ cross @ factors.right.T
@@ -167,14 +168,16 @@ def cross_validate(
     rank: int | Literal["cv"] | None,
     ridge: float | Literal["cv"] | None,
 ) -> CrossValidation:
-    """Fit on all folds but one, look at that one, in turn, one layer at a time; "cv" tries a grid of ranks or of ridges.
+    """Fit on all folds but one, look at that one, in turn; "cv" tries a grid of ranks or of ridges.
+
+    One layer at a time, whose axes are forgotten again: the fit with what is chosen decomposes each layer once more.
 
     Raises:
         InvalidInput: fewer than two folds that hold tokens.
     """
     ridges = RIDGES if ridge == "cv" else (ridge or 0.0,)
     tried: list[tuple[int, ...]] = []
-    curves: list[Float[Tensor, "ridge rank"]] = []
+    curves: list[Tensor] = []
     for b in layers:
         scores = calibration.scores(b)
         spanned = METHODS[method].widest(scores.source.shape[1], scores.target.shape[1])

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.errors import InvalidInput
-from unlock_lens.method.linalg import spectrum
+from unlock_lens.method.linalg import NOISE, spectrum
 
-__all__ = ["AGGREGATORS", "Aggregator", "differences", "mean", "pca"]
+__all__ = ["AGGREGATORS", "Aggregator", "aggregate_name", "aggregated", "check_aggregate", "differences", "mean", "pca"]
 
 Aggregator = Callable[[Float[Tensor, "n d_model"]], Float[Tensor, " d_model"]]
 """Makes one vector of the differences D[l] of all prompts at one layer."""
@@ -35,12 +35,12 @@ def pca(differences: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:
     Raises:
         InvalidInput: the differences do not vary between prompts.
     """
-    centre = differences.mean(dim=0)
-    spread = differences - centre
-    if not bool(spread.abs().max() > 0):
+    centre = differences.double().mean(dim=0)
+    spread = differences.double() - centre
+    if not bool(spread.norm() > NOISE * differences.double().norm()):
         raise InvalidInput('aggregate="pca" needs differences that vary between prompts; give more prompts or take "mean"')
-    axis = spectrum(spread, rank=1).vectors[0].to(differences)
-    return -axis if bool(axis @ centre < 0) else axis
+    axis = spectrum(spread, rank=1).vectors[0]
+    return (-axis if bool(axis @ centre < 0) else axis).to(differences)
 
 
 AggregateName = Literal["mean", "pca"]

@@ -11,8 +11,11 @@ from torch import Tensor
 
 RELATIVE_TOLERANCE = 1e-6
 """Singular values below this share of the largest are noise of float32 activations, and are cut."""
+NOISE = 1e-7
+"""States that vary by less than this share of their mean do not vary: float32 resolves no more."""
+TINY = 1e-30
+"""Keeps a quotient of sums of squares finite."""
 _BLOCKS = 8
-_TINY = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +43,12 @@ def spectrum(
 
     H are the states, or their distances from `mean`. They are widened to float64 only while they are multiplied.
 
-    A Gram matrix squares the condition number, so singular values below 1e-8 of the largest are lost, which does not matter for
+    A Gram matrix squares the condition number; what is below a millionth of the largest singular value is cut, as noise of
     activations that were computed in half or single precision. `exact` takes the SVD, for states that are better than that.
     """
 
     def h() -> Tensor:  # a server evaluates the annotations of nested functions, and may lack jaxtyping
-        return states.double() if mean is None else states.double() - mean
+        return widened(states, mean)
 
     if exact:
         u, values, vectors = torch.linalg.svd(h(), full_matrices=False)
@@ -66,16 +69,23 @@ def spectrum_of_gram(
     squared, vectors = torch.linalg.eigh(gram, UPLO="U")
     values = squared.flip(0)[:rank].clamp_min(0).sqrt()
     values = values[values > RELATIVE_TOLERANCE * values[0]]
-    return values, vectors.flip(1).T[: len(values)]
+    leading = vectors[:, len(gram) - len(values) :].flip(1)  # a copy: a view would keep all eigenvectors
+    return values, leading.T
 
 
 def _upper_gram(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
     """The upper triangle of rows rows^T (the rest is not computed, which nearly halves the work)."""
     gram = rows.new_zeros(len(rows), len(rows))
-    for block in torch.arange(len(rows), device=rows.device).chunk(_BLOCKS):
-        start, stop = int(block[0]), int(block[-1]) + 1
-        gram[start:stop, start:] = rows[start:stop] @ rows[start:].T
+    size = max(1, len(rows) // _BLOCKS)
+    for start in range(0, len(rows), size):
+        gram[start : start + size, start:] = rows[start : start + size] @ rows[start:].T
     return gram
+
+
+def widened(states: Float[Tensor, "n d_model"], mean: Float[Tensor, " d_model"] | None = None) -> Float[Tensor, "n d_model"]:
+    """The states, or their distances from a point, in float64: one new tensor, and no other beside it."""
+    h = states.to(torch.float64, copy=True)
+    return h if mean is None else h.sub_(mean)
 
 
 @dataclass(eq=False)
@@ -137,6 +147,11 @@ class Gram:
     def mean_x(self) -> Float[Tensor, " d_x"]:
         return self.origin_x + self.sum_x / self.n
 
+    def to(self, device: torch.device) -> Gram:
+        """The same sums on another device."""
+        moved = {name: part.to(device) for name, part in vars(self).items() if isinstance(part, Tensor)}
+        return replace(self, **moved)
+
     def about(self, p: Float[Tensor, " d_x"], q: Float[Tensor, " d_y"] | None = None) -> Float[Tensor, "d_x d_y"]:
         """sum_i (x_i - p) (y_i - q)^T; without q, about p on both sides."""
         shift_x, shift_y = self.origin_x - p, self.origin_y - (p if q is None else q)
@@ -168,7 +183,7 @@ def spectral_entropy(values: Float[Tensor, " rank"]) -> float:
         >>> round(spectral_entropy(torch.ones(4)), 4)  # four equal axes: log 4
         1.3863
     """
-    shares = values.double().square() / values.double().square().sum().clamp_min(_TINY)
+    shares = values.double().square() / values.double().square().sum().clamp_min(TINY)
     return float(torch.special.entr(shares).sum())
 
 

@@ -34,17 +34,17 @@ class Reduction(Protocol):
 
 
 class States:
-    """The states themselves, [layer, row, d_model], in float32 at least, on the CPU; NaN where no pass wrote."""
+    """The states themselves, [layer, row, d_model], in float32 on the CPU; NaN where no pass wrote."""
 
     def __init__(self, layers: int, rows: int, d_model: int) -> None:
         self.shape = (layers, rows, d_model)
         self.states: Tensor | None = None
-        self.written = torch.zeros(layers, rows, dtype=torch.bool)
+        self.written: Tensor | None = None
 
     def add(self, i: int, states: Tensor, places: Tensor, sign: int) -> None:
-        states, places = at_least_float32(states).cpu(), places.cpu()
-        if self.states is None:
-            self.states = torch.full(self.shape, torch.nan, dtype=states.dtype)
+        states, places = states.float().cpu(), places.cpu()
+        if self.states is None or self.written is None:
+            self.states, self.written = torch.full(self.shape, torch.nan), torch.zeros(self.shape[:2], dtype=torch.bool)
         again = self.written[i, places]
         self.states[i, places] = sign * states + torch.where(again[:, None], self.states[i, places], 0)
         self.written[i, places] = True
@@ -92,6 +92,8 @@ class Factors:
             self.held[i] = states.new_zeros(self.rows, states.shape[1])
         self.held[i].index_add_(0, places[places >= 0], sign * states[places >= 0])
         if self.n > self.rows:
+            if sign < 0:
+                raise ValueError("differences are summed only where all tokens are held")
             if i not in self.grams:
                 self.grams[i] = Gram.around(states.double().mean(dim=0))
             self.grams[i].add(states)
