@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 INTERVAL = "%{customdata[0]:.1%} to %{customdata[1]:.1%} (95%), n = %{customdata[2]}"
-GRID_REMEDY, TEST_REMEDY = "let the sweep finish its grid", "let the sweep finish: it reports on test last"
+GRID_REMEDY = "let the sweep finish its grid"
 
 
 def strength_curve(results: Results) -> go.Figure:
@@ -67,7 +67,7 @@ def arms(results: Results) -> go.Figure:
     """Accuracy of every arm on the test split with its 95% interval; faint marks are other seeds of the same arm."""
     lines = results.arms()
     if not lines:
-        raise style.missing("line of the test split", TEST_REMEDY)
+        raise style.missing("line of the test split", style.TEST_REMEDY)
     names = in_order(lines)[::-1]
     drawn = style.figure("Accuracy of every arm (test)", 90 + 30 * len(names))
     if "unsteered" in lines:
@@ -91,7 +91,7 @@ def flips(results: Results) -> go.Figure:
     """Questions that each arm turned from wrong to right, and from right to wrong, compared with the unsteered target."""
     paired = {name: line["paired"] for name, line in results.arms().items() if line.get("paired")}
     if not paired:
-        raise style.missing("comparison with the unsteered target", TEST_REMEDY)
+        raise style.missing("comparison with the unsteered target", style.TEST_REMEDY)
     names = in_order(paired)[::-1]
     drawn = style.figure("Answers gained and lost by each arm", 110 + 30 * len(names))
     for what in ("gained", "lost"):
@@ -177,18 +177,12 @@ def _flip_bars(paired: Sequence[Mapping[str, Any]], what: str) -> dict[str, Any]
     return {
         "x": [pair[what] if gained else -pair[what] for pair in paired], "orientation": "h", "name": f"{what} ({words})",
         "marker": {"color": ACCENT if gained else CONTRARY, "pattern": {"shape": "" if gained else "/"}},
-        "text": [_count(pair, what) for pair in paired], "textposition": "outside", "textfont": {"size": 12},
-        "cliponaxis": False,
+        "text": [str(pair[what]) if pair[what] or (gained and not pair["lost"]) else "" for pair in paired],
+        "textposition": "outside", "textfont": {"size": 12}, "cliponaxis": False,
         "customdata": [[pair[key] for key in ("difference", "low", "high", "p", what)] for pair in paired],
         "hovertemplate": f"<b>%{{y}}</b>: %{{customdata[4]}} {words}<br>difference %{{customdata[0]:+.1%}} "
         "(95%: %{customdata[1]:+.1%} to %{customdata[2]:+.1%}), p = %{customdata[3]:.2g}<extra></extra>",
     }  # fmt: skip
-
-
-def _count(paired: Mapping[str, Any], what: str) -> str:
-    """A bar's number; where neither bar is there, one nought for both."""
-    neither = not paired["gained"] and not paired["lost"]
-    return str(paired[what]) if paired[what] or (neither and what == "gained") else ""
 
 
 def _intervals(lines: Iterable[Line]) -> list[list[Any]]:

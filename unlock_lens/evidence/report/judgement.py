@@ -24,13 +24,7 @@ COMES = 0.2
 
 @dataclass(frozen=True)
 class Verdict:
-    """The judgement on a sweep.
-
-    Attributes:
-        status: the judgement in a word or two.
-        headline: the judgement as a sentence.
-        paragraphs: what speaks for it and against it, with every number that a sceptic asks for.
-    """
+    """The judgement on a sweep: in a word or two, as a sentence, and what speaks for it and against it, with every number."""
 
     status: Status
     headline: str
@@ -62,13 +56,6 @@ def verdict(results: Results) -> Verdict:
     All comparisons have to be won, so more of them make it harder to arrive, and none is corrected for. References (the
     target's own direction, the prompt, the paper's calibration) put the result in proportion and decide nothing. A sweep that
     lacks anything its config asks for is not judged.
-
-    Example:
-        >>> from unlock_lens.evidence.report import verdict
-        >>> from unlock_lens.evidence.results import Results
-        >>> line = {"config": {"capability": "think", "control": None}, "split": "train", "accuracy": 0.9}
-        >>> verdict(Results({"capability": {"name": "think"}}, (line,))).status
-        'unfinished'
     """
     if absent := _missing(results):
         return Verdict(
