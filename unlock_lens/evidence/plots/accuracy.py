@@ -25,7 +25,11 @@ def strength_curve(results: Results) -> go.Figure:
     if chosen is None or not curve:
         raise style.missing("line of the train split for the chosen configuration", GRID_REMEDY)
     drawn = style.figure("Accuracy against strength (train)", 440)
-    _add_band(drawn, curve)
+    alphas, edges = [line["config"]["alpha"] for line in curve], [line["high"] for line in curve]
+    drawn.add_scatter(
+        x=alphas + alphas[::-1], y=edges + [line["low"] for line in reversed(curve)], fill="toself", line={"width": 0},
+        fillcolor="rgba(27,116,200,0.18)", hoverinfo="skip", showlegend=False, mode="lines", name="95% interval",
+    )  # fmt: skip
     for name in in_order(line["config"]["control"] for line in results.lines if line["config"]["control"]):
         if lines := _by_strength(results.trained(name)):
             drawn.add_scatter(**_curve(name, lines, n_seeds(results.trained(name))))
@@ -77,7 +81,13 @@ def arms(results: Results) -> go.Figure:
         x=[lines[name]["high"] for name in names], y=labels, mode="text", hoverinfo="skip", cliponaxis=False,
         text=[f"\u2002{_accuracy(lines[name]):.1%}" for name in names], textposition="middle right", textfont={"size": 12},
     )  # fmt: skip
-    _add_other_seeds(drawn, results, names)
+    of_arm = results.tested()
+    marks = [(_accuracy(line), _bold(name)) for name in names if n_seeds(of_arm[name]) > 1 for line in of_arm[name]]
+    drawn.add_scatter(
+        x=[x for x, _ in marks], y=[y for _, y in marks], mode="markers", opacity=0.7, cliponaxis=False,
+        marker={"size": 7, "color": style.INK, "symbol": "circle-open"},
+        hovertemplate="%{y}, another seed: %{x:.1%} right<extra></extra>",
+    )  # fmt: skip
     drawn.add_scatter(**_forest(names, [lines[name] for name in names]), y=labels)
     drawn.update_layout(
         showlegend=False,
@@ -137,15 +147,6 @@ def _curve(name: str, lines: Sequence[Line], seeds: int = 1) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _add_band(drawn: go.Figure, lines: list[Line]) -> None:
-    alphas = [line["config"]["alpha"] for line in lines]
-    edges = [line["high"] for line in lines] + [line["low"] for line in reversed(lines)]
-    drawn.add_scatter(
-        x=alphas + alphas[::-1], y=edges, fill="toself", fillcolor="rgba(27,116,200,0.18)", line={"width": 0},
-        hoverinfo="skip", showlegend=False, mode="lines", name="95% interval",
-    )  # fmt: skip
-
-
 def _forest(names: list[str], lines: list[Line]) -> dict[str, Any]:
     known = [arm(name) for name in names]
     interval = {
@@ -159,16 +160,6 @@ def _forest(names: list[str], lines: list[Line]) -> dict[str, Any]:
         "text": [each.meaning for each in known],
         "hovertemplate": f"<b>%{{x:.1%}}</b> right: %{{text}}<br>{INTERVAL}<extra></extra>",
     }  # fmt: skip
-
-
-def _add_other_seeds(drawn: go.Figure, results: Results, names: list[str]) -> None:
-    of_arm = results.tested()
-    marks = [(_accuracy(line), _bold(name)) for name in names if n_seeds(of_arm[name]) > 1 for line in of_arm[name]]
-    drawn.add_scatter(
-        x=[x for x, _ in marks], y=[y for _, y in marks], mode="markers", opacity=0.7, cliponaxis=False,
-        marker={"size": 7, "color": style.INK, "symbol": "circle-open"},
-        hovertemplate="%{y}, another seed: %{x:.1%} right<extra></extra>",
-    )  # fmt: skip
 
 
 def _flip_bars(paired: Sequence[Mapping[str, Any]], what: str) -> dict[str, Any]:

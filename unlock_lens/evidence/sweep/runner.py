@@ -28,7 +28,6 @@ from unlock_lens.evidence.sweep.material import Material
 from unlock_lens.evidence.sweep.measurement import measured
 
 logger = logging.getLogger(__name__)
-INPUTS = "inputs.json"
 
 
 def run(config: SweepConfig, folder: str | Path, progress: bool = True) -> Results:
@@ -53,7 +52,7 @@ def run(config: SweepConfig, folder: str | Path, progress: bool = True) -> Resul
     with _alone_in(folder):
         done = results.mend(folder / results.LINES)
         material = Material(config, progress)
-        _check_inputs(folder / INPUTS, inputs(material), bool(done))
+        _check_inputs(folder / "inputs.json", inputs(material), bool(done))
         results.write_whole(folder / results.CONFIG, config.to_yaml())
         with tqdm(total=count(config, material), desc=config.name, unit="run", disable=not progress) as bar:
             runner = _Runner(material, folder / results.LINES, done, bar)
