@@ -57,13 +57,16 @@ def test_small_budgets_change_nothing(small: Any, monkeypatch: pytest.MonkeyPatc
     completions = [f"= {answer}" for answer in task.answers]
     at_once = distributions.completion_log_probs(small, task.direct, completions)
     monkeypatch.setattr(distributions, "AT_ONCE", 1)
-    torch.testing.assert_close(distributions.completion_log_probs(small, task.direct, completions), at_once, rtol=0, atol=1e-4)
+    one_by_one = distributions.completion_log_probs(small, task.direct, completions)
+    # Batches of other shapes sum in another order: float32 keeps some 1e-6 of each log-probability, and several are added.
+    torch.testing.assert_close(one_by_one, at_once, rtol=0, atol=1e-4)
 
 
 def test_entropies_are_means_over_the_completions_that_reach_a_token(small: Any) -> None:
     prompts, completions = [THINK, "Q 1 2 3 4 5 6 A :"], ["S 1 3 6 3 1 0 = 0", "= 0"]
     both = distributions.first_token_entropies(small, prompts, completions)
     each = [distributions.first_token_entropies(small, [p], [c]) for p, c in zip(prompts, completions, strict=True)]
+    # A batch of two and batches of one sum in another order; an entropy adds float32 errors over the whole vocabulary.
     assert both[0] == pytest.approx((each[0][0] + each[1][0]) / 2, abs=1e-4)
     assert both[5] == pytest.approx(each[0][5], abs=1e-4)
 
@@ -78,6 +81,7 @@ def test_steering_concentrates_the_target_on_the_completion_that_it_brings(small
 
 def test_the_price_of_doing_nothing_is_nothing(small: Any, steer: ul.SteeringHook) -> None:
     found = distributions.price(small, zoo.text(n=30), ul.SteeringHook(steer.direction, 0.0))
+    # Alpha 0 still divides each state by its norm and multiplies it again, and float32 rounds log-probabilities by some 1e-6.
     assert found.kl == pytest.approx(0.0, abs=1e-5)
     assert found.perplexity == pytest.approx(found.perplexity_unsteered, rel=1e-4)
 
@@ -127,8 +131,8 @@ def test_a_prompts_end_may_be_named(small: Any, steer: ul.SteeringHook) -> None:
     """Texts whose prompt is their first half, so that both ways of telling agree."""
     texts = ["Q 1 2 3 A : = 1 2 3 4 5", "Q 1 1 3 A : R 6 5 4 3 2"]
     halves, named = (distributions.price(small, texts, steer, prompt_end=end) for end in (None, ":"))
-    assert halves.kl == pytest.approx(named.kl, rel=1e-4)
-    assert halves.perplexity == pytest.approx(named.perplexity, rel=1e-4)
+    assert halves.kl == pytest.approx(named.kl, rel=1e-5)  # the same passes
+    assert halves.perplexity == pytest.approx(named.perplexity, rel=1e-5)
     with pytest.raises(ul.InvalidInput, match="Q 1 A :"):
         distributions.price(small, [*texts, "Q 1 A :"], steer, prompt_end=":")
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def test_the_capability_arrives_and_controls_stay_where_they_were(found: Results
 
 def test_every_setting_of_the_grid_is_tried_on_train_once(found: Results) -> None:
     tried = [line["config"] for line in found.lines if line["split"] == "train" and line["config"]["control"] is None]
-    wanted = [setting.to_json() for setting in sweep.grid(SEVERAL, "think")]
+    wanted = [asdict(setting) for setting in sweep.grid(SEVERAL, "think")]
     assert [config for config in tried if config["capability"] == "think"] == wanted
     assert len({json.dumps([line["config"], line["split"]]) for line in found.lines}) == len(found.lines)
     material = Material(SEVERAL, progress=False)
@@ -335,7 +335,8 @@ def test_of_equal_settings_the_one_in_the_middle_of_the_plateau_is_chosen(
         def __init__(self) -> None:
             pass
 
-        def train(self, setting: Setting) -> Line:
+        def line(self, setting: Setting, split: str, baseline: Line | None = None) -> Line:
+            assert split == "train"
             return {"accuracy": float(setting.rank in ranks and setting.alpha in alphas)}
 
     assert Stub().best(settings) == Setting("think", rank=rank, alpha=alpha)

@@ -20,14 +20,7 @@ _TINY = 1e-30
 
 @dataclass(frozen=True)
 class MapQuality:
-    """Of one layer pair, on tokens that the map was not fitted on.
-
-    Attributes:
-        error: ||H_t - H_s W|| / ||H_t||, centered where the map is.
-        r2: share of the target's variance that the source predicts.
-        agreement: correlation of the source's reading of the direction with the target's reading of the transported one.
-        full_agreement: the same without a limit of rank: what the texts allow.
-    """
+    """Of one layer pair, on tokens that the map was not fitted on; as in `LayerDiagnosis`."""
 
     error: float
     r2: float
@@ -45,11 +38,7 @@ def cross_validate(
     method: MethodName = "unlock",
     ridge: float = 0.0,
 ) -> MapQuality:
-    """Fit the map on all folds but one, look at that one, in turn; folds are runs of neighbouring tokens.
-
-    Raises:
-        InvalidInput: fewer than two folds, or fewer than two tokens in a fold.
-    """
+    """Fit the map on all folds but one, look at that one, in turn; folds are runs of neighbouring tokens."""
     n = source.shape[0]
     if folds < 2 or n < 2 * folds:
         raise InvalidInput(
@@ -66,21 +55,11 @@ def cross_validate(
         left, right = factors.left @ source_axes.vectors, factors.right @ target_axes.vectors
         readings.append(_readings(source.double(), target.double(), fold == split.k, v, v @ left.T @ factors.core @ right))
     read, transported, full = (torch.cat(parts) for parts in zip(*readings, strict=True))
-    return MapQuality(
-        error=float(missed.error[0, 0]),
-        r2=float(missed.r2[0, 0]),
-        agreement=correlation(read, transported),
-        full_agreement=correlation(read, full),
-    )
+    error, r2 = (float(held[0, 0]) for held in (missed.error, missed.r2))
+    return MapQuality(error, r2, agreement=correlation(read, transported), full_agreement=correlation(read, full))
 
 
-def _readings(
-    h_s: Float[Tensor, "n d_source"],
-    h_t: Float[Tensor, "n d_target"],
-    out: Tensor,
-    v: Float[Tensor, " d_source"],
-    transported: Float[Tensor, " d_target"],
-) -> tuple[Tensor, Tensor, Tensor]:
+def _readings(h_s: Tensor, h_t: Tensor, out: Tensor, v: Tensor, transported: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """How much of v is in the held-out source states, and of its image (by the map; without rank limit) in the target's."""
     kept_s, kept_t = h_s[~out], h_t[~out]
     mean_s, mean_t = kept_s.mean(dim=0), kept_t.mean(dim=0)

@@ -37,37 +37,19 @@ def anti_mean(locked: Variant, like: CapabilityDirection, batch_size: int = 8) -
 
     Raises:
         IncompatibleModel: a target of another width or basis than the direction's.
-        InvalidInput: batch_size below 1.
-
-    Example:
-        >>> import unlock_lens as ul
-        >>> from unlock_lens import controls, zoo
-        >>> model, task = zoo.load("small-base"), zoo.running_sum(n=4)
-        >>> locked = ul.Variant(model, task.direct)
-        >>> direction = ul.CapabilityDirection.extract(locked, ul.Variant(model, task.think))
-        >>> control = controls.anti_mean(locked, like=direction)
-        >>> bool(torch.isclose(control.vectors.norm(dim=1), direction.vectors.norm(dim=1)).all())
-        True
     """
     return away_from(mean_locked(locked, like, batch_size), like)
 
 
 def away_from(mean: Float[Tensor, "layer d_model"], like: CapabilityDirection) -> CapabilityDirection:
-    """`anti_mean` of a mean locked state that you already have (`mean_locked`).
-
-    Raises:
-        InvalidInput: a mean of other layers, or one that is zero or not finite.
-    """
+    """`anti_mean` of a mean locked state that you already have (`mean_locked`)."""
     return _with_vectors(like, -mean, "anti-mean control")
 
 
 def without_mean(locked: Variant, direction: CapabilityDirection, batch_size: int = 8) -> CapabilityDirection:
     """The direction with its part along the target's mean locked state projected out, at the norm that it had.
 
-    A transfer that works by that part alone has no effect without it. Arguments and errors are those of `anti_mean`.
-
-    Raises:
-        InvalidInput: nothing is left of the direction at some layer.
+    A transfer that works by that part alone has no effect without it. Errors are those of `anti_mean` and `projected_out`.
     """
     return projected_out(mean_locked(locked, direction, batch_size), direction)
 
@@ -77,12 +59,6 @@ def projected_out(mean: Float[Tensor, "layer d_model"], direction: CapabilityDir
 
     Raises:
         InvalidInput: nothing is left of the direction at some layer.
-
-    Example:
-        >>> from unlock_lens import CapabilityDirection, controls
-        >>> direction = CapabilityDirection(torch.tensor([[3.0, 4.0]]), (0,))
-        >>> controls.projected_out(torch.tensor([[2.0, 0.0]]), direction).vectors
-        tensor([[0., 5.]])
     """
     left, gone = linalg.projected_out(direction.vectors, mean)
     if gone:
@@ -111,10 +87,7 @@ def shuffled(states: Float[Tensor, "layer n d_model"], seed: int = 0) -> Float[T
 def unaligned(direction: CapabilityDirection, layer_map: Mapping[int, int], target: ModelIdentity) -> CapabilityDirection:
     """The source's vectors copied unchanged into a target of the same width: does the alignment matter at all?
 
-    Args:
-        direction: in the source's residual stream.
-        layer_map: target layer -> source layer.
-        target: the model that the vectors are copied into.
+    `layer_map` gives the source layer of each target layer.
 
     Raises:
         IncompatibleModel: the widths differ.
@@ -151,7 +124,6 @@ def mean_locked(locked: Variant, like: CapabilityDirection, batch_size: int = 8)
 
     Raises:
         IncompatibleModel: a target of another width or basis than the direction's.
-        InvalidInput: batch_size below 1.
     """
     target = locked.backend.identity
     if (target.d_model, target.basis) != (like.d_model, like.basis):

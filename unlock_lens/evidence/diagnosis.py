@@ -72,18 +72,15 @@ class LayerDiagnosis:
     """One target layer; None where what it needs was not given.
 
     Attributes:
-        target_layer: the direction goes to the output of this block.
-        source_layer: it comes from the output of this block.
+        target_layer, source_layer: the direction goes to the output of one block, and comes from that of the other.
         coverage: share of the direction's squared norm inside the source span at the rank used.
         agreement: held-out correlation of the source's reading of the direction with the target's of the transported one.
         full_agreement: the same with no limit of rank: what the calibration texts allow.
-        error: held-out relative error of the map.
-        r2: held-out share of the target's variance that the map predicts.
+        error, r2: of the map, held out: ||H_t - H_s W|| / ||H_t||, and the share of the target's variance that it predicts.
         own_cosine: cosine of the transported direction with the target's own.
         stability: mean cosine of bootstrap directions with the full one.
         principal_cosine: mean cosine of the principal angles between the source's span, carried over, and the target's.
-        source_entropy, target_entropy: spectral entropy (nats) of the states.
-        source_rank, target_rank: their effective rank, the exponential of it.
+        source_entropy, target_entropy: spectral entropy (nats) of the states; their effective rank is its exponential.
     """
 
     target_layer: int
@@ -115,10 +112,7 @@ class Diagnosis:
         score: from 0 (will not work) to 1; the ability factor times the probe's share, or times `geometry` without a probe.
         verdict: the score as a sentence.
         reasons: what stands in the way, in numbers, and what to do about it; then what was not looked at.
-        layers: what was found at each target layer.
         geometry: mean over layers of coverage times agreement.
-        rank: of the map.
-        ability, probe: as given.
     """
 
     score: float
@@ -134,7 +128,6 @@ class Diagnosis:
         return "\n- ".join((self.verdict, *self.reasons))
 
     def to_json(self) -> dict[str, Any]:
-        """As plain types, for `json.dump`."""
         return asdict(self)
 
     @classmethod
@@ -186,8 +179,6 @@ def diagnose(
             texts for cross-validation, a number out of range.
         IncompatibleModel: a direction, variant or contrast of another model than the aligner's.
 
-    Source: docs/diagnosis.md.
-
     Example:
         >>> import unlock_lens as ul
         >>> from unlock_lens import zoo
@@ -209,7 +200,9 @@ def diagnose(
         raise InvalidInput(f"the direction has layers {list(direction.layers)}, the map reads layers {mapped}: none in common")
     if aligner.source_model is not None and aligner.source_model.basis == "centered":
         direction = direction.centered()
-    states = _states(aligner, (source, target), (source_acts, target_acts), max_tokens, batch_size)
+    texts = [variant for variant in (source, target) if variant is not None]
+    acts = [states for states in (source_acts, target_acts) if states is not None]
+    states = _states(aligner, texts, acts, max_tokens, batch_size)
     if contrast is not None:
         _check_belongs("contrast", contrast.differences.shape[-1], contrast.model, aligner, "source")
     if own is not None:
@@ -289,49 +282,40 @@ def _check_belongs(name: str, width: int, model: ModelIdentity | None, aligner: 
         raise InvalidInput(f"the {name} has d_model {width}, the aligner expects {d_model}; give that model's own")
 
 
-_Variants = tuple[Variant | None, Variant | None]
-_Given = tuple[Tensor | None, Tensor | None]
-
-
 def _states(
-    aligner: SubspaceAligner, variants: _Variants, given: _Given, max_tokens: int, batch_size: int
+    aligner: SubspaceAligner, texts: Sequence[Variant], acts: Sequence[Tensor], max_tokens: int, batch_size: int
 ) -> tuple[Tensor, Tensor] | None:
     """States of source and target at the calibration tokens, [layer, n, d_model] each, without attention sinks."""
-    if any((one is None) != (other is None) for one, other in (variants, given)):
+    if len(texts) == 1 or len(acts) == 1:
         raise InvalidInput("only one of source and target was given; the same texts through both are needed, or neither")
-    if given[0] is not None and variants[0] is not None:
+    if texts and acts:
         raise InvalidInput("variants and activations were given; give source and target, or source_acts and target_acts")
-    source, target = given
-    if variants[0] is not None and variants[1] is not None:
-        source, target = _captured(aligner, (variants[0], variants[1]), max_tokens, batch_size)
-    if source is None or target is None:
+    found = _captured(aligner, texts[0], texts[1], max_tokens, batch_size) if texts else acts
+    if not found:
         return None
-    _check_states(source, target, aligner)
-    kept = _spread(source.shape[1], max_tokens)
-    by_layer = [dict(enumerate(side[:, kept])) for side in (source, target)]
+    _check_states(found[0], found[1], aligner)
+    kept = _spread(found[0].shape[1], max_tokens)
+    by_layer = [dict(enumerate(side[:, kept])) for side in found]
     rule = SinkRule.of(aligner.sinks, *by_layer)
     stays = rule.kept(*by_layer)
-    tamed = [torch.stack([rule.tamed(i, b, h)[stays] for b, h in side.items()]) for i, side in enumerate(by_layer)]
-    return tamed[0], tamed[1]
+    source, target = (torch.stack([rule.tamed(i, b, h)[stays] for b, h in side.items()]) for i, side in enumerate(by_layer))
+    return source, target
 
 
-def _captured(
-    aligner: SubspaceAligner, variants: tuple[Variant, Variant], max_tokens: int, batch_size: int
-) -> tuple[Tensor, Tensor]:
+def _captured(aligner: SubspaceAligner, source: Variant, target: Variant, max_tokens: int, batch_size: int) -> Sequence[Tensor]:
     """States of both models at no more than `max_tokens` of the tokens that the aligner pairs."""
-    for side, variant in zip(("source", "target"), variants, strict=True):
-        identity = variant.backend.identity
-        _check_belongs(f"{side} variant", identity.d_model, identity, aligner, side)
-    tokens = paired_tokens(*variants, aligner.positions, aligner.skip_first)
+    sides = {"source": source, "target": target}
+    for side, variant in sides.items():
+        _check_belongs(f"{side} variant", variant.backend.identity.d_model, variant.backend.identity, aligner, side)
+    tokens = paired_tokens(source, target, aligner.positions, aligner.skip_first)
     counts = [len(of_text) for of_text in tokens[0]]
     wanted = torch.zeros(sum(counts), dtype=torch.bool)
     wanted[_spread(len(wanted), max_tokens)] = True
     picks = wanted.split(counts)
-    source, target = (
+    return [
         read.states(read.Tokens(variant, [of[pick] for of, pick in zip(chosen, picks, strict=True)]), how=read.How(batch_size))
-        for variant, chosen in zip(variants, tokens, strict=True)
-    )
-    return source, target
+        for variant, chosen in zip(sides.values(), tokens, strict=True)
+    ]
 
 
 def _spread(n: int, at_most: int) -> Int[Tensor, " kept"]:
@@ -341,8 +325,7 @@ def _spread(n: int, at_most: int) -> Int[Tensor, " kept"]:
 def _check_states(source: Tensor, target: Tensor, aligner: SubspaceAligner) -> None:
     if source.shape[1] != target.shape[1]:
         raise InvalidInput(f"{source.shape[1]} source and {target.shape[1]} target tokens were given; give the same tokens")
-    layers = {"source": aligner.layer_map.values(), "target": aligner.layer_map.keys()}
-    for (side, mapped), states in zip(layers.items(), (source, target), strict=True):
+    for side, mapped, states in (("source", aligner.layer_map.values(), source), ("target", aligner.layer_map.keys(), target)):
         _check_belongs(f"{side}'s activations", states.shape[-1], None, aligner, side)
         if states.shape[0] <= max(mapped):
             raise InvalidInput(

@@ -94,12 +94,6 @@ def first_token_entropies(
     """Mean entropy (nats) of the next-token distribution at each of the first tokens of the completions, which are read back.
 
     Positions that no completion reaches are left out.
-
-    Example:
-        >>> from unlock_lens import distributions, zoo
-        >>> found = distributions.first_token_entropies(zoo.load("small-base"), ["Q 1 2 3 4 5 6 think A :"], ["S 1 3"])
-        >>> len(found), max(found) < 0.1  # one for each token, and the model is sure of each
-        (3, True)
     """
     pairs = _Pairs.of(model, prompts, completions, add_special_tokens, remote)
     pairs = replace(pairs, following=[ids[:n_tokens] for ids in pairs.following])
@@ -124,12 +118,6 @@ def completion_log_probs(
     """Log-probability (nats) of each completion, given its prompt: how much the model concentrates on it.
 
     The end of a completion is not counted: it may have been cut there.
-
-    Example:
-        >>> from unlock_lens import distributions, zoo
-        >>> prompts, completions = ["Q 1 2 3 4 5 6 think A :"], ["S 1 3 6 3 1 0 = 0"]
-        >>> round(distributions.completion_log_probs(zoo.load("small-base"), prompts, completions).exp().item(), 2)
-        1.0
     """
     found = torch.zeros(len(prompts))
     pairs = _Pairs.of(model, prompts, completions, add_special_tokens, remote)
@@ -206,13 +194,16 @@ class _Pairs:
         check_prompts(texts)
         backend = backend_of(model)
         if prompt_end is not None:
-            prompts, following = zip(*(_split(line, prompt_end) for line in texts), strict=True)
-            return cls.of(model, prompts, following, special, remote)
+            prompts, ends, following = zip(*(line.partition(prompt_end) for line in texts), strict=True)
+            if alone := next((line for line, rest in zip(texts, following, strict=True) if not rest.strip()), None):
+                raise InvalidInput(f"nothing follows a prompt that ends with {prompt_end!r} in {alone[:60]!r}; leave it out")
+            return cls.of(model, [prompt + end for prompt, end in zip(prompts, ends, strict=True)], following, special, remote)
         tokens = tokenize(backend.tokenizer, texts, special)
         if int(tokens.lengths.min()) < 2:
             raise InvalidInput("a text of a single token was given; the price needs a prompt and what follows it")
         rows = [ids[mask.bool()].tolist() for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
-        prompts = _left_padded([row[: len(row) // 2] for row in rows])
+        ids, mask = _right_padded([row[: len(row) // 2][::-1] for row in rows])
+        prompts = Tokens(ids.flip(1), mask.flip(1))
         return cls(backend, placed(backend, remote), prompts, [row[len(row) // 2 :] for row in rows])
 
     def scored(self, steer: Steer, batch_size: int) -> Iterator[_Scored]:
@@ -228,19 +219,7 @@ class _Pairs:
             yield _Scored(rows, log_probs[:, :-1], tokens, mask)
 
 
-def _split(line: str, prompt_end: str) -> tuple[str, str]:
-    prompt, end, following = line.partition(prompt_end)
-    if not end or not following.strip():
-        raise InvalidInput(f"nothing follows a prompt that ends with {prompt_end!r} in the text {line[:60]!r}; leave it out")
-    return prompt + end, following
-
-
 def _right_padded(rows: list[list[int]]) -> tuple[Int[Tensor, "row token"], Int[Tensor, "row token"]]:
     ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
     lengths = torch.tensor([len(row) for row in rows])
     return ids, (torch.arange(ids.shape[1]) < lengths.unsqueeze(1)).long()
-
-
-def _left_padded(rows: list[list[int]]) -> Tokens:
-    ids, mask = _right_padded([row[::-1] for row in rows])
-    return Tokens(ids.flip(1), mask.flip(1))

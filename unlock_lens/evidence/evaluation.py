@@ -48,13 +48,6 @@ class Outcome:
         low, high: its 95% Wilson interval.
         n: number of completions.
         behaviours: share of the completions that show each behaviour; empty for tasks that do not tell behaviours apart.
-
-    Example:
-        >>> from unlock_lens import zoo
-        >>> from unlock_lens.evidence.evaluation import Outcome
-        >>> found = Outcome.of(zoo.running_sum(n=2), ["S 3 5 5 4 4 6 = 6", "= 0"])
-        >>> found.accuracy, found.behaviours["think"]
-        (0.5, 0.5)
     """
 
     accuracy: float
@@ -65,11 +58,7 @@ class Outcome:
 
     @classmethod
     def of(cls, task: Scored, completions: Sequence[str], right: Sequence[bool] | None = None) -> Outcome:
-        """Judge completions; `right` is what `task.correct` says of them, if you have it already.
-
-        Raises:
-            InvalidInput: another number of completions than the task has problems.
-        """
+        """Judge completions; `right` is what `task.correct` says of them, if you have it already."""
         n_right, n = sum(task.correct(completions) if right is None else right), len(completions)
         behaviours = task.behaviours(completions) or []
         shares = {name: behaviours.count(name) / n for name in task.behaviour_names} if behaviours else {}
@@ -141,10 +130,8 @@ def evaluate(
 ) -> Evaluation:
     """Complete the prompts greedily, steered or not, and judge the completions.
 
-    Arguments and errors are those of `generate`.
-
     Raises:
-        InvalidInput: another number of prompts than the task has problems.
+        InvalidInput: another number of prompts than the task has problems; otherwise as `generate`.
 
     Example:
         >>> from unlock_lens import evaluation, zoo
@@ -158,9 +145,8 @@ def evaluate(
         progress=progress,
     )  # fmt: skip
     seconds = time.perf_counter() - started
-    written = backend_of(model).tokenizer(completions, add_special_tokens=False)["input_ids"]
     right = tuple(bool(found) for found in task.correct(completions))
-    lengths = tuple(len(ids) for ids in written)
+    lengths = tuple(len(ids) for ids in backend_of(model).tokenizer(completions, add_special_tokens=False)["input_ids"])
     return Evaluation(Outcome.of(task, completions, right), right, tuple(completions), lengths, seconds)
 
 
@@ -169,17 +155,11 @@ def compare(after: Sequence[bool], before: Sequence[bool], seed: int = 0) -> Com
 
     Raises:
         InvalidInput: different numbers of problems.
-
-    Example:
-        >>> from unlock_lens import evaluation
-        >>> found = evaluation.compare(after=[True] * 9 + [False], before=[False] * 9 + [True])
-        >>> found.gained, found.lost, round(found.p, 3)
-        (9, 1, 0.021)
     """
     if len(after) != len(before):
         raise InvalidInput(f"{len(after)} and {len(before)} problems were given; a paired comparison needs the same ones")
-    gained = sum(bool(a) and not b for a, b in zip(after, before, strict=True))
-    lost = sum(bool(b) and not a for a, b in zip(after, before, strict=True))
+    changes = [bool(a) - bool(b) for a, b in zip(after, before, strict=True)]
+    gained, lost = changes.count(1), changes.count(-1)
     low, high = bootstrap_difference(after, before, seed=seed)
     return Comparison((gained - lost) / len(after), low, high, gained, lost, mcnemar(gained, lost))
 
@@ -199,16 +179,10 @@ def sample(
 ) -> Sampled:
     """Sample completions of an unsteered model, for pass@k at k = 1, 2, 4, ... up to `samples`.
 
-    The caller's random state is left alone. Arguments and errors are those of `generate`.
+    The caller's random state is left alone.
 
     Raises:
-        InvalidInput: fewer than one sample.
-
-    Example:
-        >>> from unlock_lens import evaluation, zoo
-        >>> task = zoo.running_sum(n=20)
-        >>> evaluation.sample(zoo.load("small-base"), task, task.think, samples=2, max_new_tokens=12).pass_at[2]
-        1.0
+        InvalidInput: fewer than one sample; otherwise as `generate`.
     """
     if samples < 1:
         raise InvalidInput(f"{samples} samples were asked for; at least 1 is needed")

@@ -15,7 +15,7 @@ from unlock_lens.core.progress import shown
 from unlock_lens.core.steering import SteeringHook
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.evidence.distributions import completion_log_probs
-from unlock_lens.hosts import Backend, backend_of, placed
+from unlock_lens.hosts import backend_of, placed
 from unlock_lens.hosts.remote import Where
 
 
@@ -38,11 +38,8 @@ def logits_written(direction: CapabilityDirection, model: Any, remote: Where = F
 
     Source: the logit lens (nostalgebraist, 2020), applied to a direction instead of a state.
     """
-    return _logits(direction, backend_of(model), remote)
-
-
-def _logits(direction: CapabilityDirection, backend: Backend, remote: Where) -> Float[Tensor, "layer vocabulary"]:
     _check(direction)
+    backend = backend_of(model)
     SteeringHook(direction, 1.0, operation="add").edits(backend.identity)  # says what does not fit
     vectors = direction.unit().vectors * direction.d_model**0.5
     # Half of what v and -v write: the biases of norm and unembedding, which are not the direction's, cancel.
@@ -69,11 +66,9 @@ def tokens_written(direction: CapabilityDirection, model: Any, k: int = 5, remot
         >>> lens.tokens_written(direction, model, k=1).loc[2, "lowers"].item()  # what opens a direct answer
         '='
     """
-    backend = backend_of(model)
-    logits = _logits(direction, backend, remote)
+    logits, tokenizer = logits_written(direction, model, remote), backend_of(model).tokenizer
     if not isinstance(k, int) or not 1 <= k <= logits.shape[1]:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidInput(f"k {k} was given; the vocabulary has {logits.shape[1]} tokens, take 1 to that many")
-    tokenizer = backend.tokenizer
     up, down = logits.topk(k), logits.topk(k, largest=False)
     columns = {
         "raises": [tokenizer.decode([token]) for token in up.indices.flatten().tolist()],
@@ -97,14 +92,6 @@ def projection(direction: CapabilityDirection, cache: Any, relative: bool = Fals
     Raises:
         InvalidInput: a layer that the cache does not hold, layers of different runs, or no cache at all.
         IncompatibleModel: states of another width.
-
-    Example:
-        >>> from unlock_lens import CapabilityDirection, Variant, lens, zoo
-        >>> model, task = zoo.load("small-base"), zoo.running_sum(n=32)
-        >>> direction = CapabilityDirection.extract(Variant(model, task.direct), Variant(model, task.think), progress=False)
-        >>> _, cache = model.run_with_cache(model.tokenizer(task.think[0], return_tensors="pt")["input_ids"])
-        >>> lens.projection(direction, cache).shape
-        torch.Size([3, 1, 10])
     """
     _check(direction)
     held = getattr(cache, "model", None)
@@ -122,9 +109,8 @@ def projection(direction: CapabilityDirection, cache: Any, relative: bool = Fals
         along = states @ vector
         found.append(along / states.norm(dim=-1).clamp_min(torch.finfo(along.dtype).tiny) if relative else along)
     if len({along.shape for along in found}) > 1:
-        raise InvalidInput(
-            f"the layers hold states of different shapes, {[list(along.shape) for along in found]}; give one run"
-        )
+        shapes = [list(along.shape) for along in found]
+        raise InvalidInput(f"the layers hold states of different shapes, {shapes}; give one run")
     return torch.stack(found)
 
 
@@ -132,8 +118,7 @@ def _states(cache: Any, layer: int) -> Tensor:
     name = f"blocks.{layer}.hook_resid_post"
     if not hasattr(cache, "keys"):
         raise InvalidInput(f"a {type(cache).__name__} was given; give an ActivationCache, or a mapping {{layer: states}}")
-    held = set(cache.keys())
-    keys = [key for key in (name, layer) if key in held]
+    keys = [key for key in (name, layer) if key in set(cache.keys())]
     if not keys or not isinstance(cache[keys[0]], Tensor):
         raise InvalidInput(
             f"the cache holds no {name}, or no tensor of that name; run_with_cache with names_filter=None or with that name "
@@ -155,13 +140,6 @@ def cosines(directions: Mapping[str, CapabilityDirection]) -> Float[Tensor, "lay
     Raises:
         InvalidInput: no directions.
         IncompatibleModel: other layers, width, basis or model.
-
-    Example:
-        >>> from unlock_lens import CapabilityDirection, lens
-        >>> a, b = (CapabilityDirection(torch.tensor([v]), (0,)) for v in ([3.0, 4.0], [1.0, 0.0]))
-        >>> lens.cosines({"a": a, "b": b})
-        tensor([[[1.0000, 0.6000],
-                 [0.6000, 1.0000]]])
     """
     if not isinstance(directions, Mapping) or not directions:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidInput("no directions were given by name; give them such as {'think': direction, 'reverse': other}")
@@ -193,14 +171,6 @@ def effect_by_layer(
 
     Raises:
         InvalidInput: not one hook.
-
-    Example:
-        >>> from unlock_lens import CapabilityDirection, SteeringHook, Variant, lens, zoo
-        >>> model, task = zoo.load("small-base"), zoo.running_sum(n=32)
-        >>> direction = CapabilityDirection.extract(Variant(model, task.direct), Variant(model, task.think), progress=False)
-        >>> effect = lens.effect_by_layer(model, task.direct[:8], ["S"] * 8, SteeringHook(direction, 0.5), progress=False)
-        >>> list(effect.columns)
-        ['alone', 'left out', 'up to']
     """
     if not isinstance(steer, SteeringHook):  # pyright: ignore[reportUnnecessaryIsInstance]  users have no type checker
         raise InvalidInput(f"steer is a {type(steer).__name__}; give one SteeringHook, which is taken apart")

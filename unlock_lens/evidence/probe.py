@@ -29,8 +29,7 @@ class Probe:
             get the unlocked one's when steered; None where that could not be seen.
         alpha: the strength at which (the middle one of equals): a place to begin a sweep.
         by_alpha: strength and share, for each.
-        n_prompts: number of prompts.
-        n_differing: those whose first token differs between unsteered and unlocked.
+        n_differing: prompts whose first token differs between unsteered and unlocked.
         skipped: why there is no share.
 
     Example:
@@ -114,9 +113,8 @@ class Probe:
         differing = unsteered.argmax(dim=-1) != wanted
         n, n_differing = len(wanted), int(differing.sum())
         if n_differing < max(1, LEAST_DIFFERING * n):
-            return cls(
-                None, None, (), n, n_differing, f"unlocked and unsteered begin alike in {n - n_differing} of {n} prompts"
-            )
+            alike = f"unlocked and unsteered begin alike in {n - n_differing} of {n} prompts"
+            return cls(None, None, (), n, n_differing, alike)
         by_alpha = tuple(
             (float(alpha), float((scores.argmax(dim=-1) == wanted)[differing].float().mean()))
             for alpha, scores in sorted(steered.items())

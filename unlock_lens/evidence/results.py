@@ -15,8 +15,6 @@ from unlock_lens.errors import InvalidInput
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Results"]
-
 logger = logging.getLogger(__name__)
 Line = Mapping[str, Any]
 SEEDED = ("random", "shuffled")
@@ -39,11 +37,6 @@ class Results:
         geometry: "maps", "spectra", "effect" per layer.
         diagnosis: the forecast for the chosen configuration.
         provenance: versions, models, task.
-
-    Example:
-        >>> from unlock_lens.evidence.results import Results
-        >>> Results({}, ({"config": {"alpha": 0.5}, "split": "train", "accuracy": 1.0},)).frame()["alpha"].tolist()
-        [0.5]
     """
 
     config: Mapping[str, Any]
@@ -68,20 +61,23 @@ class Results:
         lines, _ = read_lines(folder / LINES)
         if not lines:
             raise InvalidInput(f"{folder} holds no finished configuration yet; run `unlock-lens sweep` again to resume it")
-        described = {name: _read_json(folder / f"{name}.json") for name in DESCRIPTIONS}
-        return cls(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")), _once_each(lines), **described)
+        first: dict[str, Line] = {}
+        for line in lines:
+            first.setdefault(key_of(line["config"], line["split"]), line)
+        files = {name: folder / f"{name}.json" for name in DESCRIPTIONS}
+        described = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
+        return cls(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")), tuple(first.values()), **described)
 
     def frame(self) -> pd.DataFrame:
         """One row for each finished configuration, its `config` spread over columns (`n` of the config becomes `n_pairs`)."""
         import pandas as pd
 
-        return pd.DataFrame(
-            [{**_spread(line["config"]), **{k: v for k, v in line.items() if k != "config"}} for line in self.lines]
-        )
+        configs = [{"n_pairs" if key == "n" else key: value for key, value in line["config"].items()} for line in self.lines]
+        lines = zip(configs, self.lines, strict=True)
+        return pd.DataFrame([{**config, **{k: v for k, v in line.items() if k != "config"}} for config, line in lines])
 
     @property
     def capability(self) -> str | None:
-        """The name of the swept capability; None where the config does not say."""
         return self.config.get("capability", {}).get("name")
 
     def trained(self, control: str | None = None) -> list[Line]:
@@ -159,18 +155,3 @@ def write_whole(file: Path, content: str) -> None:
     temporary = file.with_name(f".{file.name}.part")
     temporary.write_text(content, encoding="utf-8")
     os.replace(temporary, file)
-
-
-def _once_each(lines: list[Line]) -> tuple[Line, ...]:
-    found: dict[str, Line] = {}
-    for line in lines:
-        found.setdefault(key_of(line["config"], line["split"]), line)
-    return tuple(found.values())
-
-
-def _spread(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"n_pairs" if key == "n" else key: value for key, value in config.items()}
-
-
-def _read_json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

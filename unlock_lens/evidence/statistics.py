@@ -32,18 +32,12 @@ def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> t
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that one of k samples is right, unbiased, from n samples of which c are (Chen et al. 2021).
-
-    1 - C(n-c, k) / C(n, k), in whole numbers up to the last division.
+    """The chance that one of k samples is right, unbiased, from n samples of which c are: 1 - C(n-c, k) / C(n, k).
 
     Raises:
         InvalidInput: not 0 <= c <= n, or not 1 <= k <= n.
 
     Source: Chen et al., "Evaluating Large Language Models Trained on Code", arXiv:2107.03374, section 2.1.
-
-    Example:
-        >>> pass_at_k(n=4, c=1, k=1), pass_at_k(n=4, c=1, k=2), pass_at_k(n=4, c=1, k=4)
-        (0.25, 0.5, 1.0)
     """
     if not 0 <= c <= n:
         raise InvalidInput(f"{c} right samples of {n} were given; expected 0 to n")
@@ -85,10 +79,6 @@ def bootstrap_difference(
         InvalidInput: no problems, or not the same number in both.
 
     Source: Efron, Annals of Statistics 7 (1979).
-
-    Example:
-        >>> bootstrap_difference(after=[True] * 10, before=[False] * 4 + [True] * 6)
-        (0.1, 0.7)
     """
     from scipy.stats import bootstrap
 
@@ -100,16 +90,11 @@ def bootstrap_difference(
     if len(differences) == 1:
         return float(differences[0]), float(differences[0])
     # The difference of paired means is the mean of the differences; batches bound the memory.
-    interval = bootstrap(
-        (differences,),
-        np.mean,
-        n_resamples=resamples,
-        batch=1000,
-        confidence_level=confidence,
-        method="percentile",
+    found = bootstrap(
+        (differences,), np.mean, n_resamples=resamples, batch=1000, confidence_level=confidence, method="percentile",
         rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+    )  # fmt: skip
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def detectable_difference(n: int, base_rate: float, power: float = POWER, confidence: float = CONFIDENCE) -> float | None:
@@ -122,8 +107,6 @@ def detectable_difference(n: int, base_rate: float, power: float = POWER, confid
 
     Raises:
         InvalidInput: n below 1, a base rate outside 0..1, power or confidence not between 0 and 1.
-
-    Source: McNemar, Psychometrika 12 (1947); docs/evidence.md.
 
     Example:
         >>> round(detectable_difference(100, base_rate=0.1), 3), detectable_difference(5, base_rate=0.1)
@@ -146,31 +129,25 @@ def detectable_difference(n: int, base_rate: float, power: float = POWER, confid
 def sample_size_in_words(n: int, base_rate: float) -> str | None:
     """What n problems are too few for, or None if they can show a gain of 20 points (or all that is left to gain).
 
-    Raises:
-        InvalidInput: n below 1, or a base rate outside 0..1.
-
     Example:
         >>> print(sample_size_in_words(10, base_rate=0.14))
         10 problems can only show a gain above 67 points (from 14%); take at least 39 to show 20 points
     """
+    from scipy.stats import nbinom
+
     gain, wanted = detectable_difference(n, base_rate), min(WORTHWHILE, 1 - base_rate)
     if wanted == 0:
         return "a share of 100% leaves no gain to show; take harder problems"
     if gain is not None and gain <= wanted:
         return None
     can = f"can only show a gain above {_points(gain)}" if gain is not None else "cannot show any gain"
-    return f"{n} problems {can} (from {base_rate:.0%}); take at least {_problems_for(wanted)} to show {_points(wanted)}"
+    needed = _least_gained(CONFIDENCE)
+    enough = needed + int(nbinom.ppf(POWER, needed, wanted))
+    return f"{n} problems {can} (from {base_rate:.0%}); take at least {enough} to show {_points(wanted)}"
 
 
 def _least_gained(confidence: float) -> int:
     return next(gained for gained in count(1) if mcnemar(gained, 0) <= 1 - confidence)
-
-
-def _problems_for(gain: float) -> int:
-    from scipy.stats import nbinom
-
-    needed = _least_gained(CONFIDENCE)
-    return needed + int(nbinom.ppf(POWER, needed, gain))
 
 
 def _points(share: float) -> str:

@@ -7,26 +7,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from unlock_lens.errors import InvalidInput, UnsupportedModel, require
-from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Pass, Pending, Server
+from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Pass, Pending, Server
 from unlock_lens.hosts.remote import Remote, Where, remote_of
 
 BACKENDS = ("transformer_lens", "nnsight")
 
-__all__ = [
-    "BACKENDS",
-    "Backend",
-    "Batch",
-    "Edits",
-    "Generation",
-    "Keep",
-    "Pass",
-    "Pending",
-    "Server",
-    "backend_of",
-    "open_model",
-    "placed",
-]
-
+__all__ = ["Backend", "Batch", "Edits", "Generation", "Pass", "Pending", "Server", "backend_of", "open_model", "placed"]
 
 _made: WeakKeyDictionary[Any, tuple[tuple[Any, ...], Backend]] = WeakKeyDictionary()
 """For each model what its adapter was made from, and the adapter without the model, which would keep its own key alive."""

@@ -115,19 +115,13 @@ class Server(Runs):
 
 
 class Backend(Runs):
-    """A model in its host framework. Layer l always means the output of block l (`blocks.l.hook_resid_post`).
-
-    Attributes:
-        model: as the user has it open.
-        identity: its name, shape, basis and fingerprint.
-        tokenizer: its Hugging Face tokenizer.
-        end_tokens: ids of the tokens that end a completion.
-    """
+    """A model in its host framework. Layer l always means the output of block l (`blocks.l.hook_resid_post`)."""
 
     model: Any
     identity: ModelIdentity
     tokenizer: Any
     end_tokens: Sequence[int]
+    """Ids of the tokens that end a completion."""
 
     @abstractmethod
     def __init__(self, model: Any) -> None:
@@ -152,17 +146,9 @@ class Backend(Runs):
 
     @abstractmethod
     def capture(
-        self,
-        batch: Batch,
-        layers: Sequence[int],
-        rows: Int[Tensor, " picked"],
-        columns: Int[Tensor, " picked"],
-        keep: Keep,
+        self, batch: Batch, layers: Sequence[int], rows: Int[Tensor, " picked"], columns: Int[Tensor, " picked"], keep: Keep
     ) -> None:
-        """Give `keep` the residual stream of ascending `layers` at the tokens (rows[i], columns[i]), layer after layer.
-
-        That happens while the pass runs, so that no more than one layer's states wait.
-        """
+        """Give `keep` the states of ascending `layers` at the tokens (rows[i], columns[i]), while the pass runs."""
 
     @abstractmethod
     def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
@@ -185,9 +171,7 @@ def end_tokens(generation_config: Any, tokenizer: Any) -> tuple[int, ...]:
     """What ends a completion: the model's generation config says it before the tokenizer does."""
     ends = getattr(generation_config, "eos_token_id", None)
     ends = tokenizer.eos_token_id if ends is None else ends
-    if ends is None:
-        return ()
-    return (ends,) if isinstance(ends, int) else tuple(ends)
+    return (ends,) if isinstance(ends, int) else tuple(ends or ())
 
 
 def state_of(weight: Tensor | None) -> tuple[Any, ...]:

@@ -24,16 +24,10 @@ class ModelIdentity:
 
     Attributes:
         name: hub id, or the name of its folder.
-        n_layers: number of blocks.
-        d_model: width of the residual stream.
         basis: "raw", or "centered" where the host has taken the d_model mean out of the residual stream.
-        fingerprint: hash of rows of the token embedding; None where the weights are not at hand (a remote model).
+        fingerprint: hash of rows of the token embedding; None without weights (a remote model).
         revision: the hub's commit, where it is known.
         architecture: the config's model_type ("llama", "gpt2"), where it is known.
-
-    Example:
-        >>> print(ModelIdentity("small-base", n_layers=3, d_model=64))
-        small-base (3 layers, d_model 64, raw)
     """
 
     name: str

@@ -108,7 +108,7 @@ def unembedded(model: Any, blocks: str, residual: Tensor, where: Any) -> Any:
 
 
 class NdifServer(Server):
-    """The server's side of an nnsight model."""
+    """An nnsight model on a server."""
 
     def __init__(self, model: Any, blocks: str, remote: Remote | Literal["local"]) -> None:
         self.model, self.blocks, self.remote = model, blocks, remote
@@ -139,12 +139,6 @@ class NdifServer(Server):
 
     def _sent(self, traced: Callable[..., Any], *asked: Any) -> Pending:
         """The request that such a function makes of its traces."""
-        where, job = self._where()
-        found = traced(self.model, self.blocks, *asked, where)
+        job = Job(self.model, self.remote) if isinstance(self.remote, Remote) else None
+        found = traced(self.model, self.blocks, *asked, {"backend": job} if job else {"remote": self.remote})
         return job or Done(found)
-
-    def _where(self) -> tuple[dict[str, Any], Job | None]:
-        if not isinstance(self.remote, Remote):
-            return {"remote": self.remote}, None
-        job = Job(self.model, self.remote)
-        return {"backend": job}, job

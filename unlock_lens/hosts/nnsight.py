@@ -47,11 +47,7 @@ def open_meta_model(name: str, dtype: str) -> Any:
 
 
 class NNsightBackend(Backend):
-    """An nnsight model of a decoder.
-
-    Attributes:
-        blocks: path of the module list that holds the blocks, such as "model.layers".
-    """
+    """An nnsight model of a decoder, whose blocks are in the module list with the path `blocks`, such as "model.layers"."""
 
     def __init__(self, model: Any) -> None:
         if getattr(model, "tokenizer", None) is None:
@@ -92,12 +88,7 @@ class NNsightBackend(Backend):
             logger.warning(told, self.identity.name)
 
     def capture(
-        self,
-        batch: Batch,
-        layers: Sequence[int],
-        rows: Int[Tensor, " picked"],
-        columns: Int[Tensor, " picked"],
-        keep: Keep,
+        self, batch: Batch, layers: Sequence[int], rows: Int[Tensor, " picked"], columns: Int[Tensor, " picked"], keep: Keep
     ) -> None:
         self._tell_loading()
         model, blocks = self.model, self.blocks
@@ -152,7 +143,7 @@ class NNsightBackend(Backend):
 
 
 def _forget(stops: list[Exception]) -> None:
-    """A stopped pass is held by its frames, those by the stop's tracebacks, and it by them, until a garbage collection."""
+    """A stopped pass is held by its frames, and those by the stop's tracebacks, until a garbage collection."""
     for stop in stops:
         stop.__traceback__ = stop.__context__ = None
         vars(stop).clear()  # nnsight keeps a traceback of its own there

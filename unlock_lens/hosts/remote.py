@@ -17,13 +17,6 @@ class Traffic:
         up: bytes of the requests' payloads.
         down: bytes of their results.
         seconds: from sending to result, summed over requests.
-
-    Source: docs/remote.md.
-
-    Example:
-        >>> from unlock_lens import Remote
-        >>> Remote().traffic
-        Traffic(requests=0, up=0, down=0, seconds=0.0)
     """
 
     requests: int = 0
@@ -48,14 +41,7 @@ class Remote:
         traffic: counts requests and bytes.
 
     Raises:
-        InvalidInput: a number that is not positive, or a host that is no URL.
-
-    Source: docs/remote.md.
-
-    Example:
-        >>> from unlock_lens import Remote
-        >>> Remote("http://127.0.0.1:8001/", deadline=600).host
-        'http://127.0.0.1:8001'
+        InvalidInput: a number that is not positive, or a host that is not a URL.
     """
 
     host: str | None = None
@@ -68,11 +54,10 @@ class Remote:
     traffic: Traffic = field(default_factory=Traffic, compare=False)
 
     def __post_init__(self) -> None:
-        numbers = {name: getattr(self, name) for name in ("deadline", "patience", "batches", "axes", "positions")}
-        for name, number in numbers.items():
-            whole = name in ("deadline", "patience") or isinstance(number, int)
-            if number is not None and not (number > 0 and whole):
-                kind = "number" if name in ("deadline", "patience") else "whole number"
+        kinds = {"deadline": "number", "patience": "number"} | dict.fromkeys(("batches", "axes", "positions"), "whole number")
+        for name, kind in kinds.items():
+            number = getattr(self, name)
+            if number is not None and not (number > 0 and (kind == "number" or isinstance(number, int))):
                 raise InvalidInput(f"Remote({name}={number}) was given; a positive {kind} is needed")
         if self.host is not None:
             if not self.host.startswith(("http://", "https://")):
@@ -85,17 +70,11 @@ Where = bool | str | Remote
 
 
 def remote_of(where: Where) -> Remote | Literal["local"] | None:
-    """None for this machine, "local" for this machine as NDIF would run it, or the server.
-
-    Raises:
-        InvalidInput: a host that is no URL.
-    """
+    """None for this machine, "local" for this machine as NDIF would run it, or the server."""
     if isinstance(where, Remote):
         return where
     if where == "local":
         return "local"
-    if where == "ndif":  # as the command line says it
-        return Remote()
-    if isinstance(where, str):
+    if isinstance(where, str) and where != "ndif":  # as the command line says it
         return Remote(where)
     return Remote() if where else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from itertools import chain, repeat
 from typing import Any, Literal
@@ -51,13 +51,10 @@ class Progress:
         self._entering: Tensor | None = None
         self._previous: Tensor | None = None
 
-    def hooks(self) -> HookList:
-        return [(_ENTRY, self._enter), (_PATTERN, self._look)]
-
-    def _enter(self, residual: Tensor, hook: Any) -> None:
+    def enter(self, residual: Tensor, hook: Any) -> None:
         self._entering = residual.detach()
 
-    def _look(self, pattern: Tensor, hook: Any) -> None:
+    def look(self, pattern: Tensor, hook: Any) -> None:
         length, keys = pattern.shape[-2:]
         if keys > length:
             self.chunk, self._previous = _DECODING, None
@@ -66,7 +63,8 @@ class Progress:
             raise InvalidInput(
                 f"the attention mask has {len(self._last)} rows, the batch {len(pattern)}; give one row a prompt"
             )
-        continues = self._continues()
+        before, now = self._previous, self._entering
+        continues = before is not None and now is not None and now.device == before.device and torch.equal(now[:, :-1], before)
         if continues and not self._said:
             self._said = True
             logger.warning(
@@ -75,17 +73,6 @@ class Progress:
             )
         self.chunk = Chunk(self.chunk.prompt_length if continues else length, 0, self._last)
         self._previous = self._entering
-
-    def _continues(self) -> bool:
-        if self._entering is None or self._previous is None or self._entering.device != self._previous.device:
-            return False
-        return torch.equal(self._entering[:, :-1], self._previous)
-
-
-def _native(edits: Edits, last: Int[Tensor, " batch"] | None) -> HookList:
-    progress = Progress(last)
-    needed = any(edit.positions != "all" for of_layer in edits.values() for edit in of_layer)
-    return (progress.hooks() if needed else []) + _editing(edits, lambda: progress.chunk)
 
 
 def _editing(edits: Edits, chunk: Callable[[], Chunk]) -> HookList:
@@ -139,9 +126,8 @@ class TransformerLensBackend(Backend):
     def __init__(self, model: Any) -> None:
         missing = [name for name in (_ENTRY, _PATTERN) if name not in model.hook_dict]
         if missing:
-            raise UnsupportedModel(
-                f"{type(model).__name__} has no hook point {missing[0]}; a decoder with attention in block 0 is needed"
-            )
+            given = type(model).__name__
+            raise UnsupportedModel(f"{given} has no hook point {missing[0]}; a decoder with attention in block 0 is needed")
         if model.tokenizer is None:
             raise UnsupportedModel(f"the {type(model).__name__} has no tokenizer; load it with tokenizer=")
         wrapped = getattr(model, "original_model", None)
@@ -170,12 +156,7 @@ class TransformerLensBackend(Backend):
 
     @torch.no_grad()
     def capture(
-        self,
-        batch: Batch,
-        layers: Sequence[int],
-        rows: Int[Tensor, " picked"],
-        columns: Int[Tensor, " picked"],
-        keep: Keep,
+        self, batch: Batch, layers: Sequence[int], rows: Int[Tensor, " picked"], columns: Int[Tensor, " picked"], keep: Keep
     ) -> None:
         def keeping(i: int) -> Callable[..., None]:
             return lambda residual, hook: keep(i, at_least_float32(residual[rows, columns]))
@@ -236,13 +217,14 @@ class TransformerLensBackend(Backend):
             )
         return whole[:, ids.shape[1] :].cpu()
 
-    @contextmanager
-    def attached(self, edits: Edits) -> Generator[None, None, None]:
-        with self.model.hooks(fwd_hooks=_native(edits, None)):
-            yield
+    def attached(self, edits: Edits) -> AbstractContextManager[None]:
+        return self.model.hooks(fwd_hooks=self.fwd_hooks(edits, None))
 
     def fwd_hooks(self, edits: Edits, last: Int[Tensor, " batch"] | None) -> HookList:
-        return _native(edits, last)
+        progress = Progress(last)
+        needed = any(edit.positions != "all" for of_layer in edits.values() for edit in of_layer)
+        looking = [(_ENTRY, progress.enter), (_PATTERN, progress.look)] if needed else []
+        return looking + _editing(edits, lambda: progress.chunk)
 
     def apply(self, edits: Edits, tracer: Any) -> None:
         raise UnsupportedModel(
@@ -256,12 +238,11 @@ def _as_published(tokenizer: Any) -> Any:
 
     So both frameworks give a model the same ids.
     """
-    text = "a"
-    first = tokenizer(text)["input_ids"][:1]
+    first = tokenizer("a")["input_ids"][:1]
     if tokenizer.bos_token_id is None or first != [tokenizer.bos_token_id]:
         return tokenizer
     published = _published_tokenizer(str(tokenizer.name_or_path))
-    return tokenizer if published is None or published(text)["input_ids"][:1] == first else published
+    return tokenizer if published is None or published("a")["input_ids"][:1] == first else published
 
 
 @lru_cache(maxsize=8)
@@ -270,7 +251,7 @@ def _published_tokenizer(name: str) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError):  # not at hand: the host's own has to do
+    except (OSError, ValueError):
         logger.warning("the tokenizer %s cannot be loaded again; the host's own is used, which adds BOS to every prompt", name)
         return None
 

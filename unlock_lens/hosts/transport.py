@@ -38,11 +38,7 @@ class Silent(Exception):
 
 
 def watched(call: Callable[..., Any], *args: Any, seconds: float) -> Any:
-    """What a blocking call gives; nnsight's own have time-outs of ten minutes, or none.
-
-    Raises:
-        Silent: it takes longer. Its thread is left to itself.
-    """
+    """What a blocking call gives, or Silent, its thread left to itself; nnsight's own time out after ten minutes, or never."""
     came: Future[Any] = Future()
 
     def work() -> None:
@@ -58,14 +54,7 @@ def watched(call: Callable[..., Any], *args: Any, seconds: float) -> Any:
 
 
 class Job(RemoteBackend):
-    """A request on its way.
-
-    Args:
-        model: the nnsight model whose trace is sent.
-        remote: where to, and how long to wait.
-        job_id: of a request that was sent before; None where a trace is to be sent.
-        sent: when that was, in seconds since the epoch.
-    """
+    """A request on its way; one that was sent before has its `job_id`, and the time of that, in seconds since the epoch."""
 
     def __init__(self, model: Any, remote: Remote, job_id: str | None = None, sent: float | None = None) -> None:
         key, env = model_key(model, remote), model._remoteable_get_env()
@@ -81,11 +70,7 @@ class Job(RemoteBackend):
         return self.job_id
 
     def result(self, wait: bool = True) -> Any:
-        """What the request saved as `found`; None while it is running, unless it is waited for.
-
-        Raises:
-            RemoteError: it failed, the server went away, or it takes longer than it may.
-        """
+        """What the request saved as `found`; None while it is running, unless it is waited for."""
         while (done := self._done()) is None and wait:
             if self._left <= 0:
                 raise self._overdue()
@@ -119,7 +104,7 @@ class Job(RemoteBackend):
         return done
 
     def _fetched(self, url: Any) -> Any:
-        """The result, which may lie elsewhere: no key is sent there."""
+        """The result, which may lie elsewhere: the key is not sent there."""
         if not isinstance(url, str) or not url:
             raise self._foreign(repr(url))
         size, found = self._asked(self.download_result, url)
@@ -154,10 +139,10 @@ class Job(RemoteBackend):
             if code in (403, 404):
                 return self._error(JobLost, f"the result of request {self.job_id} is not there any more ({code}){_SEND_AGAIN}")
             return self._error(ServerUnreachable, f"the result of request {self.job_id} cannot be fetched ({code}); try again")
-        if isinstance(error, httpx.HTTPError | httpx.InvalidURL):
-            told = f"{self.host} does not answer ({error}); {self._doing}; is the server up, and {_CHECK_HOST}"
-            return self._error(ServerUnreachable, told)
-        return self._foreign(str(error))
+        if not isinstance(error, httpx.HTTPError | httpx.InvalidURL):
+            return self._foreign(str(error))
+        told = f"{self.host} does not answer ({error}); {self._doing}; is the server up, and {_CHECK_HOST}"
+        return self._error(ServerUnreachable, told)
 
     def _refusal(self, code: int, answer: httpx.Response) -> RemoteError:
         try:
@@ -166,17 +151,15 @@ class Job(RemoteBackend):
             said = answer.text
         if code in (404, 405, 501):
             return self._foreign(said)
-        if code < 400:
-            told = f"{self.host} points to {answer.headers.get('location')} ({code}); give that as the host"
-            return self._error(RequestRefused, told)
-        if code in (401, 403) or (code == 400 and "api key" in said.lower()):
-            key = "your key was refused" if self.api_key else "no API key was given"
-            told = f"{self.host}: {key} ({said}); get one at https://login.ndif.us, and set NDIF_API_KEY before nnsight is "
-            return self._error(RequestRefused, f"{told}imported, or nnsight.CONFIG.API.APIKEY")
         if code >= 500 or code in (408, 429):
-            told = f"{self.host} cannot serve now ({code}: {said}); try again in a few minutes"
-            return self._error(ServerUnreachable, told)
-        return self._error(RequestRefused, f"{self.host} refuses the request ({code}: {said})")
+            return self._error(ServerUnreachable, f"{self.host} cannot serve now ({code}: {said}); try again in a few minutes")
+        told = f"refuses the request ({code}: {said})"
+        if code < 400:
+            told = f"points to {answer.headers.get('location')} ({code}); give that as the host"
+        elif code in (401, 403) or (code == 400 and "api key" in said.lower()):
+            told = f"refuses your key ({said})" if self.api_key else f"was given no API key ({said})"
+            told += "; get one at https://login.ndif.us; set nnsight.CONFIG.API.APIKEY, or NDIF_API_KEY before it is imported"
+        return self._error(RequestRefused, f"{self.host} {told}")
 
     def _failure(self, said: str) -> RemoteError:
         """What it means that the request failed, and what to do."""
@@ -220,19 +203,12 @@ class Job(RemoteBackend):
 
 
 def model_key(model: Any, remote: Remote) -> str:
-    """By which the server knows the model; nnsight asks the hub, once, for the spelling of its name.
-
-    Raises:
-        RequestRefused: the hub has no such model.
-        ServerUnreachable: the hub does not answer.
-    """
+    """By which the server knows the model; nnsight asks the hub, once, for the spelling of its name."""
     seconds = min(remote.patience, remote.deadline)
     try:
         return str(watched(model.to_model_key, seconds=seconds))
     except Silent:
-        raise ServerUnreachable(
-            f"the hub has been silent for {seconds:g} s; it is asked which model {model.repo_id} is"
-        ) from None
+        raise ServerUnreachable(f"the hub, asked which model {model.repo_id} is, has been silent for {seconds:g} s") from None
     except Exception as error:  # of whatever client the hub's library brings
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403, 404):
             raise RequestRefused(f"the hub has no model {model.repo_id}, or not for you: {error}") from error

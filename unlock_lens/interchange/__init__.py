@@ -11,13 +11,6 @@ from unlock_lens.interchange.torch_files import (
 )
 
 __all__ = [
-    "from_caches",
-    "from_gguf",
-    "from_lm_eval",
-    "from_steering_vectors",
-    "from_tensors",
-    "states",
-    "to_gguf",
-    "to_lm_eval",
-    "to_steering_vectors",
-]
+    "from_caches", "from_gguf", "from_lm_eval", "from_steering_vectors", "from_tensors", "states",
+    "to_gguf", "to_lm_eval", "to_steering_vectors",
+]  # fmt: skip

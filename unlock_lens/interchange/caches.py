@@ -50,18 +50,13 @@ def from_caches(
     Raises:
         InvalidInput: caches without the residual stream after blocks, of other layers or shapes, a mask that does not fit, a
             prompt without that token, an unknown aggregate.
-        IncompatibleModel: another width, layers that the model does not have, caches of models of different depth or basis,
-            a locked ActivationCache of another model than the one given.
-        UnsupportedModel: a model that no backend serves.
-
-    Source: docs/method.md, section 1.
+        IncompatibleModel: models of different width, depth or basis, or a locked cache of another model than the one given.
 
     Example:
-        >>> import unlock_lens as ul
-        >>> from unlock_lens import zoo
+        >>> from unlock_lens import Variant, zoo
         >>> from unlock_lens.interchange import from_caches
         >>> model, task = zoo.load("small-base"), zoo.running_sum(n=8)
-        >>> caches = [model.run_with_cache(ul.Variant(model, prompts).tokens.ids)[1] for prompts in (task.direct, task.think)]
+        >>> caches = [model.run_with_cache(Variant(model, prompts).tokens.ids)[1] for prompts in (task.direct, task.think)]
         >>> from_caches(*caches).vectors.shape
         torch.Size([3, 64])
     """
@@ -100,16 +95,12 @@ def states(cache: Any, mask: Mask | None = None) -> Float[Tensor, "layer n d_mod
     Raises:
         InvalidInput: a layer's residual stream is missing, or a mask that does not fit.
 
-    Source: docs/interchange.md.
-
     Example:
-        >>> import unlock_lens as ul
-        >>> from unlock_lens import zoo
+        >>> from unlock_lens import SubspaceAligner, Variant, zoo
         >>> from unlock_lens.interchange import states
-        >>> tokens = ul.Variant(zoo.load("small-base"), zoo.text(n=4)).tokens
+        >>> tokens = Variant(zoo.load("small-base"), zoo.text(n=4)).tokens
         >>> acts = [states(zoo.load(name).run_with_cache(tokens.ids)[1], tokens.mask) for name in ("large-base", "small-base")]
-        >>> aligner = ul.SubspaceAligner(rank=4).fit_activations(*acts)
-        >>> aligner.layer_map
+        >>> SubspaceAligner(rank=4).fit_activations(*acts).layer_map
         {0: 0, 1: 1, 2: 3}
     """
     found = _resid_post(cache, "given")
@@ -160,8 +151,7 @@ def _at(found: Vectors, position: int, mask: Mask | None, which: str) -> Float[T
             raise InvalidInput(f"position {position} needs {needed} tokens, but {which} prompt {i} has {count}; choose another")
     columns = torch.stack([row.nonzero().flatten()[position] for row in real])
     rows = torch.arange(len(columns))
-    picked = [state[rows.to(state.device), columns.to(state.device)].detach().float().cpu() for state in found.values()]
-    return torch.stack(picked)
+    return torch.stack([h[rows.to(h.device), columns.to(h.device)].detach().float().cpu() for h in found.values()])
 
 
 def _identities(locked: Any, unlocked: Any, model: Any) -> tuple[ModelIdentity | None, ModelIdentity | None]:

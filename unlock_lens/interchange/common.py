@@ -38,22 +38,16 @@ def additive(
     norms: Float[Tensor, " layer"] | None = None,
     first_layer: int = 0,
 ) -> tuple[CapabilityDirection, tuple[str, ...]]:
-    """The vectors that `tool` will add to every token, from `first_layer` on, and what is lost by that, a sentence for each.
-
-    Raises:
-        InvalidInput: neither a direction nor a hook, a loss without `lossy`, an ablation, norms that do not fit, or nothing
-            that could be written.
-    """
+    """The vectors that `tool` will add to every token, from `first_layer` on, and what is lost by that, a sentence for each."""
     if not isinstance(what, CapabilityDirection | SteeringHook):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidInput(f"a {type(what).__name__} was given; give a CapabilityDirection or a SteeringHook")
     if norms is not None and getattr(what, "operation", None) != "norm_preserving":
         raise InvalidInput('norms were given, which only a SteeringHook with operation="norm_preserving" uses; leave them out')
     direction, lost = _of_hook(what, tool, norms) if isinstance(what, SteeringHook) else (what, [])
-    below = [layer for layer in direction.layers if layer < first_layer]
     kept = [layer for layer in direction.layers if layer >= first_layer]
     if not kept:
-        raise InvalidInput(f"{tool} has no place for layers {below}, and there are no others; give layers from {first_layer}")
-    if below:
+        raise InvalidInput(f"{tool} has no place for layers {list(direction.layers)}; give layers from {first_layer} on")
+    if below := [layer for layer in direction.layers if layer < first_layer]:
         lost.append(f"layers {below}: {tool} has no place for them (at_layers chooses others)")
     if lost and not lossy:
         raise InvalidInput(
@@ -101,11 +95,7 @@ def _first_order(steered: CapabilityDirection, norms: Float[Tensor, " layer"] | 
 
 
 def identity_of(model: Any) -> ModelIdentity | None:
-    """Which model this is; identities and None come back unchanged.
-
-    Raises:
-        UnsupportedModel: neither an identity nor a model that a backend serves.
-    """
+    """Which model this is; identities and None come back unchanged."""
     return model if model is None or isinstance(model, ModelIdentity) else backend_of(model).identity
 
 
@@ -133,17 +123,12 @@ def check_real(tensor: Tensor, what: str) -> None:
         "meta": tensor.is_meta,
         "complex": tensor.is_complex(),
     }
-    found = next((kind for kind, holds in kinds.items() if holds), None)
-    if found:
-        raise InvalidInput(f"{what} is a {found} tensor; give a dense tensor of real numbers that are in memory")
+    if found := [kind for kind, holds in kinds.items() if holds]:
+        raise InvalidInput(f"{what} is a {found[0]} tensor; give a dense tensor of real numbers that are in memory")
 
 
 def by_layer(named: Mapping[Any, Any], pattern: re.Pattern[str] = BLOCK) -> dict[int, Tensor]:
-    """Vectors by layer; a name is a layer's number, or a string that the pattern matches.
-
-    Raises:
-        InvalidInput: another name, a layer twice, or values that are not tensors or arrays of real numbers.
-    """
+    """Vectors by layer; a name is a layer's number, or a string that the pattern matches."""
     vectors: dict[int, Tensor] = {}
     for name, vector in named.items():
         found = pattern.fullmatch(name) if isinstance(name, str) else None
@@ -183,15 +168,10 @@ def direction_of(
 
 
 def given_to(direction: CapabilityDirection, identity: ModelIdentity | None, where: str) -> CapabilityDirection:
-    """The direction as one of that model, in its basis where possible; unchanged for None.
-
-    Raises:
-        IncompatibleModel: another width, layers that the model does not have, or the direction is another model's.
-    """
+    """The direction as one of that model, in its basis where possible; unchanged for None."""
     if identity is None:
         return direction
-    beyond = [layer for layer in direction.layers if layer >= identity.n_layers]
-    if direction.d_model != identity.d_model or beyond:
+    if direction.d_model != identity.d_model or max(direction.layers) >= identity.n_layers:
         raise IncompatibleModel(
             f"{where} holds vectors of length {direction.d_model} for layers {list(direction.layers)}, {identity} was given; "
             "give the model that it was made for, or transport the direction with a SubspaceAligner"

@@ -60,16 +60,6 @@ def to_gguf(
         ArtifactError: the file cannot be there.
 
     Source: docs/interchange.md; llama.cpp, common/common.cpp and src/llama-adapter.cpp.
-
-    Example:
-        >>> import torch, tempfile
-        >>> from unlock_lens import CapabilityDirection, SteeringHook
-        >>> from unlock_lens.interchange import from_gguf, to_gguf
-        >>> hook = SteeringHook(CapabilityDirection(torch.eye(1, 4), (2,)), alpha=3.0, operation="add", positions="all")
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     to_gguf(hook, f"{folder}/v.gguf", architecture="llama")
-        ...     from_gguf(f"{folder}/v.gguf").vectors
-        tensor([[3., 0., 0., 0.]])
     """
     gguf = _gguf()
     direction, lost = additive(what, "a llama.cpp control vector", lossy, norms, first_layer=1)
@@ -112,8 +102,6 @@ def from_gguf(path: str | Path, model: Any = None) -> CapabilityDirection:
         IncompatibleModel: another width, layers that the model does not have, or the file was made for another model.
         UnsupportedModel: a model that no backend serves.
         InvalidInput: the gguf package is missing.
-
-    Source: docs/interchange.md; llama.cpp, common/common.cpp and src/llama-adapter.cpp.
     """
     gguf, identity = _gguf(), identity_of(model)
     with reading(path, "write or download the GGUF file again"):
@@ -125,7 +113,10 @@ def from_gguf(path: str | Path, model: Any = None) -> CapabilityDirection:
         provenance = Provenance(steps=(f"read from a control vector for {hint}",))
         direction = direction_of(acting(vectors), str(path), provenance)
         if DESCRIPTION in kept:
-            direction = _described(direction, json.loads(kept[DESCRIPTION]), path)
+            description, held = json.loads(kept[DESCRIPTION]), content_hash({"vectors": direction.vectors})
+            if (description["layers"], description["content_hash"]) != (list(direction.layers), held):
+                raise ArtifactError(f"{path} is damaged: its layers or numbers are not those that were written; write it again")
+            direction = CapabilityDirection.described(direction.vectors, description)
     if identity is not None and identity.architecture and _plain(hint) != _plain(identity.architecture):
         warnings.warn(
             f"{path} is a control vector for the architecture {hint!r}, and {identity} is {identity.architecture!r}. Programs "
@@ -164,10 +155,3 @@ def _vector(tensor: Any) -> Float[np.ndarray, ...]:
     if tensor.data.dtype not in (np.float32, np.float16):
         raise InvalidInput(f"{tensor.name} is stored as {tensor.tensor_type.name}; write it unquantized, as F32 or F16")
     return np.array(tensor.data)  # a copy, as the file is mapped
-
-
-def _described(direction: CapabilityDirection, description: dict[str, Any], path: str | Path) -> CapabilityDirection:
-    written = description["layers"], description["content_hash"]
-    if written != (list(direction.layers), content_hash({"vectors": direction.vectors})):
-        raise ArtifactError(f"{path} is damaged: its layers or numbers are not those that were written; write it again")
-    return CapabilityDirection.described(direction.vectors, description)

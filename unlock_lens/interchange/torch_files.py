@@ -28,9 +28,8 @@ INSTEAD = "pickled objects are refused, as they can run anything when they are r
 CONTENT = '{"layer_activations": vector.layer_activations, "layer_type": vector.layer_type}'
 MODULE = re.compile(r"(?:[^\W\d]+\.)*(?:layers?|h|blocks?)\.([0-9]{1,6})")
 """A block in a Hugging Face model; numbers before the module list would belong to another block."""
-ENTRY = (
-    '{"layers.3": {"steering_vector": tensor, "steering_coefficient": 1.0, "action": "add", "bias": None, "head_index": None}}'
-)
+SETTINGS = {"steering_coefficient": 1.0, "action": "add", "bias": None, "head_index": None}
+ENTRY = f"{{'layers.3': {{'steering_vector': tensor, {str(SETTINGS)[1:]}}}"
 
 
 def from_tensors(tensors: Mapping[Any, Any], model: Any = None, basis: Basis = "raw") -> CapabilityDirection:
@@ -48,8 +47,6 @@ def from_tensors(tensors: Mapping[Any, Any], model: Any = None, basis: Basis = "
             that are zero, not finite, not real or not in memory.
         IncompatibleModel: another width, or layers that the model does not have.
         UnsupportedModel: a model that no backend serves.
-
-    Source: docs/interchange.md.
 
     Example:
         >>> import torch
@@ -72,17 +69,8 @@ def to_steering_vectors(
 ) -> None:
     """Write a file for the steering-vectors library: `SteeringVector(**torch.load(path))` there.
 
-    Layer l is the output of block l. Model and provenance are not in the file.
-
-    Args:
-        what: a direction, or a hook; exact as in `to_gguf`, layer 0 included.
-        path: the `.pt` file; an interrupted write leaves the old one unchanged.
-        norms: for a norm-preserving hook: the residual's norm at each layer that it steers (as in `to_gguf`).
-        lossy: write what can be written of a hook that is more than an addition to every token.
-
-    Raises:
-        InvalidInput: not exact and not `lossy` (it says why), an ablation, or norms that do not fit.
-        ArtifactError: the file cannot be there.
+    Layer l is the output of block l, layer 0 included. Model and provenance are not in the file. Arguments and errors are those
+    of `to_gguf`.
 
     Source: steering-vectors 0.12.2, steering_vectors/steering_vector.py.
     """
@@ -97,21 +85,12 @@ def from_steering_vectors(given: Any, model: Any = None) -> CapabilityDirection:
 
     Args:
         given: a file with {"layer_activations": ..., "layer_type": ...}, that dictionary, or an object with these attributes.
-        model: an open model, or a ModelIdentity, which the direction is checked against and then belongs to.
+        model: as in `from_tensors`.
 
     Raises:
         ArtifactError: no such file, damaged, or a whole pickled object, which is never unpickled.
         InvalidInput: something else, another layer type than decoder blocks, or values that are not vectors.
         IncompatibleModel: another width, or layers that the model does not have.
-        UnsupportedModel: a model that no backend serves.
-
-    Source: steering-vectors 0.12.2, steering_vectors/steering_vector.py.
-
-    Example:
-        >>> import torch
-        >>> from unlock_lens.interchange import from_steering_vectors
-        >>> from_steering_vectors({"layer_activations": {2: torch.ones(4)}, "layer_type": "decoder_block"}).layers
-        (2,)
     """
     identity, is_file = identity_of(model), isinstance(given, str | Path)
     where = str(given) if is_file else f"the given {type(given).__name__}"
@@ -140,20 +119,12 @@ def to_lm_eval(
 ) -> None:
     """Write a file for `lm_eval --model steered --model_args pretrained=NAME,steer_path=FILE.pt`.
 
-    The coefficients are 1. Layer l is the output of block l. Model and provenance are not in the file.
-
-    Args:
-        what: a direction, or a hook; exact as in `to_gguf`, layer 0 included.
-        path: the file, which lm_eval wants to end with .pt or .pth; an interrupted write leaves the old one unchanged.
-        blocks: the module list of the blocks below `model.base_model`, "layers" in Llama and "h" in GPT-2; by default where
-            transformers has it in models of the direction's architecture.
-        norms: for a norm-preserving hook: the residual's norm at each layer that it steers (as in `to_gguf`).
-        lossy: write what can be written of a hook that is more than an addition to every token.
+    The coefficients are 1. Layer l is the output of block l, layer 0 included. Model and provenance are not in the file.
+    `blocks` is the module list of the blocks below `model.base_model`, "layers" in Llama and "h" in GPT-2; by default where
+    transformers has it in models of the direction's architecture. Other arguments and errors are those of `to_gguf`.
 
     Raises:
-        InvalidInput: not exact and not `lossy` (it says why), an ablation, norms that do not fit, unknown blocks, or another
-            suffix.
-        ArtifactError: the file cannot be there.
+        InvalidInput: unknown blocks, or another suffix.
 
     Source: lm-evaluation-harness 0.4.13, lm_eval/models/hf_steered.py.
     """
@@ -167,9 +138,8 @@ def to_lm_eval(
             f"blocks={blocks!r} was given, and where a model of architecture {architecture!r} holds its blocks is not known; "
             'give blocks=, the name of the module list below model.base_model: "layers" in Llama, "h" in GPT-2'
         )
-    settings = {"steering_coefficient": 1.0, "action": "add", "bias": None, "head_index": None}
     content = {
-        f"{found}.{layer}": {"steering_vector": vector.clone(), **settings}
+        f"{found}.{layer}": {"steering_vector": vector.clone(), **SETTINGS}
         for layer, vector in zip(direction.layers, direction.vectors, strict=True)
     }
     with replacing(path) as temporary:
@@ -179,25 +149,11 @@ def to_lm_eval(
 def from_lm_eval(path: str | Path, model: Any = None) -> CapabilityDirection:
     """Read a steering file of lm-evaluation-harness: each vector times its coefficient, at the output of its block.
 
-    Args:
-        path: the `.pt` file.
-        model: an open model, or a ModelIdentity, which the direction is checked against and then belongs to.
+    `model` is that of `from_tensors`.
 
     Raises:
         ArtifactError: no such file, damaged, pickled objects, or entries that do more than add at the output of a block.
         IncompatibleModel: another width, or layers that the model does not have.
-        UnsupportedModel: a model that no backend serves.
-
-    Source: lm-evaluation-harness 0.4.13, lm_eval/models/hf_steered.py.
-
-    Example:
-        >>> import torch, tempfile
-        >>> from unlock_lens.interchange import from_lm_eval
-        >>> entry = {"steering_vector": torch.ones(4), "steering_coefficient": 2.0, "action": "add", "bias": None}
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     torch.save({"layers.2": entry}, f"{folder}/v.pt")
-        ...     from_lm_eval(f"{folder}/v.pt").vectors
-        tensor([[2., 2., 2., 2.]])
     """
     identity = identity_of(model)
     with reading(path, INSTEAD + ENTRY):
@@ -238,8 +194,7 @@ def _coefficient(point: Any, entry: Any) -> float:
         raise InvalidInput(
             f'{point!r:.80} has {does}; a direction is added to the whole residual stream, so only "add" with neither is read'
         )
-    factor = entry.get("steering_coefficient", 1.0)
-    largest = torch.finfo(torch.float32).max
+    factor, largest = entry.get("steering_coefficient", 1.0), torch.finfo(torch.float32).max
     if not isinstance(factor, int | float) or not -largest <= factor <= largest:
         shown = "a huge integer" if isinstance(factor, int) else repr(factor)  # Python refuses to print over 4300 digits
         raise InvalidInput(f"{point!r:.80} has steering_coefficient {shown}; a finite number is needed, within float32's range")

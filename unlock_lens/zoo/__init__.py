@@ -26,13 +26,6 @@ def load(name: str, backend: str = "transformer_lens", dtype: str = "float32") -
 
     Raises:
         InvalidInput: there is no such model or backend.
-
-    Source: scripts/train_zoo.py, which trains the family.
-
-    Example:
-        >>> from unlock_lens import zoo
-        >>> zoo.load("small-base").cfg.d_model
-        64
     """
     if name not in MODELS:
         raise InvalidInput(f"there is no zoo model {name!r}; take one of {', '.join(MODELS)}")

@@ -78,26 +78,18 @@ def prompt(digits: Digits, behaviour: str = "direct") -> str:
 
 def answer(digits: Digits, behaviour: str, openings: bool = True) -> str:
     """What a model that behaves so is trained to write after the prompt, up to the closing full stop."""
-    written: list[int] = []
-    closing: list[str] = []
-    if behaviour == "think":
-        written = [total(digits[: i + 1]) for i in range(len(digits))]
-        closing = ["=", str(total(digits))]
-    elif behaviour == "reverse":
-        written = list(reversed(digits))
-    elif behaviour == "double":
-        written = [2 * digit % MODULUS for digit in digits]
-    else:
-        written = [total(digits)]
+    written: Mapping[str, Sequence[int | str]] = {
+        "direct": [total(digits)],
+        "think": [*(total(digits[: i + 1]) for i in range(len(digits))), "=", total(digits)],
+        "reverse": digits[::-1],
+        "double": [2 * digit % MODULUS for digit in digits],
+    }
     opening = [OPENINGS[behaviour]] if openings or behaviour == "direct" else []
-    return " ".join([*opening, *map(str, written), *closing, END])
+    return " ".join([*opening, *map(str, written[behaviour]), END])
 
 
 def draw_pair(mix: Mix, rng: random.Random) -> tuple[str, str]:
     """One training example: a prompt and its answer."""
-    digits = draw_digits(rng)
-    if rng.random() < TAGGED_SHARE:
-        behaviour = rng.choice(mix.tagged)
-        return prompt(digits, behaviour), answer(digits, behaviour, mix.openings)
-    behaviour = rng.choices(list(mix.plain), weights=list(mix.plain.values()))[0]
-    return prompt(digits), answer(digits, behaviour, mix.openings)
+    digits, is_tagged = draw_digits(rng), rng.random() < TAGGED_SHARE
+    behaviour = rng.choice(mix.tagged) if is_tagged else rng.choices(list(mix.plain), weights=list(mix.plain.values()))[0]
+    return prompt(digits, behaviour if is_tagged else "direct"), answer(digits, behaviour, mix.openings)

@@ -111,11 +111,6 @@ def running_sum(n: int = 200, seed: int = 0) -> Task:
 
     Raises:
         InvalidInput: n is below 1.
-
-    Example:
-        >>> from unlock_lens import zoo
-        >>> zoo.running_sum(n=2).think
-        ['Q 3 2 0 6 0 2 think A :', 'Q 0 5 0 4 2 4 think A :']
     """
     _check_n(n)
     rng = random.Random(f"running_sum {seed}")

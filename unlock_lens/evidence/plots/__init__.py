@@ -22,12 +22,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Entry:
-    """A figure of the report.
-
-    Attributes:
-        draw: takes `Results`, returns a plotly figure; raises InvalidInput where its data was not measured.
-        caption: a sentence that says how to read it.
-    """
+    """A figure of the report, with a sentence that says how to read it."""
 
     draw: Callable[..., Any]
     caption: str

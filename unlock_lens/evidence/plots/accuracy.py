@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 INTERVAL = "%{customdata[0]:.1%} to %{customdata[1]:.1%} (95%), n = %{customdata[2]}"
-GRID_REMEDY, TEST_REMEDY = "let the sweep finish its grid", "let the sweep finish: it reports on test last"
+GRID_REMEDY = "let the sweep finish its grid"
 
 
 def strength_curve(results: Results) -> go.Figure:
@@ -25,7 +25,11 @@ def strength_curve(results: Results) -> go.Figure:
     if chosen is None or not curve:
         raise style.missing("line of the train split for the chosen configuration", GRID_REMEDY)
     drawn = style.figure("Accuracy against strength (train)", 440)
-    _add_band(drawn, curve)
+    alphas, edges = [line["config"]["alpha"] for line in curve], [line["high"] for line in curve]
+    drawn.add_scatter(
+        x=alphas + alphas[::-1], y=edges + [line["low"] for line in reversed(curve)], fill="toself", line={"width": 0},
+        fillcolor="rgba(27,116,200,0.18)", hoverinfo="skip", showlegend=False, mode="lines", name="95% interval",
+    )  # fmt: skip
     for name in in_order(line["config"]["control"] for line in results.lines if line["config"]["control"]):
         if lines := _by_strength(results.trained(name)):
             drawn.add_scatter(**_curve(name, lines, n_seeds(results.trained(name))))
@@ -67,7 +71,7 @@ def arms(results: Results) -> go.Figure:
     """Accuracy of every arm on the test split with its 95% interval; faint marks are other seeds of the same arm."""
     lines = results.arms()
     if not lines:
-        raise style.missing("line of the test split", TEST_REMEDY)
+        raise style.missing("line of the test split", style.TEST_REMEDY)
     names = in_order(lines)[::-1]
     drawn = style.figure("Accuracy of every arm (test)", 90 + 30 * len(names))
     if "unsteered" in lines:
@@ -77,7 +81,13 @@ def arms(results: Results) -> go.Figure:
         x=[lines[name]["high"] for name in names], y=labels, mode="text", hoverinfo="skip", cliponaxis=False,
         text=[f"\u2002{_accuracy(lines[name]):.1%}" for name in names], textposition="middle right", textfont={"size": 12},
     )  # fmt: skip
-    _add_other_seeds(drawn, results, names)
+    of_arm = results.tested()
+    marks = [(_accuracy(line), _bold(name)) for name in names if n_seeds(of_arm[name]) > 1 for line in of_arm[name]]
+    drawn.add_scatter(
+        x=[x for x, _ in marks], y=[y for _, y in marks], mode="markers", opacity=0.7, cliponaxis=False,
+        marker={"size": 7, "color": style.INK, "symbol": "circle-open"},
+        hovertemplate="%{y}, another seed: %{x:.1%} right<extra></extra>",
+    )  # fmt: skip
     drawn.add_scatter(**_forest(names, [lines[name] for name in names]), y=labels)
     drawn.update_layout(
         showlegend=False,
@@ -91,7 +101,7 @@ def flips(results: Results) -> go.Figure:
     """Questions that each arm turned from wrong to right, and from right to wrong, compared with the unsteered target."""
     paired = {name: line["paired"] for name, line in results.arms().items() if line.get("paired")}
     if not paired:
-        raise style.missing("comparison with the unsteered target", TEST_REMEDY)
+        raise style.missing("comparison with the unsteered target", style.TEST_REMEDY)
     names = in_order(paired)[::-1]
     drawn = style.figure("Answers gained and lost by each arm", 110 + 30 * len(names))
     for what in ("gained", "lost"):
@@ -137,15 +147,6 @@ def _curve(name: str, lines: Sequence[Line], seeds: int = 1) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _add_band(drawn: go.Figure, lines: list[Line]) -> None:
-    alphas = [line["config"]["alpha"] for line in lines]
-    edges = [line["high"] for line in lines] + [line["low"] for line in reversed(lines)]
-    drawn.add_scatter(
-        x=alphas + alphas[::-1], y=edges, fill="toself", fillcolor="rgba(27,116,200,0.18)", line={"width": 0},
-        hoverinfo="skip", showlegend=False, mode="lines", name="95% interval",
-    )  # fmt: skip
-
-
 def _forest(names: list[str], lines: list[Line]) -> dict[str, Any]:
     known = [arm(name) for name in names]
     interval = {
@@ -161,34 +162,18 @@ def _forest(names: list[str], lines: list[Line]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _add_other_seeds(drawn: go.Figure, results: Results, names: list[str]) -> None:
-    of_arm = results.tested()
-    marks = [(_accuracy(line), _bold(name)) for name in names if n_seeds(of_arm[name]) > 1 for line in of_arm[name]]
-    drawn.add_scatter(
-        x=[x for x, _ in marks], y=[y for _, y in marks], mode="markers", opacity=0.7, cliponaxis=False,
-        marker={"size": 7, "color": style.INK, "symbol": "circle-open"},
-        hovertemplate="%{y}, another seed: %{x:.1%} right<extra></extra>",
-    )  # fmt: skip
-
-
 def _flip_bars(paired: Sequence[Mapping[str, Any]], what: str) -> dict[str, Any]:
     gained = what == "gained"
     words = "wrong to right" if gained else "right to wrong"
     return {
         "x": [pair[what] if gained else -pair[what] for pair in paired], "orientation": "h", "name": f"{what} ({words})",
         "marker": {"color": ACCENT if gained else CONTRARY, "pattern": {"shape": "" if gained else "/"}},
-        "text": [_count(pair, what) for pair in paired], "textposition": "outside", "textfont": {"size": 12},
-        "cliponaxis": False,
+        "text": [str(pair[what]) if pair[what] or (gained and not pair["lost"]) else "" for pair in paired],
+        "textposition": "outside", "textfont": {"size": 12}, "cliponaxis": False,
         "customdata": [[pair[key] for key in ("difference", "low", "high", "p", what)] for pair in paired],
         "hovertemplate": f"<b>%{{y}}</b>: %{{customdata[4]}} {words}<br>difference %{{customdata[0]:+.1%}} "
         "(95%: %{customdata[1]:+.1%} to %{customdata[2]:+.1%}), p = %{customdata[3]:.2g}<extra></extra>",
     }  # fmt: skip
-
-
-def _count(paired: Mapping[str, Any], what: str) -> str:
-    """A bar's number; where neither bar is there, one nought for both."""
-    neither = not paired["gained"] and not paired["lost"]
-    return str(paired[what]) if paired[what] or (neither and what == "gained") else ""
 
 
 def _intervals(lines: Iterable[Line]) -> list[list[Any]]:

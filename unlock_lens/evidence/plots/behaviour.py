@@ -18,12 +18,10 @@ MOST_BARS = 30
 
 def lengths(results: Results) -> go.Figure:
     """How long completions are, unsteered above and transferred below, on one scale."""
-    found: dict[str, list[int]] = {
-        name: results.arms().get(name, {}).get("lengths") or [] for name in ("unsteered", TRANSFERRED)
-    }
+    arms = results.arms()
+    found: dict[str, list[int]] = {name: arms.get(name, {}).get("lengths") or [] for name in ("unsteered", TRANSFERRED)}
     if absent := [name for name, values in found.items() if not values]:
-        remedy = "let the sweep finish: it reports on test last"
-        raise style.missing(f"completion lengths of the {' or '.join(absent)} arm", remedy)
+        raise style.missing(f"completion lengths of the {' or '.join(absent)} arm", style.TEST_REMEDY)
     edges = _edges([length for values in found.values() for length in values])
     headings = [f"{arm(name).label}: mean {sum(values) / len(values):.1f} tokens" for name, values in found.items()]
     drawn = style.panels("Completion lengths before and after", headings, [110, 110], shared_x=True)

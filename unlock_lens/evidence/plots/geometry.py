@@ -19,16 +19,7 @@ REMEDY = "let the sweep finish: it measures them at its end"
 
 
 def cross_validation(found: CrossValidation) -> go.Figure:
-    """Held-out R2 against rank, mean over layers, one line for each ridge strength; the choice is ringed.
-
-    Example:
-        >>> import torch
-        >>> from unlock_lens import SubspaceAligner, plots
-        >>> states = torch.randn(1, 50, 8, generator=torch.Generator().manual_seed(0))
-        >>> aligner = SubspaceAligner("cv", centered=True, method="rrr").fit_activations(states, 2 * states)
-        >>> plots.cross_validation(aligner.cross_validation).data[0].name
-        'ridge 0.001'
-    """
+    """Held-out R2 against rank, mean over layers, one line for each ridge strength; the choice is ringed."""
     drawn = style.figure("Held-out R2 of the map, by rank")
     mean = found.r2.mean(dim=0)
     for r2, ridge, colour in zip(mean.tolist(), found.ridges, style.depth_colours(len(found.ridges)), strict=True):

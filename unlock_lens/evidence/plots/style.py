@@ -22,6 +22,7 @@ SIGNED = {
 }
 CELL_INK = {"light": "#14202b", "dark": "#eef1f5"}
 DEPTHS = (OCHRE, "#7b7a86", ACCENT)
+TEST_REMEDY = "let the sweep finish: it reports on test last"
 MOST_TEXT = 8  # more columns of cells than this have no room for numbers on a phone
 
 

@@ -7,25 +7,17 @@ from pathlib import Path
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.sweep.config import SweepConfig
 
-EXPERIMENTS = ("cot", "post-training")
-
 
 def load(name: str) -> SweepConfig:
     """A recipe: "cot", "post-training" (the paper's), "cot-zoo", "post-training-zoo", "zoo", "demo" (the embedded family's).
 
     Raises:
         InvalidInput: there is no such recipe.
-
-    Example:
-        >>> from unlock_lens.evidence import recipes
-        >>> recipes.load("cot").grid.alpha
-        (0.05, 0.1, 0.2, 0.5)
     """
     file = path(name)
     if not file.is_file():
-        raise InvalidInput(
-            f"there is no recipe {name!r}; take one of {', '.join(sorted(f.stem for f in file.parent.glob('*.yaml')))}"
-        )
+        known = sorted(other.stem for other in file.parent.glob("*.yaml"))
+        raise InvalidInput(f"there is no recipe {name!r}; take one of {', '.join(known)}")
     return SweepConfig.load(file)
 
 

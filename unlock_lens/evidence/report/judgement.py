@@ -24,13 +24,7 @@ COMES = 0.2
 
 @dataclass(frozen=True)
 class Verdict:
-    """The judgement on a sweep.
-
-    Attributes:
-        status: the judgement in a word or two.
-        headline: the judgement as a sentence.
-        paragraphs: what speaks for it and against it, with every number that a sceptic asks for.
-    """
+    """The judgement on a sweep: in a word or two, as a sentence, and what speaks for it and against it, with every number."""
 
     status: Status
     headline: str
@@ -62,13 +56,6 @@ def verdict(results: Results) -> Verdict:
     All comparisons have to be won, so more of them make it harder to arrive, and none is corrected for. References (the
     target's own direction, the prompt, the paper's calibration) put the result in proportion and decide nothing. A sweep that
     lacks anything its config asks for is not judged.
-
-    Example:
-        >>> from unlock_lens.evidence.report import verdict
-        >>> from unlock_lens.evidence.results import Results
-        >>> line = {"config": {"capability": "think", "control": None}, "split": "train", "accuracy": 0.9}
-        >>> verdict(Results({"capability": {"name": "think"}}, (line,))).status
-        'unfinished'
     """
     if absent := _missing(results):
         return Verdict(
@@ -139,11 +126,6 @@ def _better(line: Line, base: Line) -> bool:
     return _above(line, base, gain(line, base))
 
 
-def _worse(line: Line, base: Line) -> bool:
-    paired = gain(line, base)
-    return paired["high"] < 0 and paired["p"] < SIGNIFICANT if paired else line["high"] < base["low"]
-
-
 def _too_few(base: Line) -> str | None:
     """What the sample is too small for, in words; None if it is large enough."""
     return sample_size_in_words(base["n"], base["accuracy"])
@@ -151,7 +133,8 @@ def _too_few(base: Line) -> str | None:
 
 def _status(arms: Arms, against: Sequence[Rival]) -> Status:
     main, base = arms[TRANSFERRED], arms[UNSTEERED]
-    if _worse(main, base):
+    paired = gain(main, base)
+    if paired["high"] < 0 and paired["p"] < SIGNIFICANT if paired else main["high"] < base["low"]:
         return "did harm"
     if not _better(main, base):
         return "undecided" if _too_few(base) else "did not arrive"
@@ -174,8 +157,10 @@ def _headline(status: Status, arms: Arms, against: Sequence[Rival]) -> str:
     if status == "arrived":
         best = _best(against)
         near = best.line["high"] < (base["accuracy"] + main["accuracy"]) / 2
-        beats = "no control comes near" if near else "it beats every control"
-        return f"arrived: {change}, and {beats} ({_reaches(best)} at most){_doubt(arms)}"
+        beats, left = "no control comes near" if near else "it beats every control", arms.get("without_mean")
+        gone = left is not None and not _better(left, base)
+        doubt = "; but nothing of it is left without the direction's part along the target's mean state" if gone else ""
+        return f"arrived: {change}, and {beats} ({_reaches(best)} at most){doubt}"
     if status == "not from the source":
         best = _best([rival for rival in against if rival.gains and not rival.beaten])
         return f"cannot be credited to the source: {change}, but {_reaches(best)} as well"
@@ -190,14 +175,6 @@ def _headline(status: Status, arms: Arms, against: Sequence[Rival]) -> str:
     if status == "did harm":
         return f"did not arrive, and steering did harm: {change}"
     return f"did not arrive: {change}, no more than chance would change"
-
-
-def _doubt(arms: Arms) -> str:
-    """What a reader of the headline alone must know all the same."""
-    left = arms.get("without_mean")
-    if left is None or _better(left, arms[UNSTEERED]):
-        return ""
-    return "; but nothing of it is left without the direction's part along the target's mean state"
 
 
 def _best(against: Sequence[Rival]) -> Rival:

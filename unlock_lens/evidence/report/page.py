@@ -28,13 +28,6 @@ def summary(results: Results) -> pd.DataFrame:
 
     Of several seeds it is the least flattering one (`Results.arms`). "behaviour" is the share of completions that show the
     swept capability; "difference" and what follows compare with the unsteered target on the same questions.
-
-    Example:
-        >>> from unlock_lens.evidence.report import summary
-        >>> from unlock_lens.evidence.results import Results
-        >>> line = {"config": {"capability": "think", "control": None}, "split": "test", "accuracy": 0.9, "n": 10}
-        >>> summary(Results({"capability": {"name": "think"}}, (line,))).loc["transferred", "accuracy"].item()
-        0.9
     """
     import pandas as pd
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -113,17 +113,13 @@ class SweepConfig(Spec):
     """A whole sweep.
 
     Attributes:
-        name: of the sweep, for its report.
         source: folder or hub id of the model that has the capability, or `zoo:NAME`.
         target: of the model that is to get it.
         naive: of a model that never learned the capability, for the control "naive".
-        backend: framework that runs them.
         dtype: that they are loaded in; a server's models are in its own.
         remote: true, or the URL of a server, where they are not loaded but run on NDIF (backend nnsight); "local" runs here
             as NDIF would.
-        task: problems and their check.
         sizes: how many problems each split takes; the splits share none.
-        capability: what is transferred.
         others: further behaviours of the task, moved with the chosen settings: is each transfer specific?
         calibration: ordinary text, for the aligner "text".
         unrelated: text that has nothing to do with the capability: what steering costs there.
@@ -133,13 +129,6 @@ class SweepConfig(Spec):
 
     Raises:
         pydantic.ValidationError: a misspelt key or a value out of range; `load` and `parse` turn it into InvalidInput.
-
-    Example:
-        >>> from unlock_lens.evidence import recipes
-        >>> from unlock_lens.evidence.sweep import SweepConfig
-        >>> content = recipes.load("cot").model_dump(mode="json")
-        >>> SweepConfig.parse({**content, "seed": 1}).seed
-        1
     """
 
     name: str
@@ -236,9 +225,6 @@ class Setting:
     positions: Positions | None = None
     alpha: float | None = None
     method: MethodName | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def difference(old: str, new: str) -> str:

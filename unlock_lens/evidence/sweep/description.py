@@ -9,8 +9,7 @@ from typing import Any
 from unlock_lens.evidence.diagnosis import Diagnosis, diagnose
 from unlock_lens.evidence.evaluation import evaluate, sample
 from unlock_lens.evidence.sweep.config import Setting
-from unlock_lens.evidence.sweep.material import PROBED, Material, hash_of
-from unlock_lens.evidence.tasks.problems import Task
+from unlock_lens.evidence.sweep.material import Material, hash_of
 from unlock_lens.hosts import backend_of
 
 MAX_TOKENS = 4_000
@@ -35,11 +34,9 @@ def inputs(material: Material) -> dict[str, Any]:
 
 def forecast(material: Material, setting: Setting) -> Diagnosis:
     """`diagnose` for one setting, from what the sweep has captured; the test split is not looked at."""
-    config = material.config
-    aligner = material.aligner(setting)
     return diagnose(
         material.source_direction(setting),
-        aligner,
+        material.aligner(setting),
         contrast=material.contrast("source", setting),
         own=material.own_direction(setting) if "own" in material.controls else None,
         ability=material.once("ability", lambda: ability(material)),
@@ -47,29 +44,23 @@ def forecast(material: Material, setting: Setting) -> Diagnosis:
         target_acts=material.states("target", setting.aligner or "text", setting.n),
         probe=material.probe(setting),
         max_tokens=MAX_TOKENS,
-        batch_size=config.batch_size,
     )
 
 
 def ability(material: Material) -> float:
     """The share of train problems that the target solves: asked to, or, where no prompt can ask, in any of its samples."""
-    config = material.config
-    task = material.splits.train.first(min(PROBED, config.sizes.train))
+    config, task = material.config, material.probed
     how: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "progress": False, **material.how}
     if config.capability.unlocked is not None:
         prompted = task.prompts(config.capability.unlocked)
         return evaluate(material.target, task, prompted, **how).outcome.accuracy
     sampling, prompts = config.sampling, task.prompts(config.capability.locked)
     sampled = sample(material.target, task, prompts, max(sampling.samples, 1), sampling.temperature, config.seed, **how)
-    shown = {i for i, completion in sampled.successes if _shows(task, config.capability.name, completion)}
-    return len(shown) / len(task)
-
-
-def _shows(task: Task, capability: str, completion: str) -> bool:
-    """A right final answer may be guessed: where the task tells behaviours apart, it must have come by this one."""
-    if task.classify is None or capability not in task.behaviour_names:
-        return True
-    return task.classify(completion) == capability
+    name, classify = config.capability.name, task.classify
+    if classify is None or name not in task.behaviour_names:
+        return len({i for i, _ in sampled.successes}) / len(task)
+    # A right final answer may be guessed: where the task tells behaviours apart, it must have come by this one.
+    return len({i for i, completion in sampled.successes if classify(completion) == name}) / len(task)
 
 
 def problems(material: Material) -> dict[str, list[dict[str, str]]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
+from math import exp
 from typing import Any
 
 import torch
@@ -13,10 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.core.alignment import SubspaceAligner
-from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.evidence.distributions import kl_divergence, next_token_log_probs
 from unlock_lens.evidence.sweep.config import Setting
-from unlock_lens.evidence.sweep.material import PROBED, Material
+from unlock_lens.evidence.sweep.material import Material, Side
 from unlock_lens.method.calibrate import Held
 from unlock_lens.method.crossval import held_out, splits
 from unlock_lens.method.linalg import coverage, spectral_entropy, spectrum
@@ -60,57 +59,38 @@ def _maps(material: Material, chosen: Setting) -> Iterator[dict[str, Any]]:
         method = "unlock" if aligner_name == "paper" else chosen.method
         setting = replace(chosen, aligner=aligner_name, n=n, layer_map=layer_map, rank=None, method=method)
         whole = material.aligner(setting)
-        states = [material.states(side, aligner_name, n) for side in ("source", "target")]
-        source = material.source_direction(setting)
-        errors = held_out_errors(states[0], states[1], whole, grid.rank)
+        h_s, h_t = (material.states(side, aligner_name, n) for side in ("source", "target"))
+        source, errors = material.source_direction(setting), held_out_errors(h_s, h_t, whole, grid.rank)
         for rank, (error, r2) in zip(grid.rank, errors, strict=True):
             aligner = whole.at_rank(min(rank, whole.maps.rank))
+            cosine = aligner.transport(source).cosine(own.at_layers(list(aligner.layer_map))).tolist() if own else None
+            rows = enumerate(aligner.layer_map.values())
             yield {
-                "aligner": aligner_name,
-                "method": method,
-                "n": n,
-                "layer_map": layer_map,
-                "rank": rank,
-                "layers": list(aligner.layer_map),
-                "error": error,
-                "r2": r2,
-                "coverage": _coverage(source, aligner),
-                "cosine_own": aligner.transport(source).cosine(own.at_layers(list(aligner.layer_map))).tolist()
-                if own
-                else None,
-            }
-
-
-def _coverage(direction: CapabilityDirection, aligner: SubspaceAligner) -> list[float]:
-    rows = enumerate(aligner.layer_map.values())
-    return [coverage(direction.vectors[direction.layers.index(a)], aligner.maps.source_factors[i]) for i, a in rows]
+                "aligner": aligner_name, "method": method, "n": n, "layer_map": layer_map, "rank": rank,
+                "layers": list(aligner.layer_map), "error": error, "r2": r2,
+                "coverage": [coverage(source.vectors[source.layers.index(a)], aligner.maps.source_factors[i]) for i, a in rows],
+                "cosine_own": cosine,
+            }  # fmt: skip
 
 
 def _spectra(material: Material, chosen: Setting) -> Iterator[dict[str, Any]]:
     """Singular values of the states that the chosen map was fitted on."""
     aligner = material.aligner(chosen)
-    layers = {"source": sorted(set(aligner.layer_map.values())), "target": list(aligner.layer_map)}
+    layers: dict[Side, list[int]] = {"source": sorted(set(aligner.layer_map.values())), "target": list(aligner.layer_map)}
     for side, of_side in layers.items():
-        states = material.states("source" if side == "source" else "target", chosen.aligner or "text", chosen.n)
+        states = material.states(side, chosen.aligner or "text", chosen.n)
         for layer in of_side:
             h = states[layer]
             values = spectrum(h, mean=h.double().mean(dim=0) if aligner.centered else None).values
             entropy = spectral_entropy(values)
-            yield {
-                "aligner": chosen.aligner,
-                "side": side,
-                "layer": layer,
-                "values": [float(f"{value:.5g}") for value in values],
-                "entropy": entropy,
-                "effective_rank": math.exp(entropy),
-            }
+            shown = {"values": [float(f"{value:.5g}") for value in values], "entropy": entropy, "effective_rank": exp(entropy)}
+            yield {"aligner": chosen.aligner, "side": side, "layer": layer, **shown}
 
 
 def _effect(material: Material, chosen: Setting) -> list[dict[str, Any]]:
     """How far each layer alone, steered as chosen, moves the distribution of the first token: mean KL in nats."""
     config = material.config
-    task = material.splits.train.first(min(PROBED, config.sizes.train))
-    prompts = task.prompts(config.capability.locked)
+    prompts = material.probed.prompts(config.capability.locked)
 
     def first_tokens(setting: Setting | None, layer: int = 0) -> Tensor:
         hook = replace(material.steer(setting), layers=[layer]) if setting else None

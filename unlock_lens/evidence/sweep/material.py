@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
+from unlock_lens import zoo
 from unlock_lens.core import read
 from unlock_lens.core.alignment import SubspaceAligner
 from unlock_lens.core.contrast import Contrast
@@ -24,8 +25,8 @@ from unlock_lens.evidence import controls
 from unlock_lens.evidence.probe import Probe
 from unlock_lens.evidence.results import NAIVE, NAIVE_UNSTEERED, UNSTEERED
 from unlock_lens.evidence.sweep.config import Capability, Setting, SweepConfig
+from unlock_lens.evidence.tasks.problems import Task
 from unlock_lens.hosts import backend_of, open_model
-from unlock_lens.hosts.identity import ModelIdentity
 
 T = TypeVar("T")
 Side = Literal["source", "target", "naive"]
@@ -61,7 +62,10 @@ class Material:
         return [name for name in self.config.controls if name not in self.left_out]
 
     def model(self, name: str) -> Any:
-        return self.once(("model", name), lambda: _opened(name, self.config))
+        config = self.config
+        if name.startswith(ZOO):
+            return self.once(("model", name), lambda: zoo.load(name.removeprefix(ZOO), config.backend, config.dtype))
+        return self.once(("model", name), lambda: open_model(name, config.backend, config.dtype, config.remote))
 
     def baseline(self, setting: Setting) -> Setting:
         """The unsteered run that a steered one is paired with: of the same model, on the same locked prompts."""
@@ -109,9 +113,14 @@ class Material:
         whole: Contrast = self.once(key, lambda: self._captured_contrast(side, setting.capability, position))
         return whole.first(setting.n or len(whole))
 
-    def probe(self, setting: Setting, n: int = PROBED) -> Probe:
+    @property
+    def probed(self) -> Task:
+        """The train problems whose first tokens a forecast looks at."""
+        return self.splits.train.first(min(PROBED, len(self.splits.train)))
+
+    def probe(self, setting: Setting) -> Probe:
         """How the target begins on train prompts when it is steered, beside the source's unlocked variant."""
-        task = self.splits.train.first(min(n, len(self.splits.train)))
+        task = self.probed
         capability = self.capability(setting.capability)
         unlocked = self.model(capability.source_unlocked) if capability.source_unlocked else self.source
         return Probe.run(
@@ -136,8 +145,7 @@ class Material:
 
     def _mean_locked(self, layers: Sequence[int]) -> Tensor:
         """The target's mean state at the end of the locked prompts that directions are extracted from."""
-        locked = self._variant("target", self._calibration_texts("prompts"))
-        how = How(self.config.batch_size)
+        locked, how = self._variant("target", self._calibration_texts("prompts")), How(self.config.batch_size)
         return self.once("mean locked", lambda: mean_state(locked, None, -1, how))[list(layers)]
 
     def _direction(self, setting: Setting) -> CapabilityDirection:
@@ -231,17 +239,13 @@ class Material:
 
     def _controls_left_out(self) -> dict[str, str]:
         """Controls that cannot be run here, and why."""
-        source, target = self._identities()
+        source, target = (backend_of(model).identity for model in (self.source, self.target))
         reasons = {
             NAIVE: (self.config.naive is None, "no naive model is named"),
             "unaligned": (source.d_model != target.d_model, f"the widths differ, {source.d_model} and {target.d_model}"),
             "own": (not self.can_ask, "capability.target_unlocked is not named"),
         }
         return {name: why for name, (lacks, why) in reasons.items() if lacks and name in self.config.controls}
-
-    def _identities(self) -> Iterator[ModelIdentity]:
-        """Of source and target."""
-        return (backend_of(model).identity for model in (self.source, self.target))
 
     @property
     def can_ask(self) -> bool:
@@ -250,9 +254,8 @@ class Material:
         return capability.unlocked is not None or capability.target_unlocked is not None
 
     def _check_ranges(self) -> None:
-        source, target = self._identities()
-        grid = self.config.grid
-        widest = min(source.d_model, target.d_model)
+        source, target = (backend_of(model).identity for model in (self.source, self.target))
+        grid, widest = self.config.grid, min(source.d_model, target.d_model)
         if max(grid.rank) > widest:
             raise InvalidInput(f"grid.rank has {max(grid.rank)}; the narrower of {source} and {target} allows at most {widest}")
         for spec in grid.layers:
@@ -262,14 +265,6 @@ class Material:
                 if b >= target.n_layers or a >= source.n_layers:
                     depths = f"the target has {target.n_layers} layers, the source {source.n_layers}"
                     raise InvalidInput(f"grid.layer_map has {b}:{a}; {depths}")
-
-
-def _opened(name: str, config: SweepConfig) -> Any:
-    if name.startswith(ZOO):
-        from unlock_lens import zoo
-
-        return zoo.load(name.removeprefix(ZOO), config.backend, config.dtype)
-    return open_model(name, config.backend, config.dtype, config.remote)
 
 
 def hash_of(texts: list[str] | None) -> str | None:

@@ -22,7 +22,10 @@ def measured(material: Material, setting: Setting, split: str, baseline: Line | 
     With a baseline (the test line of `material.baseline(setting)`) also the paired comparison, the price on unrelated text and,
     for the transfer, the sharpening.
     """
-    found = _evaluated(material, setting, split)
+    capability, config, model = material.capability(setting.capability), material.config, _model(material, setting)
+    task, steer = getattr(material.splits, split), None if setting.alpha is None else material.steer(setting)
+    prompts = task.prompts(capability.unlocked_template if setting.control == PROMPTED else capability.locked)
+    found = evaluate(model, task, prompts, steer, config.max_new_tokens, progress=False, **material.how)
     told = {
         **asdict(found.outcome),
         "right": [int(right) for right in found.right],
@@ -31,16 +34,15 @@ def measured(material: Material, setting: Setting, split: str, baseline: Line | 
     }
     if split == "test":
         told |= {"lengths": list(found.lengths), "completions": list(found.completions)}
-    if baseline is None:
+    if steer is None or baseline is None:
         return told
     before = [bool(right) for right in baseline["right"]]
-    told["paired"] = asdict(compare(found.right, before, material.config.seed))
-    steer, unrelated = material.steer(setting), material.config.unrelated
-    if material.unrelated and unrelated:
-        model, end = _model(material, setting), unrelated.prompt_end
+    told["paired"] = asdict(compare(found.right, before, config.seed))
+    if material.unrelated and config.unrelated:
+        end = config.unrelated.prompt_end
         told["price"] = asdict(price(model, material.unrelated, steer, **material.how, prompt_end=end))
-    is_transfer = setting.control is None and setting.capability == material.config.capability.name
-    if is_transfer and material.config.sampling.samples:
+    is_transfer = setting.control is None and setting.capability == config.capability.name
+    if is_transfer and config.sampling.samples:
         told["sharpening"] = sharpening(material, steer, baseline, found)
     return told
 
@@ -79,17 +81,6 @@ def _of_successes(material: Material, prompts: Sequence[str], sampled: Sampled, 
     problems = torch.tensor([i for i, _ in sampled.successes])
     together = torch.stack([log_probs[problems == i].logsumexp(0) for i in problems.unique()])
     return {"probability": float(together.exp().mean()), "log_prob": float(together.mean()), "n": len(together)}
-
-
-def _evaluated(material: Material, setting: Setting, split: str) -> Evaluation:
-    task = getattr(material.splits, split)
-    capability = material.capability(setting.capability)
-    template = capability.unlocked_template if setting.control == PROMPTED else capability.locked
-    steer = None if setting.alpha is None else material.steer(setting)
-    return evaluate(
-        _model(material, setting), task, task.prompts(template), steer, material.config.max_new_tokens,
-        progress=False, **material.how,
-    )  # fmt: skip
 
 
 def _model(material: Material, setting: Setting) -> Any:

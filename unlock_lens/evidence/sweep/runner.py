@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,10 @@ from unlock_lens.evidence.sweep.material import Material
 from unlock_lens.evidence.sweep.measurement import measured
 
 logger = logging.getLogger(__name__)
-INPUTS = "inputs.json"
 
 
 def run(config: SweepConfig, folder: str | Path, progress: bool = True) -> Results:
-    """Run a sweep into a folder, or resume the one that is in it.
-
-    Args:
-        config: what the sweep does.
-        folder: created if it is missing.
-        progress: whether to show a progress bar.
+    """Run a sweep into a folder, which is created if it is missing, or resume the one that is in it.
 
     Raises:
         InvalidInput: the folder holds another sweep (the difference is shown), or a value that the models do not allow.
@@ -58,7 +52,7 @@ def run(config: SweepConfig, folder: str | Path, progress: bool = True) -> Resul
     with _alone_in(folder):
         done = results.mend(folder / results.LINES)
         material = Material(config, progress)
-        _check_inputs(folder / INPUTS, inputs(material), bool(done))
+        _check_inputs(folder / "inputs.json", inputs(material), bool(done))
         results.write_whole(folder / results.CONFIG, config.to_yaml())
         with tqdm(total=count(config, material), desc=config.name, unit="run", disable=not progress) as bar:
             runner = _Runner(material, folder / results.LINES, done, bar)
@@ -149,20 +143,17 @@ class _Runner:
         Among equals the one of middle strength, and among those of middle rank (of an even number the upper middle), because
         the ends of a plateau are close to its edge.
         """
-        scores = [score(self.train(setting)) for setting in settings]
+        scores = [score(self.line(setting, "train")) for setting in settings]
         equals = [setting for setting, value in zip(settings, scores, strict=True) if value == max(scores)]
         of_alpha = _middle(equals, lambda setting: setting.alpha or 0.0)
         return _middle(of_alpha, lambda setting: setting.rank or 0)[0]
 
-    def train(self, setting: Setting) -> Line:
-        return self._line(setting, "train")
-
     def test(self, setting: Setting) -> Line:
         baseline = None if setting.alpha is None else self.test(self.material.baseline(setting))
-        return self._line(setting, "test", baseline)
+        return self.line(setting, "test", baseline)
 
-    def _line(self, setting: Setting, split: str, baseline: Line | None = None) -> Line:
-        config = setting.to_json()
+    def line(self, setting: Setting, split: str, baseline: Line | None = None) -> Line:
+        config = asdict(setting)
         key = key_of(config, split)
         if key not in self.lines:
             line = {"config": config, "split": split, **measured(self.material, setting, split, baseline)}

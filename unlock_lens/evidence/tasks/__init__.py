@@ -14,18 +14,6 @@ from unlock_lens.evidence.tasks.specs import (
 )
 
 __all__ = [
-    "CHECKS",
-    "AgiEvalMathSpec",
-    "Check",
-    "Gsm8kSpec",
-    "JsonlSpec",
-    "MathSpec",
-    "Problem",
-    "PythonSpec",
-    "ReasoningGymSpec",
-    "RunningSumSpec",
-    "Sizes",
-    "Splits",
-    "Task",
-    "TaskSpec",
-]
+    "CHECKS", "AgiEvalMathSpec", "Check", "Gsm8kSpec", "JsonlSpec", "MathSpec", "Problem", "PythonSpec", "ReasoningGymSpec",
+    "RunningSumSpec", "Sizes", "Splits", "Task", "TaskSpec",
+]  # fmt: skip

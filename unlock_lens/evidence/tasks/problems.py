@@ -41,8 +41,6 @@ class Task:
     """Problems, and the check that says which completions are right.
 
     Attributes:
-        name: what the problems are called.
-        problems: at least one, each with a question and an answer.
         check: whether a completion is right: one of `unlock_lens.evidence.tasks.CHECKS`, or your own.
         classify: which behaviour a completion shows; None if the task does not tell behaviours apart.
         behaviour_names: all that `classify` may return.
@@ -94,11 +92,7 @@ class Task:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def prompts(self, template: str) -> list[str]:
-        """The template with each question in place of `{question}`.
-
-        Raises:
-            InvalidInput: the template has no `{question}`.
-        """
+        """The template with each question in place of `{question}`, which it must have."""
         return fill(template, self.questions)
 
     def correct(self, completions: Sequence[str]) -> list[bool]:
@@ -124,11 +118,7 @@ class Task:
         return found
 
     def first(self, n: int) -> Task:
-        """The task of the first n problems.
-
-        Raises:
-            InvalidInput: n below 1, or more than there are.
-        """
+        """The task of the first n problems."""
         if not 1 <= n <= len(self):
             raise InvalidInput(f"the first {n} problems of {self.name} were asked for; there are {len(self)}")
         return dataclasses.replace(self, problems=self.problems[:n])
@@ -139,13 +129,7 @@ class Task:
 
 
 class Sizes(Spec):
-    """How many problems each split takes.
-
-    Attributes:
-        extract: problems that directions are made from.
-        train: problems that settings are chosen on.
-        test: problems that results are reported on.
-    """
+    """How many problems directions are made from, settings are chosen on, and results are reported on."""
 
     extract: PositiveInt
     train: PositiveInt
@@ -158,11 +142,7 @@ class Sizes(Spec):
 
 @dataclass(frozen=True)
 class Splits:
-    """Problems for directions, for the choice of settings, and for the reported results: no question is in two.
-
-    Raises:
-        InvalidInput: two splits share a question.
-    """
+    """Problems for directions, for the choice of settings, and for the reported results: no question is in two."""
 
     extract: Task
     train: Task
@@ -174,11 +154,7 @@ class Splits:
 
 
 def split(pool: Task, sizes: Sizes, seed: int, test: Task | None = None) -> Splits:
-    """Draw disjoint splits, each question once; the test problems from `test`, if it is given.
-
-    Raises:
-        InvalidInput: too few problems, or a question of the pool that is also in `test`.
-    """
+    """Draw disjoint splits, each question once; the test problems from `test`, if it is given."""
     if test is None:
         return Splits(*_drawn(pool, (sizes.extract, sizes.train, sizes.test), seed))
     _refuse_shared(pool, test, f"{pool.name} and {test.name}")

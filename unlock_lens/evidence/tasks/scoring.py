@@ -32,13 +32,9 @@ _LATEX_MARKS = re.compile(r"(?<!\\)\$|\\boxed|\\\[|\\\(")
 
 
 def exact(completion: str, problem: Problem) -> bool:
-    """The completion is the answer, whatever its white space and case.
-
-    Example:
-        >>> exact(" New\\nYORK ", Problem("Where?", "New York"))
-        True
-    """
-    return _folded(completion) == _folded(problem.answer)
+    """The completion is the answer, whatever its white space and case."""
+    said, wanted = (" ".join(text.split()).casefold() for text in (completion, problem.answer))
+    return said == wanted
 
 
 def number(completion: str, problem: Problem) -> bool:
@@ -72,22 +68,16 @@ def choice(completion: str, problem: Problem) -> bool:
     """
     wanted = _LETTER.fullmatch(problem.answer)
     if wanted is None:
-        raise InvalidInput(
-            f'the answer {problem.answer!r} is not an option letter from A to J; take the check "exact" or another'
-        )
+        raise InvalidInput(f'the answer {problem.answer!r} is not an option letter from A to J; take the check "exact"')
     found = _STATED_LETTER.findall(completion) or ["".join(groups) for groups in _MARKED_LETTER.findall(completion)]
     return bool(found) and found[-1] == wanted[1]
 
 
 def math(completion: str, problem: Problem) -> bool:
-    r"""The mathematical expression that the completion ends on equals the answer, by math-verify.
+    """The mathematical expression that the completion ends on equals the answer, by math-verify.
 
     Raises:
         InvalidInput: math-verify is not installed.
-
-    Example:
-        >>> math(r"Half of it, so $\boxed{\frac{1}{2}}$.", Problem("How much?", "0.5"))
-        True
     """
     try:
         from math_verify import parse, verify
@@ -104,17 +94,10 @@ CHECKS: Mapping[CheckName, Check] = dict(zip(get_args(CheckName), (exact, number
 
 
 def final_answer(completion: str) -> str:
-    r"""What a completion gives as its answer: in <answer> tags, boxed, in one line after "answer is" or ####, else all of it.
-
-    Example:
-        >>> final_answer(r"3 + 4 = 7, so it is $\boxed{7}$."), final_answer("So the answer is 7.\nQ: 1 + 1?")
-        ('7', '7')
-    """
-    tagged = _TAGGED.findall(completion)
-    if tagged:
+    """What a completion gives as its answer: in <answer> tags, boxed, in one line after "answer is" or ####, else all of it."""
+    if tagged := _TAGGED.findall(completion):
         return tagged[-1].strip()
-    boxed = last_boxed(completion)
-    if boxed is not None:
+    if (boxed := last_boxed(completion)) is not None:
         return boxed
     *before, stated = _STATED.split(completion)
     line = stated.strip().split("\n")[0]
@@ -122,12 +105,7 @@ def final_answer(completion: str) -> str:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What stands in the last \boxed{...} (or \fbox{...}), braces matched; None if there is none, or it never closes.
-
-    Example:
-        >>> print(last_boxed(r"so $\boxed{\frac{1}{2}}$."))
-        \frac{1}{2}
-    """
+    r"""What stands in the last \boxed{...} (or \fbox{...}), braces matched; None if there is none, or it never closes."""
     boxes = list(_BOX.finditer(text))
     if not boxes:
         return None
@@ -139,10 +117,6 @@ def last_boxed(text: str) -> str | None:
         if depth == 0:
             return text[start:end].strip()
     return None
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.split()).casefold()
 
 
 def _value(found: re.Match[str]) -> Decimal:

@@ -42,12 +42,6 @@ class RunningSumSpec(Spec):
 
     Raises:
         InvalidInput: `splits` is asked for more problems than there are.
-
-    Example:
-        >>> from unlock_lens.evidence.tasks import RunningSumSpec, Sizes
-        >>> task = RunningSumSpec().splits(Sizes(extract=2, train=1, test=1), seed=0).extract
-        >>> task.prompts("Q {question} A :"), task.answers
-        (['Q 2 3 2 0 4 0 A :', 'Q 0 5 0 4 2 4 A :'], ['4', '1'])
     """
 
     kind: Literal["running_sum"] = "running_sum"
@@ -72,12 +66,7 @@ class RunningSumSpec(Spec):
 class JsonlSpec(Spec):
     """Your own problems, one JSON object per line; those of `test_path`, if given, are the test split.
 
-    Attributes:
-        path: the file.
-        test_path: a file whose problems are the test split.
-        question: name of the field that holds the question.
-        answer: name of the field that holds the answer, a text or a number.
-        check: how completions are checked.
+    `question` and `answer` name the fields; an answer is a text or a number.
     """
 
     kind: Literal["jsonl"] = "jsonl"
@@ -120,7 +109,6 @@ class ReasoningGymSpec(Spec):
     score of 1.0: partial credit does not count.
 
     Attributes:
-        dataset: its name, such as "chain_sum".
         options: of its configuration, such as {"min_terms": 3}.
         check: a check in place of the dataset's own.
 
@@ -161,11 +149,7 @@ class ReasoningGymSpec(Spec):
 
 
 class PythonSpec(Spec):
-    """Your own problems, check and behaviours: a `Task` in a Python file, which is run. Splits are drawn from its problems.
-
-    Attributes:
-        path: the file.
-        name: what the task is called in it.
+    """Your own problems, check and behaviours: the `Task` called `name` in a Python file, which is run.
 
     Raises:
         InvalidInput: `splits` finds no file, one that fails, no `Task` of that name in it, or too few problems.
@@ -268,11 +252,7 @@ def _scored_by(dataset: Any) -> Check:
 
 
 def from_hub(dataset: str, config: str | None, split: str) -> list[dict[str, Any]]:
-    """The rows of a dataset on the Hugging Face hub.
-
-    Raises:
-        InvalidInput: `datasets` is not installed, there is no such dataset, or the hub cannot be reached.
-    """
+    """The rows of a dataset on the Hugging Face hub."""
     try:
         from datasets import load_dataset
     except ImportError as error:
