@@ -46,7 +46,7 @@ def test_the_lines_that_the_error_shows_work() -> None:
 def test_anything_else_is_refused() -> None:
     with pytest.raises(ul.UnsupportedModel, match="Linear"):
         _ = ul.Variant(torch.nn.Linear(2, 2), ["Q"]).tokens
-    with pytest.raises(ul.UnsupportedModel, match="str"):
+    with pytest.raises(ul.UnsupportedModel, match="boot_transformers"):
         ul.generate("gpt2", ["Q"])
 
 
@@ -129,10 +129,23 @@ import pickletools
 
 from nnsight.intervention.serialization import dumps, loads
 
+import inspect
+from importlib import import_module
+
 from unlock_lens.hosts import ndif
 from unlock_lens.method.reduce import Factors, Mean, States
 
-for sent in (Factors(4, 8, 10, True, False), Mean(4), States(1, 2, 3), ndif.reduced, ndif.generated, ndif.unembedded, steer):
+names = ("align", "apply", "calibrate", "crossval", "extract", "linalg", "reduce")
+rooms = [import_module(f"unlock_lens.method.{name}") for name in names]
+of_method = [
+    one
+    for room in rooms
+    for one in vars(room).values()
+    if (inspect.isfunction(one) or inspect.isclass(one)) and one.__module__ == room.__name__
+]
+assert len(of_method) > 50
+built = (Factors(4, 8, 10, True, False), Mean(4), States(1, 2, 3), steer)
+for sent in (*of_method, *built, ndif.reduced, ndif.generated, ndif.unembedded):
     named = {word for _, word, _ in pickletools.genops(dumps(sent)) if isinstance(word, str)}
     assert not named & {"jaxtyping", "beartype", "safetensors", "transformer_lens"}, (sent, named)
 
