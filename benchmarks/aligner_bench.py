@@ -118,7 +118,7 @@ class Bench:
         chosen = drawn[:n] if n else drawn[N_TEXTS : N_TEXTS + N_HELD_OUT]
         variants = ul.Variant(model(source), chosen), ul.Variant(model(target), chosen)
         tokens = paired_tokens(*variants, texts.positions, texts.skip_first)
-        found = [read.states(read.Tokens(v, t), how=read.How(BATCH)) for v, t in zip(variants, tokens, strict=True)]
+        found = [read.states(read.Picked(v, t), how=read.How(BATCH)) for v, t in zip(variants, tokens, strict=True)]
         return found[0], found[1]
 
     def _r2(self, aligner: ul.SubspaceAligner, job: Job) -> dict[str, float]:

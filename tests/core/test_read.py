@@ -20,7 +20,7 @@ from unlock_lens.core.tokens import all_tokens
 from unlock_lens.hosts.ndif import NdifServer
 from unlock_lens.hosts.remote import remote_of
 from unlock_lens.method.align import METHODS
-from unlock_lens.method.reduce import Factors, LayerFactors, Mean, merged, of_result
+from unlock_lens.method.reduce import LayerFactors, LeadingAxes, Mean, merged, of_result
 
 TASK = zoo.running_sum(n=12, seed=3)
 TEXT = zoo.text(n=24)
@@ -64,7 +64,7 @@ def test_a_mean_is_that_of_all_tokens_and_takes_away_what_comes_with_a_minus() -
 def test_factors_of_held_tokens_are_the_thin_svd(n: int, d: int, centered: bool) -> None:
     states = acts(1, n, d)
     axes = min(n, d)
-    layer = of_result(reduced(Factors(axes, n, n, centered, half=False), states, torch.arange(n), 4), n)[0]
+    layer = of_result(reduced(LeadingAxes(axes, n, n, centered, half=False), states, torch.arange(n), 4), n)[0]
     h = (states - states.mean(dim=0) if centered else states).double()
     values = torch.linalg.svdvals(h)
     assert torch.allclose(layer.axes.values, values[: len(layer.axes.values)], rtol=1e-5)
@@ -80,7 +80,7 @@ def test_axes_know_tokens_that_are_not_held(centered: bool) -> None:
     sample = torch.tensor([3, 4, 11, 20, 25, 28, 29])
     places = torch.full((30,), -1)
     places[sample] = torch.arange(len(sample))
-    layer = of_result(reduced(Factors(6, len(sample), 30, centered, half=False), states, places, 7), 30)[0]
+    layer = of_result(reduced(LeadingAxes(6, len(sample), 30, centered, half=False), states, places, 7), 30)[0]
     h = (states - states.mean(dim=0) if centered else states).double()
     assert torch.allclose(layer.axes.mean, states.double().mean(dim=0), atol=1e-6)
     assert torch.allclose(layer.axes.values, torch.linalg.svdvals(h), rtol=1e-5)
@@ -90,7 +90,7 @@ def test_axes_know_tokens_that_are_not_held(centered: bool) -> None:
 
 def test_half_precision_comes_back_where_it_is_asked_for() -> None:
     states = acts(3, 8, 6)
-    found = reduced(Factors(6, 8, 8, True, half=True), states, torch.arange(8), 8)
+    found = reduced(LeadingAxes(6, 8, 8, True, half=True), states, torch.arange(8), 8)
     assert (found["vectors"].dtype, found["left"].dtype) == (torch.float16, torch.float16)
     assert (found["values"].dtype, found["mean"].dtype) == (torch.float32, torch.float32)
     assert error(of_result(found, 8)[0].states(True), states.double()) < 1e-3
@@ -100,7 +100,7 @@ def test_states_that_are_not_finite_do_not_break_the_decomposition() -> None:
     """Who asked sees it in the mean and the energy, and says which layer."""
     states = acts(4, 8, 6)
     states[3, 2] = torch.inf
-    found = reduced(Factors(6, 8, 8, True, half=False), states, torch.arange(8), 8)
+    found = reduced(LeadingAxes(6, 8, 8, True, half=False), states, torch.arange(8), 8)
     assert not bool(found["mean"].isfinite().all())
     assert not bool(found["energy"].isfinite().all())
 
@@ -110,7 +110,7 @@ def test_parts_merge_into_the_factors_of_all_tokens(centered: bool) -> None:
     states = acts(5, 21, 8).double()
 
     def factors(part: Tensor) -> LayerFactors:
-        reduction = Factors(min(8, len(part)), len(part), len(part), centered, half=False)
+        reduction = LeadingAxes(min(8, len(part)), len(part), len(part), centered, half=False)
         reduction.add(0, part, torch.arange(len(part)), 1)
         return of_result(reduction.result(), len(part))[0]
 

@@ -133,7 +133,7 @@ import inspect
 from importlib import import_module
 
 from unlock_lens.hosts import ndif
-from unlock_lens.method.reduce import Factors, Mean, States
+from unlock_lens.method.reduce import LeadingAxes, Mean, States
 
 names = ("align", "apply", "calibrate", "crossval", "extract", "linalg", "reduce")
 rooms = [import_module(f"unlock_lens.method.{name}") for name in names]
@@ -144,7 +144,7 @@ of_method = [
     if (inspect.isfunction(one) or inspect.isclass(one)) and one.__module__ == room.__name__
 ]
 assert len(of_method) > 50
-built = (Factors(4, 8, 10, True, False), Mean(4), States(1, 2, 3), steer)
+built = (LeadingAxes(4, 8, 10, True, False), Mean(4), States(1, 2, 3), steer)
 for sent in (*of_method, *built, ndif.reduced, ndif.generated, ndif.unembedded):
     named = {word for _, word, _ in pickletools.genops(dumps(sent)) if isinstance(word, str)}
     assert not named & {"jaxtyping", "beartype", "safetensors", "transformer_lens"}, (sent, named)

@@ -10,7 +10,7 @@ from unlock_lens.errors import InvalidInput
 from unlock_lens.method.align import METHODS
 from unlock_lens.method.calibrate import Factored, Held, Scores
 from unlock_lens.method.crossval import CrossValidation, held_out, splits
-from unlock_lens.method.reduce import Factors, of_result
+from unlock_lens.method.reduce import LeadingAxes, of_result
 
 
 def drawn(seed: int, *shape: int) -> Tensor:
@@ -86,8 +86,8 @@ def test_a_sample_is_coupled_by_least_squares() -> None:
     target = source @ drawn(1, 6, 5)
     places = torch.where(torch.arange(60) % 2 == 0, torch.arange(60) // 2, -1)
 
-    def factored(states: Tensor) -> Factors:
-        reduction = Factors(states.shape[1], 30, 60, centered=True, half=False)
+    def factored(states: Tensor) -> LeadingAxes:
+        reduction = LeadingAxes(states.shape[1], 30, 60, centered=True, half=False)
         reduction.add(0, states, places, 1)
         return reduction
 

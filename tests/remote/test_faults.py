@@ -304,7 +304,7 @@ def test_a_model_that_fails_tells_the_line_where_it_did(remote_model: Open, tmp_
 
 def test_a_reduction_that_fails_tells_the_line_where_it_did(remote_model: Open) -> None:
     variant = ul.Variant(remote_model("small-base"), ["Q 1 A :"], remote=ul.Remote())
-    tokens = read.Tokens(variant, one_token(variant, -1))
+    tokens = read.Picked(variant, one_token(variant, -1))
     how = read.How(batch_size=8, resume=None, wait=True, progress=False)
     reading = read.Reading([tokens], [0], lambda held, n: broken.Broken(), [torch.tensor([-1])], how)
     with pytest.raises(ul.RemoteFailure, match="ArithmeticError") as told:

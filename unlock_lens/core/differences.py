@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.core import read
-from unlock_lens.core.read import How, Part, Reading, Tokens
+from unlock_lens.core.read import How, Part, Picked, Reading
 from unlock_lens.core.tokens import one_token
 from unlock_lens.core.variant import Variant
 from unlock_lens.method import extract
@@ -23,7 +23,7 @@ def mean_state(
     how = how or How()
     read.runs_on_server(how, variant)
     read_layers = read.check_layers(layers, variant.backend.identity.n_layers)
-    reading = _of_means([Tokens(variant, one_token(variant, position))], read_layers, how)
+    reading = _of_means([Picked(variant, one_token(variant, position))], read_layers, how)
     return _mean(read.read([reading])[0], reading)
 
 
@@ -73,15 +73,15 @@ def difference_readings(
     return [Reading(of, layers, read.factoring(of[0].variant, axes, True), places, how) for of in groups], axes
 
 
-def _groups(unlocked: Variant, locked: Variant, position: int) -> list[list[Tokens]]:
+def _groups(unlocked: Variant, locked: Variant, position: int) -> list[list[Picked]]:
     """One model in one place takes its difference there."""
     added, taken = one_token(unlocked, position), one_token(locked, position)
     if read.together(unlocked, locked):
-        return [[Tokens(unlocked, added), Tokens(locked, taken, sign=-1)]]
-    return [[Tokens(unlocked, added)], [Tokens(locked, taken)]]
+        return [[Picked(unlocked, added), Picked(locked, taken, sign=-1)]]
+    return [[Picked(unlocked, added)], [Picked(locked, taken)]]
 
 
-def _of_means(tokens: Sequence[Tokens], layers: Sequence[int], how: How) -> Reading:
+def _of_means(tokens: Sequence[Picked], layers: Sequence[int], how: How) -> Reading:
     nowhere = [torch.tensor([-1])] * len(tokens[0].variant)
     return Reading(tokens, layers, lambda held, n: Mean(n), nowhere, how)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unlock_lens.core import read
 from unlock_lens.core.progress import shown
-from unlock_lens.core.read import How, Reading, Tokens
+from unlock_lens.core.read import How, Picked, Reading
 from unlock_lens.core.tokens import Chosen
 from unlock_lens.core.variant import Variant, check_batch_size
 from unlock_lens.errors import InvalidInput
@@ -208,8 +208,8 @@ class Reader:
         return lengths.argsort(descending=True, stable=True).split(self.how.batch_size)
 
     @cached_property
-    def _tokens(self) -> tuple[Tokens, Tokens]:
-        return Tokens(self.source, self.source_tokens), Tokens(self.target, self.target_tokens)
+    def _tokens(self) -> tuple[Picked, Picked]:
+        return Picked(self.source, self.source_tokens), Picked(self.target, self.target_tokens)
 
     @cached_property
     def _layers(self) -> tuple[list[int], list[int]]:

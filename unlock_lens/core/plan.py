@@ -27,7 +27,7 @@ from unlock_lens.hosts.identity import ModelIdentity, model_name
 from unlock_lens.hosts.remote import Remote, remote_of
 from unlock_lens.method.align import METHODS, check_method, layer_map_of
 from unlock_lens.method.extract import Aggregator, check_aggregate
-from unlock_lens.method.reduce import Factors, Reduction
+from unlock_lens.method.reduce import LeadingAxes, Reduction
 
 __all__ = ["Plan", "Step", "plan"]
 
@@ -282,7 +282,7 @@ class PlannedModel:
         up = sum(5 * one.batch.ids.numel() + 12 * len(one.rows) for one in passes)
         d = self.identity.d_model
         down, held = 8 * d, 8 * d  # a mean in float64
-        if isinstance(reduction, Factors):
+        if isinstance(reduction, LeadingAxes):
             # Mean, energy and singular values in float32; axes and scores.
             size = 2 if reduction.half else 4
             down = 4 * (d + 1 + reduction.axes) + size * reduction.axes * (d + reduction.rows)

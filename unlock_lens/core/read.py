@@ -24,7 +24,7 @@ from unlock_lens.core.variant import Variant, check_batch_size
 from unlock_lens.errors import InvalidInput
 from unlock_lens.hosts import Batch, Pass, Server
 from unlock_lens.hosts.remote import Remote, remote_of
-from unlock_lens.method.reduce import Factors, LayerFactors, Reduction, States, merged, of_result
+from unlock_lens.method.reduce import LayerFactors, LeadingAxes, Reduction, States, merged, of_result
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ class How:
 
 
 @dataclass(frozen=True, eq=False)
-class Tokens:
-    """Tokens of one variant that are read.
+class Picked:
+    """Picked of one variant that are read.
 
     Attributes:
         variant: the model and its prompts.
@@ -81,7 +81,7 @@ class Reading:
         how: batches, resuming, waiting.
     """
 
-    tokens: Sequence[Tokens]
+    tokens: Sequence[Picked]
     layers: Sequence[int]
     reduction: Callable[[int, int], Reduction]
     places: Chosen
@@ -157,7 +157,7 @@ class Reading:
         return Request(server, partial(server.reduce, passes, self.layers, reduction), key_of(description, tensors))
 
 
-def one_pass(tokens: Tokens, prompts: Int[Tensor, " prompt"], places: Int[Tensor, " picked"]) -> Pass:
+def one_pass(tokens: Picked, prompts: Int[Tensor, " prompt"], places: Int[Tensor, " picked"]) -> Pass:
     """One forward pass over some of the prompts; their chosen tokens go to `places`, prompt after prompt."""
     rows_of, chosen = tokens.variant.tokens.rows(prompts), [tokens.chosen[p] for p in prompts.tolist()]
     rows = torch.arange(len(chosen)).repeat_interleave(torch.tensor([len(of_prompt) for of_prompt in chosen]))
@@ -207,7 +207,7 @@ def read(readings: Sequence[Reading]) -> list[list[Part]]:
 
 
 def states(
-    tokens: Tokens | Sequence[Tokens], layers: Sequence[int] | None = None, how: How | None = None
+    tokens: Picked | Sequence[Picked], layers: Sequence[int] | None = None, how: How | None = None
 ) -> Float[Tensor, "layer token d_model"]:
     """The residual stream at the chosen tokens, in the prompts' order; of two variants of one model the difference.
 
@@ -215,7 +215,7 @@ def states(
         InvalidInput: layers out of range, a state that is not finite.
         RemoteError: as `read`.
     """
-    of = [tokens] if isinstance(tokens, Tokens) else list(tokens)
+    of = [tokens] if isinstance(tokens, Picked) else list(tokens)
     model = of[0].variant.backend.identity
     read_layers = check_layers(layers, model.n_layers)
     places = in_order(of[0].chosen)
@@ -233,7 +233,7 @@ def at_position(
     variant: Variant, layers: Sequence[int] | None = None, position: int = -1, batch_size: int = 8, progress: bool = False
 ) -> Float[Tensor, "layer prompt d_model"]:
     """The residual stream at one token of each prompt, counted without padding (-1: the last); errors are those of `states`."""
-    return states(Tokens(variant, one_token(variant, position)), layers, How(batch_size, progress=progress))
+    return states(Picked(variant, one_token(variant, position)), layers, How(batch_size, progress=progress))
 
 
 def at_all_tokens(
@@ -244,7 +244,7 @@ def at_all_tokens(
     progress: bool = False,
 ) -> Float[Tensor, "layer token d_model"]:
     """The residual stream at every token of every prompt, or every one but the first; errors are those of `states`."""
-    return states(Tokens(variant, all_tokens(variant, skip_first)), layers, How(batch_size, progress=progress))
+    return states(Picked(variant, all_tokens(variant, skip_first)), layers, How(batch_size, progress=progress))
 
 
 def in_order(chosen: Chosen) -> Chosen:
@@ -327,11 +327,11 @@ def warn_of_share(found: Sequence[LayerFactors], of_what: str) -> None:
 
 
 def factoring(variant: Variant, axes: int, centered: bool) -> Callable[[int, int], Reduction]:
-    """Makes `Factors` of as many axes as are asked for, as the tokens span, and as the model is wide."""
+    """Makes `LeadingAxes` of as many axes as are asked for, as the tokens span, and as the model is wide."""
     settings = _settings(variant)
     half = settings is not None and settings.half
     d_model = variant.backend.identity.d_model
-    return lambda held, n: Factors(min(axes, n, d_model), held, n, centered, half)
+    return lambda held, n: LeadingAxes(min(axes, n, d_model), held, n, centered, half)
 
 
 def axes_of(*variants: Variant) -> int:

@@ -313,7 +313,7 @@ def _captured(aligner: SubspaceAligner, source: Variant, target: Variant, max_to
     wanted[_spread(len(wanted), max_tokens)] = True
     picks = wanted.split(counts)
     return [
-        read.states(read.Tokens(variant, [of[pick] for of, pick in zip(chosen, picks, strict=True)]), how=read.How(batch_size))
+        read.states(read.Picked(variant, [of[pick] for of, pick in zip(chosen, picks, strict=True)]), how=read.How(batch_size))
         for variant, chosen in zip(sides.values(), tokens, strict=True)
     ]
 

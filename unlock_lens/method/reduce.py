@@ -69,7 +69,7 @@ class Mean:
         return {"mean": torch.stack([self.totals[i].cpu() / self.n for i in sorted(self.totals)])}
 
 
-class Factors:
+class LeadingAxes:
     """The leading principal axes of each layer's states H = U S V, and U of the tokens that are held.
 
     Args:
@@ -174,7 +174,7 @@ class LayerFactors:
 
 
 def of_result(result: Mapping[str, Tensor], n: int) -> list[LayerFactors]:
-    """What `Factors` returned, layer by layer; n tokens were read."""
+    """What `LeadingAxes` returned, layer by layer; n tokens were read."""
     mean, energy, values, vectors, left = (result[name].double() for name in ("mean", "energy", "values", "vectors", "left"))
     ranks = (values > 0).sum(dim=1).tolist()
     return [

@@ -16,7 +16,7 @@ from unlock_lens.core.contrast import Contrast
 from unlock_lens.core.differences import mean_state
 from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.core.inputs import parse_layer_map, parse_layers
-from unlock_lens.core.read import How, Tokens
+from unlock_lens.core.read import How, Picked
 from unlock_lens.core.steering import SteeringHook
 from unlock_lens.core.tokens import Positions, paired_tokens
 from unlock_lens.core.variant import Variant
@@ -139,7 +139,7 @@ class Material:
         source, target = self._variant("source", texts), self._variant(to, texts)
         tokens = self.once(("tokens", calibration, to), lambda: paired_tokens(source, target, positions))
         own = 0 if side == "source" else 1
-        chosen, how = Tokens((source, target)[own], tokens[own]), How(self.config.batch_size, progress=self.progress)
+        chosen, how = Picked((source, target)[own], tokens[own]), How(self.config.batch_size, progress=self.progress)
         whole = self.once(("states", side, calibration, to), lambda: read.states(chosen, how=how))
         return whole if calibration == "text" else whole[:, : sum(len(of_text) for of_text in tokens[own][:n])]
 
