@@ -11,7 +11,7 @@ from torch import Tensor
 from unlock_lens.errors import InvalidInput
 from unlock_lens.method.align import METHODS, MethodName
 from unlock_lens.method.calibrate import Held, Scores
-from unlock_lens.method.crossval import held_out, splits
+from unlock_lens.method.crossval import HeldOut, splits, squared_errors
 
 SHRINKAGE = 1e-3
 """Share of the mean variance that is added to every variance, so that a reading does not live on noise."""
@@ -47,15 +47,15 @@ def cross_validate(
         )
     fold, v = torch.arange(n) * folds // n, vector.double()
     (source_axes, scores_s), (target_axes, scores_t) = Held({0: 0}, {0: source}, {0: target}, fold, centered).sides(0)
-    found = list(splits(Scores(scores_s, scores_t, fold), centered))
-    missed = held_out(iter(found), method, [rank], [ridge])
+    found = HeldOut.nothing(1, 1)
     readings: list[tuple[Tensor, Tensor, Tensor]] = []
-    for split in found:
+    for split in splits(Scores(scores_s, scores_t, fold), centered):
         factors = METHODS[method].fit(split.pair, rank, ridge)
+        found = found.plus(split, squared_errors(factors, split.seen, [rank])[None])
         left, right = factors.left @ source_axes.vectors, factors.right @ target_axes.vectors
         readings.append(_readings(source.double(), target.double(), fold == split.k, v, v @ left.T @ factors.core @ right))
     read, transported, full = (torch.cat(parts) for parts in zip(*readings, strict=True))
-    error, r2 = (float(held[0, 0]) for held in (missed.error, missed.r2))
+    error, r2 = float(found.error), float(found.r2)
     return MapQuality(error, r2, agreement=correlation(read, transported), full_agreement=correlation(read, full))
 
 

@@ -73,6 +73,15 @@ class HeldOut:
     spread: float
     energy: float
 
+    @classmethod
+    def nothing(cls, ridges: int, ranks: int) -> HeldOut:
+        """Before any fold."""
+        return cls(torch.zeros(ridges, ranks, dtype=torch.float64), 0.0, 0.0)
+
+    def plus(self, split: Split, missed: Float[Tensor, "ridge rank"]) -> HeldOut:
+        """With one more fold, of which the maps missed so much."""
+        return HeldOut(self.missed + missed, self.spread + split.spread, self.energy + float(split.seen[1].trace()))
+
     @property
     def r2(self) -> Float[Tensor, "ridge rank"]:
         """Share of the target's variance that the source predicts."""
@@ -86,13 +95,11 @@ class HeldOut:
 
 def held_out(found: Iterator[Split], method: MethodName, ranks: Sequence[int], ridges: Sequence[float]) -> HeldOut:
     """Fit at every ridge strength and rank, and sum over the folds what the maps miss."""
-    missed, spread, energy = torch.zeros(len(ridges), len(ranks), dtype=torch.float64), 0.0, 0.0
+    total = HeldOut.nothing(len(ridges), len(ranks))
     for split in found:
-        spread += split.spread
-        energy += float(split.seen[1].trace())
-        for i, ridge in enumerate(ridges):
-            missed[i] += squared_errors(METHODS[method].fit(split.pair, max(ranks), ridge), split.seen, ranks)
-    return HeldOut(missed, spread, energy)
+        fitted = (METHODS[method].fit(split.pair, max(ranks), ridge) for ridge in ridges)
+        total = total.plus(split, torch.stack([squared_errors(factors, split.seen, ranks) for factors in fitted]))
+    return total
 
 
 def squared_errors(factors: Factors, seen: tuple[Tensor, Tensor, Tensor], ranks: Sequence[int]) -> Float[Tensor, " rank"]:
