@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from unlock_lens.core.read import How
 from unlock_lens.core.tokens import Positions, paired_tokens, pairs_by_end
 from unlock_lens.method import calibrate
 from unlock_lens.method.align import METHODS
-from unlock_lens.method.calibrate import Held, Layers, SinkRule, Summed, held_bytes, summed_bytes
+from unlock_lens.method.calibrate import Factored, Held, Layers, SinkRule, Summed, held_bytes, summed_bytes
 from unlock_lens.method.crossval import CrossValidation, held_out, rank_grid, splits
 
 TEXT = zoo.text(40, seed=2)
@@ -331,3 +332,89 @@ def test_bad_calibrations_are_refused(large: Any, small: Any) -> None:
         _ = SubspaceAligner(4, method="rrr", ridge="cv").ridge_in_use
     with pytest.raises(ul.InvalidInput, match="batch_size 0 was given"):
         SubspaceAligner(2, True, "all").fit(ul.Variant(large, TEXT), ul.Variant(small, TEXT), batch_size=0)
+
+
+@pytest.mark.parametrize("sinks", ["keep", "drop"])
+def test_the_sample_beside_the_sums_is_of_all_texts_with_their_folds(
+    large: Any, small: Any, monkeypatch: pytest.MonkeyPatch, sinks: Any
+) -> None:
+    """No more tokens than the sums have bytes: each with its states on both sides, the fold of its text, and the sums' rule."""
+    monkeypatch.setattr(paired, "_SMALL", 0)
+    monkeypatch.setattr(calibrate, "SINK", 1.5)
+    asked = replace(reader(large, small, sinks=sinks), folds=5)
+    sums = asked.run()
+    assert isinstance(sums, Summed)
+    assert sums.sample is not None
+    n = len(sums.sample.fold)
+    drawn = (torch.cat(list(asked._sample(n))) >= 0).nonzero().flatten()  # pyright: ignore[reportPrivateUsage]
+    text = torch.arange(len(TEXT)).repeat_interleave(asked.source.tokens.lengths)
+    assert n == len(drawn) < len(text)
+    assert int(drawn[-1]) >= n  # not the first tokens alone
+    assert torch.equal(sums.sample.fold, (text * 5 // len(TEXT))[drawn])
+    torch.testing.assert_close(sums.sample.source[3], read.at_all_tokens(asked.source)[3, drawn])
+    torch.testing.assert_close(sums.sample.target[2], read.at_all_tokens(asked.target)[2, drawn])
+    assert (sums.sample.n < n) == (sinks == "drop")
+
+
+def test_sinks_are_brought_down_by_the_norms_of_their_own_side(large: Any, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streamed maps are those of states at hand, where sinks are whitened."""
+    monkeypatch.setattr(calibrate, "SINK", 1.5)
+    streamed = reader(large, small, sinks="whiten")
+    states = read.at_all_tokens(streamed.source), read.at_all_tokens(streamed.target)
+    how: dict[str, Any] = {"sinks": "whiten", "layer_map": streamed.layer_map}
+    held = SubspaceAligner(8, True, **how).fit_activations(*states)
+    kept = SubspaceAligner(8, True, layer_map=streamed.layer_map).fit_activations(*states)
+    for b in streamed.layer_map:
+        pair = METHODS["unlock"].fit(streamed.run().pair(b), 8, 0.0)
+        found = (pair.left.T @ pair.core @ pair.right).float()
+        assert float((found - held.map(b)).norm() / held.map(b).norm()) < 1e-4
+        assert float((kept.map(b) - held.map(b)).norm() / held.map(b).norm()) > 1e-2
+
+
+def test_folds_are_of_whole_texts_where_states_are_held(large: Any, small: Any) -> None:
+    asked = replace(reader(large, small, TEXT[:4]), folds=2)
+    held = asked.run()
+    assert isinstance(held, Held)
+    assert torch.equal(held.fold, torch.tensor([0, 0, 1, 1]).repeat_interleave(asked.source.tokens.lengths))
+
+
+def test_a_servers_sample_is_of_all_texts_with_their_folds(small_nnsight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read, "_settings", lambda variant: ul.Remote(positions=60))
+    large_nnsight = zoo.load("large-base", "nnsight")
+    sides = (ul.Variant(model, TEXT, remote="local") for model in (large_nnsight, small_nnsight))
+    asked = replace(reader(large_nnsight, small_nnsight), source=next(sides), target=next(sides), folds=5)
+    found = asked.run()
+    assert isinstance(found, Factored)
+    drawn = (torch.cat(list(asked._sample(60))) >= 0).nonzero().flatten()  # pyright: ignore[reportPrivateUsage]
+    text = torch.arange(len(TEXT)).repeat_interleave(asked.source.tokens.lengths)
+    assert torch.equal(found.fold, (text * 5 // len(TEXT))[drawn])
+
+
+def test_usual_norms_are_those_of_texts_from_first_to_last(large: Any, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paired, "SAMPLE", 2)
+    asked = reader(large, small, sinks="drop")
+    ends = ul.Variant(large, [TEXT[0], TEXT[-1]]), ul.Variant(small, [TEXT[0], TEXT[-1]])
+    states = [read.at_all_tokens(variant) for variant in ends]
+    typical = asked._rule().typical  # pyright: ignore[reportPrivateUsage]
+    assert typical[0][3] == pytest.approx(float(states[0][3].norm(dim=-1).median()), rel=1e-5)
+    assert typical[1][2] == pytest.approx(float(states[1][2].norm(dim=-1).median()), rel=1e-5)
+
+
+def test_a_token_that_is_left_out_is_in_no_fold() -> None:
+    source, target = acts(0, 1, 20, 8), acts(1, 1, 20, 6)
+    source[0, 4] *= 1000
+    sides = layers_of(source), layers_of(target)
+    held = Held({0: 0}, *sides, torch.arange(20) // 4, True, SinkRule.of("drop", *sides))
+    assert held.scores(0).fold.tolist() == [i // 4 for i in range(20) if i != 4]
+
+
+def test_a_small_sample_bounds_the_axes_and_says_where_it_is_few(
+    large: Any, small: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Least squares over all axes want several tokens for each."""
+    monkeypatch.setattr(read, "_settings", lambda variant: ul.Remote(positions=60))
+    asked = replace(reader(large, small), leading_axes=False)
+    assert asked.readings()[1] == 15
+    assert not caplog.text
+    assert replace(asked, rank=20).readings()[1] == 20
+    assert "rank 20" in caplog.text

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import unlock_lens as ul
 from tests.checks import unchecked
 from unlock_lens import zoo
+from unlock_lens.core import differences, read
 from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.method.extract import pca
 
@@ -188,3 +189,30 @@ def test_arithmetic_that_leaves_nothing_says_so() -> None:
     for empty in (lambda: a - a, lambda: 0 * a):
         with pytest.raises(ul.InvalidInput, match=r"zero at layers \[0, 3\]"):
             empty()
+
+
+def test_the_prompt_whose_state_is_not_finite_is_named(small: Any) -> None:
+    """It stands second in a batch that begins with the longest."""
+    texts = ["Q 3 A :", "Q 3 1 4 A :", "W"]
+
+    def spoil(residual: torch.Tensor, hook: Any) -> torch.Tensor:
+        spoiled = residual.clone()
+        spoiled[1] = torch.nan
+        return spoiled
+
+    with small.hooks(fwd_hooks=[("blocks.1.hook_resid_post", spoil)]), pytest.raises(ul.InvalidInput, match="prompt 0"):
+        read.at_all_tokens(ul.Variant(small, texts))
+
+
+def test_two_models_are_read_each_at_the_end_of_its_own_prompts(small: Any) -> None:
+    locked, unlocked = ul.Variant(small, TASK.direct), ul.Variant(zoo.load("small-post"), TASK.think)
+    expected = (read.at_position(unlocked) - read.at_position(locked)).mean(dim=1)
+    torch.testing.assert_close(ul.CapabilityDirection.extract(locked, unlocked).vectors, expected)
+
+
+def test_a_direction_is_read_at_the_token_that_is_asked_for(small: Any) -> None:
+    locked, unlocked = ul.Variant(small, TASK.direct), ul.Variant(small, TASK.think)
+    there = [read.at_position(variant, position=-2) for variant in (locked, unlocked)]
+    expected = (there[1] - there[0]).mean(dim=1)
+    torch.testing.assert_close(ul.CapabilityDirection.extract(locked, unlocked, position=-2).vectors, expected)
+    torch.testing.assert_close(differences.mean_state(locked, position=-2).float(), there[0].mean(dim=1))

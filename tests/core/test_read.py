@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from unlock_lens import zoo
 from unlock_lens.core import differences, jobs, read
 from unlock_lens.core.contrast import Contrast
 from unlock_lens.core.read import How
-from unlock_lens.core.tokens import all_tokens
+from unlock_lens.core.tokens import all_tokens, one_token
 from unlock_lens.hosts.ndif import NdifServer
 from unlock_lens.hosts.remote import remote_of
 from unlock_lens.method.align import METHODS
@@ -326,3 +327,81 @@ def test_settings_of_a_server_are_checked() -> None:
     assert remote_of("ndif") == remote_of(True) == ul.Remote()
     with unchecked(), pytest.raises(ul.InvalidInput, match="the host 'http:/x' was given"):
         ul.Variant(zoo.load("small-base", "nnsight"), ["Q"], remote="http:/x")
+
+
+def placed(model: Any, where: Any) -> Any:
+    """As far as a variant says where its model runs."""
+    return SimpleNamespace(model=model, remote=where)
+
+
+def test_a_difference_is_taken_where_one_model_runs_and_nowhere_else() -> None:
+    one, other, model, post = "http://one", "http://other", object(), object()
+    with unchecked():
+        assert read.together(placed(model, one), placed(model, one))
+        assert read.together(placed(model, False), placed(model, False))
+        assert not read.together(placed(model, one), placed(model, other))
+        assert not read.together(placed(model, one), placed(model, "local"))
+        assert not read.together(placed(model, one), placed(post, one))
+
+
+def test_what_several_requests_gave_comes_in_the_prompts_order(small_nnsight: Any, tmp_path: Path) -> None:
+    """Requests hold the longest prompts first."""
+    tokens = read.Picked(local(small_nnsight, TEXT), one_token(local(small_nnsight, TEXT)))
+    expected, how = read.at_position(ul.Variant(small_nnsight, TEXT), [2]), How(1, resume=tmp_path)
+    reading = read.Reading([tokens], [2], read.factoring(tokens.variant, 24, True), read.in_order(tokens.chosen), how)
+    assert error(read.factors([reading], 24, True)[0][0].states(True), expected[0]) < 1e-4
+    assert error(read.states(tokens, [2], how), expected) < 1e-5
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2 * 3
+
+
+def test_settings_of_two_servers_are_the_most_axes_and_the_fewest_positions() -> None:
+    settings = ul.Remote("http://one", axes=16, positions=20_000), ul.Remote("http://other", axes=32, positions=5_000)
+    pair = [placed(object(), remote) for remote in settings]
+    with unchecked():
+        assert (read.axes_of(*pair), read.positions_of(*pair)) == (32, 5_000)
+
+
+def test_no_more_axes_are_asked_for_than_there_are_tokens_or_dimensions(small_nnsight: Any) -> None:
+    make = read.factoring(local(small_nnsight, TEXT), 50, True)
+    assert [vars(make(n, n))["axes"] for n in (4, 55, 100)] == [4, 50, 50]
+    assert vars(read.factoring(local(small_nnsight, TEXT), 500, True)(300, 300))["axes"] == 64
+
+
+def test_keys_tell_the_model_the_tokens_and_their_sign(small_nnsight: Any) -> None:
+    """The server alone does not tell models that run here as on a server."""
+
+    def key(model: Any = small_nnsight, position: int = -1, sign: int = 1, held: bool = True) -> str:
+        variant = local(model, TASK.direct)
+        chosen = one_token(variant, position)
+        places = read.in_order(chosen) if held else [torch.tensor([-1])] * len(chosen)
+        reading = read.Reading([read.Picked(variant, chosen, sign)], [0], lambda _, n: Mean(n), places, How(5))
+        return reading.requests()[0].key
+
+    post = zoo.load("small-post", "nnsight")
+    assert len({key(), key(model=post), key(position=-2), key(sign=-1), key(held=False)}) == 5
+
+
+def test_the_layer_that_is_held_worst_decides_what_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    states = acts(6, 9, 6)
+
+    def factors(axes: int) -> LayerFactors:
+        return of_result(reduced(LeadingAxes(axes, 9, 9, True, half=False), states, torch.arange(9), 9), 9)[0]
+
+    read.warn_of_share([factors(6), factors(6)], "of it")
+    assert not caplog.text
+    read.warn_of_share([factors(2), factors(6)], "of it")
+    assert "axes" in caplog.text
+
+
+def test_factors_that_are_not_finite_are_named(small_nnsight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = LeadingAxes.result
+
+    def spoiled(reduction: LeadingAxes) -> dict[str, Tensor]:
+        found = original(reduction)
+        found["energy"][1] = torch.inf
+        return found
+
+    monkeypatch.setattr(LeadingAxes, "result", spoiled)
+    pair = local(small_nnsight, TASK.direct), local(small_nnsight, TASK.think)
+    with pytest.raises(ul.InvalidInput, match="layer 2"):
+        ul.CapabilityDirection.extract(*pair, "pca", layers=[0, 2])

@@ -39,3 +39,12 @@ def test_a_basis_is_centered_where_the_embedding_has_no_mean(normalization: str,
     centered += left_over * centered.abs().mean()
     model = SimpleNamespace(cfg=SimpleNamespace(normalization_type=normalization), W_E=centered)
     assert _basis(model) == basis
+
+
+@pytest.mark.parametrize("mean", [1.0, -1.0])
+def test_one_row_with_a_mean_makes_a_basis_raw(mean: float) -> None:
+    """Of either sign; all other rows have none."""
+    rows = embedding().double()
+    rows -= rows.mean(dim=1, keepdim=True)
+    rows[7] += mean
+    assert _basis(SimpleNamespace(cfg=SimpleNamespace(normalization_type="LN"), W_E=rows)) == "raw"

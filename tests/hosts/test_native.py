@@ -18,6 +18,7 @@ from tests.hosts.models import HOSTS, PROMPTS, make_folder, open_hooked, open_ho
 from tests.hosts.test_oracle import ALPHA, STEPS, direction_for, oracle_completions
 from tests.oracle import Oracle, norm_preserving
 from unlock_lens.core.variant import tokenize
+from unlock_lens.hosts.transformer_lens import Progress
 from unlock_lens.method import apply as operations
 
 KIND = "qwen2"
@@ -404,3 +405,16 @@ def test_a_sliding_window_does_not_confuse_the_steps(tmp_path: Path) -> None:
     for positions in ("last_prompt", "prompt", "generated", "all"):
         steer = ul.SteeringHook(direction, ALPHA, positions=positions)
         assert ul.generate(model, long, steer, max_new_tokens=STEPS) == ul.generate(other, long, steer, max_new_tokens=STEPS)
+
+
+def test_a_pass_after_a_cached_prompt_is_generated_however_long_it_is() -> None:
+    """Three tokens at once on top of four in the cache, shorter than the prompt as well as longer."""
+    for prompt, more in ((4, 3), (2, 5)):
+        progress = Progress()
+        for queries, keys in ((prompt, prompt), (more, prompt + more)):
+            for hook, seen in zip(progress.hooks(), (torch.ones(1, queries, 8), torch.ones(1, 1, queries, keys)), strict=True):
+                hook(seen, None)
+        h = torch.ones(1, more, 8)
+        for positions, meant in (("generated", True), ("all", True), ("prompt", False), ("last_prompt", False)):
+            changed = operations.Edit(torch.ones(8), 0.5, "add", positions)(h, progress.chunk) != h
+            assert changed.tolist() == torch.full_like(changed, meant).tolist()
