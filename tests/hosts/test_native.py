@@ -412,7 +412,8 @@ def test_a_pass_after_a_cached_prompt_is_generated_however_long_it_is() -> None:
     for prompt, more in ((4, 3), (2, 5)):
         progress = Progress()
         for queries, keys in ((prompt, prompt), (more, prompt + more)):
-            for hook, seen in zip(progress.hooks(), (torch.ones(1, queries, 8), torch.ones(1, 1, queries, keys)), strict=True):
+            passes = torch.ones(1, queries, 8), torch.ones(1, 1, queries, keys)
+            for hook, seen in zip((progress.enter, progress.look), passes, strict=True):
                 hook(seen, None)
         h = torch.ones(1, more, 8)
         for positions, meant in (("generated", True), ("all", True), ("prompt", False), ("last_prompt", False)):
