@@ -270,7 +270,7 @@ def test_a_wrong_key_is_refused(remote_model: Open, monkeypatch: pytest.MonkeyPa
     """The real server says so with its database alone, which is not here: a stand-in answers as its auth.py does."""
     monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", str(uuid4()))
     with answering(403, "Invalid API key.") as host:
-        with pytest.raises(ul.RequestRefused, match="refused.*NDIF_API_KEY"):
+        with pytest.raises(ul.RequestRefused, match="key.*NDIF_API_KEY"):
             extract(remote_model("small-base"), ul.Remote(host))
 
 

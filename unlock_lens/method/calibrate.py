@@ -170,7 +170,6 @@ class Held:
 
     def _decomposed(self, side: int, layer: int, states: Tensor, rank: int | None) -> tuple[Axes, Tensor]:
         name = f"{('source', 'target')[side]} layer {layer}"
-        _check_finite(states, name)
         h = self.rule.tamed(side, layer, states.detach())
         if not bool(self._kept.all()):
             h = h[self._kept.to(h.device)]
@@ -179,16 +178,17 @@ class Held:
 
 
 def principal(
-    states: Float[Tensor, "n d_model"], rank: int | None, centered: bool, name: str
+    states: Float[Tensor, "n d_model"], rank: int | None, centered: bool, name: str, given: Tensor | None = None
 ) -> tuple[Float[Tensor, " d_model"], Spectrum]:
-    """The mean of one layer's states and their spectrum; `name` is for errors.
+    """The mean of one layer's states and their spectrum; errors take the layer's `name`, and count tokens in what was `given`.
 
     Raises:
-        InvalidInput: no states, or states that do not vary.
+        InvalidInput: no states, or states that are not finite or do not vary.
     """
     _check_any(len(states))
     states = states.cpu() if states.device.type == "mps" else states  # which has no float64
     exact, mean = states.dtype == torch.float64, states.double().mean(dim=0)
+    _check_finite(mean, states if given is None else given, name)
     found = spectrum(states, rank, mean if centered else None, exact)
     _check_varying(found.values, mean, len(states), name, 1e-14 if exact else NOISE)
     return mean, found
@@ -199,10 +199,10 @@ def _check_any(n: int) -> None:
         raise InvalidInput("no calibration token is left to fit on; keep the sinks, or give more and longer texts")
 
 
-def _check_finite(states: Float[Tensor, "n d_model"], name: str) -> None:
-    if not bool(states.sum(dtype=torch.float64).isfinite()):
-        bad = (~states.isfinite()).any(dim=1).nonzero()
-        raise InvalidInput(f"the activations of {name} are not finite at token {int(bad[0])}; leave that prompt out")
+def _check_finite(mean: Float[Tensor, " d_model"], states: Float[Tensor, "n d_model"], name: str) -> None:
+    if not bool(mean.isfinite().all()):
+        token = int((~states.isfinite()).any(dim=1).nonzero()[0])
+        raise InvalidInput(f"the activations of {name} are not finite at token {token}; leave that prompt out")
 
 
 def _check_varying(
