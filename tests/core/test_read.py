@@ -338,7 +338,7 @@ def test_a_difference_is_taken_where_one_model_runs_and_nowhere_else() -> None:
     one, other, model, post = "http://one", "http://other", object(), object()
     with unchecked():
         assert read.together(placed(model, one), placed(model, one))
-        assert read.together(placed(model, False), placed(model, False))
+        assert not read.together(placed(model, False), placed(model, False))
         assert not read.together(placed(model, one), placed(model, other))
         assert not read.together(placed(model, one), placed(model, "local"))
         assert not read.together(placed(model, one), placed(post, one))

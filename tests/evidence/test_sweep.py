@@ -296,7 +296,7 @@ def test_too_few_problems_are_told_in_words(tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_activations_are_captured_once_and_decomposed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four ranks and two strengths cost what one does: 1 reading of the pairs, 2 of calibration texts, 2 x 3 decompositions."""
+    """Four ranks and two strengths cost what one does: 2 readings of pairs, 2 of calibration texts, 2 x 3 decompositions."""
     counted = {"states": 0, "principal": 0}
 
     def counting(module: Any, name: str) -> None:
@@ -314,7 +314,7 @@ def test_activations_are_captured_once_and_decomposed_once(tmp_path: Path, monke
     material = Material(changed(grid=wide), progress=False)
     for setting in sweep.grid(material.config, "think"):
         material.steer(setting)
-    assert counted == {"states": 1 + 2, "principal": 6}
+    assert counted == {"states": 2 + 2, "principal": 6}
 
 
 @pytest.mark.parametrize(

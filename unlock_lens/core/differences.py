@@ -38,7 +38,7 @@ def mean_difference(
 
 
 def mean_readings(unlocked: Variant, locked: Variant, layers: Sequence[int], position: int, how: How) -> list[Reading]:
-    """What `mean_difference` reads: both variants at once, or each model by itself."""
+    """What `mean_difference` reads: both variants of a model on a server at once, otherwise each by itself."""
     return [_of_means(tokens, layers, how) for tokens in _groups(unlocked, locked, position)]
 
 
@@ -74,7 +74,7 @@ def difference_readings(
 
 
 def _groups(unlocked: Variant, locked: Variant, position: int) -> list[list[Picked]]:
-    """One model in one place takes its difference there."""
+    """One model on one server takes its difference there."""
     added, taken = one_token(unlocked, position), one_token(locked, position)
     if read.together(unlocked, locked):
         return [[Picked(unlocked, added), Picked(locked, taken, sign=-1)]]

@@ -286,8 +286,8 @@ def runs_on_server(how: How, *variants: Variant) -> bool:
 
 
 def together(a: Variant, b: Variant) -> bool:
-    """Whether both are one model in one place, so that their difference can be taken there."""
-    return a.model is b.model and remote_of(a.remote) == remote_of(b.remote)
+    """Whether both are one model on one server, so that their difference is taken there; here each has batches of its own."""
+    return a.model is b.model and bool(a.remote) and remote_of(a.remote) == remote_of(b.remote)
 
 
 def check_finite(of_layers: Tensor, reading: Reading) -> None:
