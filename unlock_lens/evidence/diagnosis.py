@@ -31,6 +31,8 @@ from unlock_lens.method.calibrate import SinkRule
 from unlock_lens.method.extract import AGGREGATORS, aggregated
 from unlock_lens.method.linalg import coverage, principal_cosines, spectral_entropy, spectrum
 
+__all__ = ["Diagnosis", "LayerDiagnosis", "diagnose"]
+
 LIKELY, UNLIKELY = 0.5, 0.25
 ENOUGH_ABILITY = 0.5
 """Share of problems within the target's reach above which ability is no obstacle."""

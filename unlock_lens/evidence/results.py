@@ -15,6 +15,8 @@ from unlock_lens.errors import InvalidInput
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = ["Results"]
+
 logger = logging.getLogger(__name__)
 Line = Mapping[str, Any]
 SEEDED = ("random", "shuffled")
