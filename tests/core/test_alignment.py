@@ -220,3 +220,9 @@ def test_a_raw_direction_is_centered_for_a_centered_source() -> None:
     found = aligner.transport(raw).vectors
     torch.testing.assert_close(found, aligner.transport(raw.centered()).vectors)
     assert not torch.allclose(found, torch.stack([raw.vectors[a] @ aligner.map(b) for b, a in aligner.layer_map.items()]))
+
+
+def test_layers_come_in_ascending_order_however_they_are_mapped() -> None:
+    aligner = SubspaceAligner(2, layer_map={2: 0, 1: 3}).fit_activations(acts(0, 4, 9, 8), acts(1, 3, 9, 6))
+    assert list(aligner.layer_map) == [1, 2]
+    assert aligner.transport(direction(0, (0, 3), 8)).layers == (1, 2)

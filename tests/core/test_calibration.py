@@ -21,6 +21,7 @@ from unlock_lens.method import calibrate
 from unlock_lens.method.align import METHODS
 from unlock_lens.method.calibrate import Factored, Held, Layers, SinkRule, Summed, held_bytes, summed_bytes
 from unlock_lens.method.crossval import CrossValidation, held_out, rank_grid, splits
+from unlock_lens.method.reduce import LayerFactors, LeadingAxes, of_result
 
 TEXT = zoo.text(40, seed=2)
 
@@ -418,3 +419,35 @@ def test_a_small_sample_bounds_the_axes_and_says_where_it_is_few(
     assert not caplog.text
     assert replace(asked, rank=20).readings()[1] == 20
     assert "rank 20" in caplog.text
+
+
+def test_a_map_is_as_exact_as_the_coarser_of_both_sides() -> None:
+    sides = acts(0, 20, 8), acts(1, 20, 6)
+
+    def dtype(*kinds: torch.dtype) -> torch.dtype:
+        source, target = ({0: h.to(kind)} for h, kind in zip(sides, kinds, strict=True))
+        return Held({0: 0}, source, target, torch.zeros(20, dtype=torch.long), True).dtype
+
+    assert dtype(torch.float64, torch.float64) == torch.float64
+    assert dtype(torch.float64, torch.float32) == dtype(torch.float32, torch.float64) == torch.float32
+
+
+def test_a_target_that_does_not_vary_is_named() -> None:
+    source, target = acts(0, 20, 6), torch.ones(20, 5)
+    sums = Summed({0: 0}, centered=True)
+    sums.add({0: source}, {0: target})
+    sides: list[LayerFactors] = []
+    for states in (source, target):
+        reduction = LeadingAxes(5, 20, 20, centered=True, half=False)
+        reduction.add(0, states, torch.arange(20), 1)
+        sides += of_result(reduction.result(), 20)
+    factored = Factored({0: 0}, {0: sides[0]}, {0: sides[1]}, torch.zeros(20, dtype=torch.long))
+    for found in (sums, factored):
+        with pytest.raises(ul.InvalidInput, match="target layer 0"):
+            found.pair(0)
+
+
+def test_a_norm_of_just_the_bar_is_no_sink() -> None:
+    states = torch.eye(8)[:5]
+    states[4] *= calibrate.SINK
+    assert bool(SinkRule.of("drop", {0: states}, {0: states}).kept({0: states}, {0: states}).all())

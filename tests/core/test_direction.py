@@ -15,7 +15,7 @@ from tests.checks import unchecked
 from unlock_lens import zoo
 from unlock_lens.core import differences, read
 from unlock_lens.hosts.identity import ModelIdentity
-from unlock_lens.method.extract import pca
+from unlock_lens.method.extract import mean, pca
 
 TASK = zoo.running_sum(n=12, seed=3)
 
@@ -216,3 +216,7 @@ def test_a_direction_is_read_at_the_token_that_is_asked_for(small: Any) -> None:
     expected = (there[1] - there[0]).mean(dim=1)
     torch.testing.assert_close(ul.CapabilityDirection.extract(locked, unlocked, position=-2).vectors, expected)
     torch.testing.assert_close(differences.mean_state(locked, position=-2).float(), there[0].mean(dim=1))
+
+
+def test_a_mean_is_summed_in_float64() -> None:
+    assert mean(torch.tensor([[2.0**24], [1.0], [1.0], [-(2.0**24)]])).tolist() == [0.5]

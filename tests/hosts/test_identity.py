@@ -48,3 +48,11 @@ def test_one_row_with_a_mean_makes_a_basis_raw(mean: float) -> None:
     rows -= rows.mean(dim=1, keepdim=True)
     rows[7] += mean
     assert _basis(SimpleNamespace(cfg=SimpleNamespace(normalization_type="LN"), W_E=rows)) == "raw"
+
+
+def test_a_row_of_zeros_leaves_a_centered_basis_centered() -> None:
+    """The embedding of a pad token, say."""
+    rows = embedding().double()
+    rows -= rows.mean(dim=1, keepdim=True)
+    rows[0] = 0
+    assert _basis(SimpleNamespace(cfg=SimpleNamespace(normalization_type="LN"), W_E=rows)) == "centered"

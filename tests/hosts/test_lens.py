@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tests.hosts.models import HAS_HOOKED_TRANSFORMER, PROMPTS, SHAPES, open_hoo
 from unlock_lens import distributions, lens
 from unlock_lens.core import read
 from unlock_lens.hosts import backend_of
+from unlock_lens.hosts.tracing import unembedding_paths
 
 
 def direction_of(shape: str = "a") -> ul.CapabilityDirection:
@@ -62,3 +64,11 @@ def test_folded_weights_write_the_same(kind: str, folders: Any, oracle_of: Any) 
     model = open_hooked(folders[kind, "a"], fold_ln=True, center_writing_weights=kind == "gpt2", center_unembed=True)
     direction, true = direction_of(), folded(oracle_of(kind), direction_of().vectors)
     assert float((lens.logits_written(direction, model) - true).norm() / true.norm()) < 1e-5
+
+
+def test_the_last_norm_beside_the_blocks_is_the_final_one() -> None:
+    """Bloom has one after its embeddings too."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    module = BloomForCausalLM(BloomConfig(vocab_size=8, hidden_size=8, n_layer=1, n_head=2))
+    assert unembedding_paths(SimpleNamespace(_module=module), "transformer.h") == ("transformer.ln_f", "lm_head")

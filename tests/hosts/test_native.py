@@ -7,6 +7,7 @@ import logging
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.hosts.models import HOSTS, PROMPTS, make_folder, open_hooked, open_ho
 from tests.hosts.test_oracle import ALPHA, STEPS, direction_for, oracle_completions
 from tests.oracle import Oracle, norm_preserving
 from unlock_lens.core.variant import tokenize
+from unlock_lens.hosts.tracing import edit_blocks
 from unlock_lens.hosts.transformer_lens import Progress
 from unlock_lens.method import apply as operations
 
@@ -300,6 +302,25 @@ def test_sampling_is_repeatable_and_not_greedy(any_model: Any) -> None:
     assert made[0] != made[2]
 
 
+def test_hooks_of_several_layers_may_be_given_in_any_order(any_model: Any) -> None:
+    direction = direction_for(any_model)
+    hooks = [ul.SteeringHook(direction, 0.9, layers=[layer]) for layer in (2, 0)]
+    found = [ul.generate(any_model, PROMPTS, given, max_new_tokens=2) for given in (hooks, hooks[::-1])]
+    assert found[0] == found[1]
+    with ul.attached(any_model, hooks):
+        first = logits_of(any_model)
+    with ul.attached(any_model, hooks[::-1]):
+        assert torch.equal(logits_of(any_model), first)
+
+
+def test_a_block_that_gives_a_tuple_keeps_the_rest_of_it() -> None:
+    block = SimpleNamespace(output=(torch.ones(1, 2, 8), "cache"))
+    edit = operations.Edit(torch.ones(8), 0.5, "add", "all")
+    edit_blocks(SimpleNamespace(get=lambda path: [block]), "blocks", {0: [edit]})
+    assert torch.equal(block.output[0], torch.full((1, 2, 8), 1.5))
+    assert block.output[1] == "cache"
+
+
 # Bases
 
 
@@ -369,6 +390,15 @@ def test_a_models_own_generation_config_changes_nothing(folders: Any, model_of: 
     folder = changed_copy(folders[KIND, "a"], tmp_path / "m", "generation_config.json", **penalties)
     found = ul.generate(open_host(folder, host), PROMPTS, max_new_tokens=STEPS)
     assert found == ul.generate(model_of(KIND, host), PROMPTS, max_new_tokens=STEPS)
+
+
+def test_a_models_own_top_k_changes_no_sample(folders: Any, model_of: Any, host: str, tmp_path: Path) -> None:
+    folder = changed_copy(folders[KIND, "a"], tmp_path / "m", "generation_config.json", do_sample=True, top_k=1, top_p=0.1)
+    found: list[list[str]] = []
+    for model in (open_host(folder, host), model_of(KIND, host)):
+        torch.manual_seed(0)
+        found.append(ul.generate(model, PROMPTS, max_new_tokens=STEPS, temperature=2.0))
+    assert found[0] == found[1]
 
 
 def test_every_host_gives_a_model_the_ids_of_its_publisher(folders: Any, host: str, tmp_path: Path) -> None:

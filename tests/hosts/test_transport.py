@@ -254,3 +254,35 @@ def test_a_hub_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch)
 
 def _raise(error: Exception) -> None:
     raise error
+
+
+def test_a_deadline_that_passes_while_a_server_answers(server: Scripted, asked: Callable[..., Job]) -> None:
+    one = asked(deadline=30)
+
+    def late(handler: Any) -> None:
+        one._started -= 60  # pyright: ignore[reportPrivateUsage]
+        handler.answer(*says("QUEUED"))
+
+    server.replies = {"/response/one": late}
+    with pytest.raises(ul.DeadlineExceeded, match="deadline"):
+        one.result()
+
+
+def test_a_job_is_lost_when_a_server_forgets_it(server: Scripted, asked: Callable[..., Job]) -> None:
+    """It may be restarted while the request is waited for; one that has no more time is not waited for as unknown."""
+    server.replies = {"/response/one": says("QUEUED")}
+    one = asked(sent=time.time() - 60)
+    assert one.result(wait=False) is None
+    server.replies = {}
+    with pytest.raises(JobLost, match="one"):
+        one.result(wait=False)
+    with pytest.raises(JobLost, match="one"):
+        asked(sent=time.time() - 25, deadline=20).result(wait=False)
+
+
+def test_traffic_adds_up(server: Scripted, asked: Callable[..., Job]) -> None:
+    content, one = holding({"mean": torch.ones(2)}), asked()
+    server.replies = {"/response/one": says("COMPLETED", data=f"{server.url}/blob"), "/blob": (200, content, {})}
+    for _ in range(2):
+        Job(Model(), one.remote, "one").result()
+    assert (one.remote.traffic.requests, one.remote.traffic.down) == (2, 2 * len(content))

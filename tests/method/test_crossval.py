@@ -96,3 +96,13 @@ def test_a_sample_is_coupled_by_least_squares() -> None:
     factors = METHODS["ridge"].fit(pair, 6, 0.0)
     whole = factors.left.T @ factors.core @ factors.right
     torch.testing.assert_close(whole, drawn(1, 6, 5), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("centered", [True, False])
+def test_the_energy_of_a_transform_error_is_seen_from_where_the_map_sees(centered: bool) -> None:
+    given, energy = scores(), 0.0
+    for k in range(4):
+        out = given.fold == k
+        point = given.target[~out].mean(dim=0) if centered else torch.zeros(5).double()
+        energy += float((given.target[out] - point).square().sum())
+    assert held_out(splits(given, centered), "ridge", ranks=[6], ridges=[0.1]).energy == pytest.approx(energy)

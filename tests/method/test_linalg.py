@@ -104,3 +104,8 @@ def test_principal_angles_are_scipys() -> None:
     np.testing.assert_allclose(np.sort(principal_cosines(a, b).numpy()), np.sort(true), atol=1e-6)
     padded = torch.cat([a, torch.zeros(2, 10)])
     torch.testing.assert_close(principal_cosines(padded, b), principal_cosines(a, b))
+
+
+def test_a_cross_gram_of_equal_widths_is_seen_from_two_points() -> None:
+    x, y, p, q = drawn(1, 9, 4).double(), drawn(2, 9, 4).double(), drawn(3, 4).double(), drawn(4, 4).double()
+    torch.testing.assert_close(Gram.of(x, y).about(p, q), (x - p).T @ (y - q))

@@ -261,5 +261,5 @@ def _basis(model: Any) -> Basis:
     if model.cfg.normalization_type not in ("LN", "LNPre"):
         return "raw"
     embedding = model.W_E.detach().float()
-    centered = embedding.mean(-1).abs() < 1e-5 * embedding.abs().mean(-1)
+    centered = embedding.mean(-1).abs() <= 1e-5 * embedding.abs().mean(-1)  # a row of zeros, of a pad token, has no mean
     return "centered" if bool(centered.all()) else "raw"
