@@ -25,7 +25,7 @@ import unlock_lens as ul
 from unlock_lens import recipes, results, sweep, zoo
 from unlock_lens.core import read
 from unlock_lens.evidence.results import Line, Results
-from unlock_lens.evidence.sweep import runner
+from unlock_lens.evidence.sweep import description, runner
 from unlock_lens.evidence.sweep.config import CONTROLS, Setting, SweepConfig
 from unlock_lens.evidence.sweep.material import Material
 from unlock_lens.method import calibrate as calibration
@@ -456,3 +456,8 @@ def test_methods_are_swept_and_the_paper_keeps_its_own(tmp_path: Path) -> None:
     found = sweep.run(material.config, tmp_path / "out", progress=False)
     assert {line["config"]["method"] for line in found.lines if line["config"]["rank"]} == {"unlock", "cca"}
     assert found.geometry is not None
+
+
+def test_a_host_that_is_not_installed_is_left_out_of_the_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(description, "VERSIONED", ("torch", "no-such-package"))
+    assert list(description._versions()) == ["torch"]  # pyright: ignore[reportPrivateUsage]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from unlock_lens.evidence.diagnosis import Diagnosis, diagnose
@@ -78,10 +79,19 @@ def provenance(material: Material) -> dict[str, Any]:
     return {
         "library_version": version("unlock-lens"),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {package: version(package) for package in VERSIONED},
+        "versions": _versions(),
         "models": now["models"],
         "task": material.splits.test.name,
         "hashes": {**now["problems"], "calibration": now["calibration"], "unrelated": now["unrelated"]},
         "calibration_texts_left_out": f"{material.leaking} that hold a train or test question",
         "controls_left_out": material.left_out,
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of the packages that are installed: one host does without the other."""
+    found: dict[str, str] = {}
+    for package in VERSIONED:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
