@@ -358,7 +358,7 @@ def test_the_sample_beside_the_sums_is_of_all_texts_with_their_folds(
 
 
 def test_sinks_are_brought_down_by_the_norms_of_their_own_side(large: Any, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streamed maps are those of states at hand, where sinks are whitened."""
+    """Maps fitted in a stream equal those fitted on states in memory, also where sinks are whitened."""
     monkeypatch.setattr(calibrate, "SINK", 1.5)
     streamed = reader(large, small, sinks="whiten")
     states = read.at_all_tokens(streamed.source), read.at_all_tokens(streamed.target)

@@ -48,7 +48,7 @@ def points_to(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Generator[Hub, None, None]:
-    """The stand-in; this process is logged in there, with a cache of its own."""
+    """A stand-in for the Hub; this process is logged in to it and keeps a separate cache."""
     (tmp_path / "token").write_text(TOKEN)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))

@@ -91,7 +91,7 @@ def test_one_token_after_another_without_a_cache_is_one_generation(lens_model: A
 
 
 def test_a_generation_with_a_cache_is_not_continued_by_a_pass_without(lens_model: Any, oracle: Oracle) -> None:
-    """A prompt that is one token longer than the last one is steered as a prompt of its own."""
+    """A prompt one token longer than the previous one counts as a new prompt, not as its next token."""
     direction = direction_for(lens_model)
     ids = torch.tensor([lens_model.tokenizer.encode(PROMPTS[2])])
     with lens_model.hooks(fwd_hooks=ul.SteeringHook(direction, ALPHA).fwd_hooks(lens_model)):

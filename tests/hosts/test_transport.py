@@ -1,4 +1,4 @@
-"""A request's calls on a server that misbehaves in ways that a real one cannot be made to; it answers as it is told."""
+"""How a request copes with a misbehaving server: a scripted one, since a real one cannot be made to fail in these ways."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_a_server_that_is_silent_is_given_up(
 
 @pytest.mark.parametrize("path", ["/response/one", "/blob"])
 def test_the_deadline_holds_for_a_server_that_drips(server: Scripted, asked: Callable[..., Job], path: str) -> None:
-    """Each byte comes at once, and there is no end of them."""
+    """A response whose bytes arrive quickly and never end."""
     given_up = threading.Event()
 
     def drip(handler: Any) -> None:

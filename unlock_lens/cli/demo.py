@@ -44,7 +44,7 @@ def configs(backend: str = "transformer_lens", n: int = 200, seed: int = 0) -> l
 
 
 def run(configs: Sequence[SweepConfig], folder: Path, progress: bool = False) -> list[Results]:
-    """Run the sweeps, each in a folder of its own."""
+    """Run each sweep in a separate folder."""
     return [sweep.run(config, folder / config.name.replace(", ", "-").replace(" ", "-"), progress) for config in configs]
 
 

@@ -264,7 +264,7 @@ class CapabilityDirection(Shareable, kind=_KIND):
         return self * -1.0
 
     def _made(self, vectors: Tensor, step: str) -> CapabilityDirection:
-        """What arithmetic makes of it; a zero vector is no fault of the prompts."""
+        """A direction computed from this one; a zero vector in it comes from the arithmetic, not from the prompts."""
         zero = [layer for layer, vector in zip(self.layers, vectors, strict=True) if not bool(vector.any())]
         if zero:
             raise InvalidInput(f"{step}, the direction is zero at layers {zero}; leave those layers out with at_layers")

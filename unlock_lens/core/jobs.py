@@ -89,6 +89,7 @@ class Kept:
         return cls(folder)
 
     def result(self, key: str) -> Found | None:
+        """What the job folder keeps under this key; nothing, with a warning, where its file cannot be read."""
         file = self.folder / f"{key}.safetensors"
         try:
             return files.load(file, _KIND)[0] if file.exists() else None

@@ -153,6 +153,7 @@ class _Runner:
         return self.line(setting, "test", baseline)
 
     def line(self, setting: Setting, split: str, baseline: Line | None = None) -> Line:
+        """The result of one setting on one split, measured only if the results file does not hold it yet."""
         config = asdict(setting)
         key = key_of(config, split)
         if key not in self.lines:
