@@ -92,7 +92,7 @@ class Bench:
             aligner = fitted[key]
             if isinstance(line.rank, int):
                 aligner = aligner.at_rank(min(line.rank, aligner.maps.rank))
-            told = {"rank_used": aligner.maps.rank, "ridge_used": aligner.ridge_in_use, **self._r2(aligner, job)}
+            told = {"rank_used": aligner.maps.rank, "ridge_used": aligner.ridge_, **self._r2(aligner, job)}
             rows += [self._arrival(aligner, line, transfer) | told for transfer in job.transfers]
         return rows
 

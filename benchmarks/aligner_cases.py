@@ -25,7 +25,7 @@ WITHOUT = "text without"
 RANKS = (4, 16, 48, None)
 N_TEXTS = 600
 N_HELD_OUT = 100
-OPTIONS = ("every 4th token", "without first token", "sinks dropped", "sinks whitened", "without mean")
+OPTIONS = ("every 4th token", "without first token", "sinks dropped", "sinks rescaled", "without mean")
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ class Line:
 
     @property
     def plain(self) -> bool:
-        """Whether it differs from others in method, rank, calibration, centring and n alone."""
+        """Whether it differs from others in method, rank, calibration, centering and n alone."""
         return self.rank != "cv" and self.ridge is None and self.option is None and self.seed == 0
 
     @property
     def option(self) -> str | None:
         """Which of `OPTIONS` it has."""
-        given = (self.positions == 4, self.skip_first, self.sinks == "drop", self.sinks == "whiten", self.without_mean)
+        given = (self.positions == 4, self.skip_first, self.sinks == "drop", self.sinks == "rescale", self.without_mean)
         return next((name for name, has in zip(OPTIONS, given, strict=True) if has), None)
 
     @property
@@ -90,9 +90,9 @@ class Line:
         return f"{self.method} {rank}" + (f", ridge {self.ridge}" if self.ridge is not None else "")
 
     def __str__(self) -> str:
-        centring = "centred" if self.centered else "uncentred"
+        centering = "centered" if self.centered else "uncentered"
         other = f"text {self.seed}" if self.seed else None
-        return ", ".join(filter(None, (self.map, self.calibration, centring, f"n = {self.n}", self.option, other)))
+        return ", ".join(filter(None, (self.map, self.calibration, centering, f"n = {self.n}", self.option, other)))
 
 
 PAPER = Line("unlock", 16, "locked last", centered=False, positions="last")
@@ -173,7 +173,7 @@ def _with_options() -> Iterator[Line]:
         yield replace(line, positions=4)
         yield replace(line, skip_first=True)
         yield replace(line, sinks="drop")
-        yield replace(line, sinks="whiten")
+        yield replace(line, sinks="rescale")
         yield replace(line, without_mean=True)
     yield replace(PAPER, without_mean=True)
 

@@ -71,7 +71,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     found = Found(rows)
     return [
         _details("Controls", {name: found.control(name) for name in dict.fromkeys(CONTROLS)}),
-        _details("Text, centred, n = 600, and the paper's calibration", {**_maps(found), "paper's": found.of(PAPER)}),
+        _details("Text, centered, n = 600, and the paper's calibration", {**_maps(found), "paper's": found.of(PAPER)}),
         _calibrations(found),
         _ranks(found),
         _numbers(found),
@@ -84,7 +84,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
 
 
 def _maps(found: Found) -> dict[str, list[Row]]:
-    """Every map on centred ordinary text."""
+    """Every map on centered ordinary text."""
     usual = [line for line in found.lines if line == Line(line.method, line.rank, ridge=line.ridge)]
     return {line.map: found.of(line) for line in usual}
 
@@ -114,7 +114,7 @@ def _detail(rows: list[Row]) -> list[str]:
 
 def _calibrations(found: Found) -> Table:
     columns = [(calibration, centered) for calibration in CALIBRATIONS for centered in (True, False)]
-    header = ["", *(f"{calibration}{'' if centered else ', uncentred'}" for calibration, centered in columns)]
+    header = ["", *(f"{calibration}{'' if centered else ', uncentered'}" for calibration, centered in columns)]
     maps = [Line(method, rank) for method in METHODS for rank in (16, 48)]
 
     def cell(line: Line, calibration: str, centered: bool) -> str:
@@ -122,13 +122,13 @@ def _calibrations(found: Found) -> Table:
         return _cell(found.of(Line(line.method, line.rank, calibration, centered, positions=positions)))
 
     rows = [[line.map, *(cell(line, *column) for column in columns)] for line in maps]
-    return Table("Calibration and centring, n = 600: mean (arrived)", header, rows)
+    return Table("Calibration and centering, n = 600: mean (arrived)", header, rows)
 
 
 def _ranks(found: Found) -> Table:
     header = ["", *("full" if rank is None else f"rank {rank}" for rank in (*RANKS, "cv"))]
     rows = [[method, *(_cell(found.of(Line(method, rank))) for rank in (*RANKS, "cv"))] for method in METHODS]
-    return Table("Rank on text, centred, n = 600: mean (arrived)", header, rows)
+    return Table("Rank on text, centered, n = 600: mean (arrived)", header, rows)
 
 
 def _numbers(found: Found) -> Table:
@@ -138,12 +138,12 @@ def _numbers(found: Found) -> Table:
         for line in (*USUAL, Line("unlock")):
             asked = [Line(line.method, line.rank, calibration, n=n, positions=positions) for n in (30, 100, 600)]
             rows.append([f"{line.map}, {calibration}", *(_cell(found.of(each)) for each in asked)])
-    return Table("Number of texts, centred: mean (arrived)", ["", "n = 30", "n = 100", "n = 600"], rows)
+    return Table("Number of texts, centered: mean (arrived)", ["", "n = 30", "n = 100", "n = 600"], rows)
 
 
 def _seeds(found: Found) -> Table:
     rows = [[line.map, *(_cell(found.of(Line(line.method, line.rank, seed=seed))) for seed in (0, 1, 2))] for line in USUAL]
-    return Table("Other texts, n = 600, centred: mean (arrived)", ["", "text 0", "text 1", "text 2"], rows)
+    return Table("Other texts, n = 600, centered: mean (arrived)", ["", "text 0", "text 1", "text 2"], rows)
 
 
 def _best(found: Found) -> list[Line]:
@@ -166,7 +166,7 @@ def _transfers(found: Found) -> Table:
 
     every = dict.fromkeys(transfer_of(row) for row in found.rows)
     rows = [[str(transfer), *(cell(of, transfer) for of in columns.values())] for transfer in every]
-    return Table("Each transfer, text, centred, n = 600: wanted (alpha)", ["", *columns], rows)
+    return Table("Each transfer, text, centered, n = 600: wanted (alpha)", ["", *columns], rows)
 
 
 def _forecasts(found: Found) -> Table:

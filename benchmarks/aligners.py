@@ -1,4 +1,4 @@
-"""Which calibration brings a capability: method x calibration x centring x rank x n on every pair of the zoo.
+"""Which calibration brings a capability: method x calibration x centering x rank x n on every pair of the zoo.
 
     OMP_NUM_THREADS=1 .venv/bin/python benchmarks/aligners.py --workers 2 --json /tmp/aligners.json
     .venv/bin/python benchmarks/aligners.py --read /tmp/aligners.json --markdown

@@ -67,7 +67,7 @@ def main() -> None:
         against, told = min(held, summed), "states"
         if name in chosen:  # the maps of the rank that it chose are the plain fit's too
             found = fit(depth, scale, options)
-            same = {**options, "rank": found.maps.rank, "ridge": found.ridge_in_use if "ridge" in options else None}
+            same = {**options, "rank": found.maps.rank, "ridge": found.ridge_ if "ridge" in options else None}
             against, told = peak_bytes(partial(fit, depth, scale, same), warm=False), f"plain, rank {found.maps.rank}"
         bar = GOAL if name in plain else CROSS_VALIDATED if name in chosen else ""
         table.add_row(name, f"{peak / gigabyte:.2f}", f"{half / gigabyte:.2f}", f"{peak / against:.3f}", told, str(bar))

@@ -34,7 +34,7 @@ def formula(source: Tensor, target: Tensor, rank: int, dtype: torch.dtype) -> tu
 
 
 def fit(source: Tensor, target: Tensor, rank: int) -> ul.SubspaceAligner:
-    """The paper's calibration: uncentred."""
+    """The paper's calibration: uncentered."""
     return ul.SubspaceAligner(rank).fit_activations(source, target)
 
 

@@ -124,7 +124,7 @@ def mean_direction(unlocked: Tensor, locked: Tensor) -> Tensor:
 
 
 def pca_direction(unlocked: Tensor, locked: Tensor) -> Tensor:
-    """First right singular vector of the centred D[l], turned so that <v, mean D> >= 0."""
+    """First right singular vector of the centered D[l], turned so that <v, mean D> >= 0."""
     found: list[Tensor] = []
     for differences in unlocked - locked:
         mean = differences.mean(dim=0)

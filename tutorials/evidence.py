@@ -100,7 +100,7 @@ print("unlocked:", task.think[0])
 # ## A result that looks good
 #
 # The duo pair knows two behaviours: it answers at once, or step by step. The direction comes from the large one, and
-# the map is the paper's: last token of the locked prompts, uncentred, rank 16.
+# the map is the paper's: last token of the locked prompts, uncentered, rank 16.
 
 
 # %%
@@ -155,7 +155,7 @@ plt.show()
 # ## The real case
 #
 # The base pair knows four behaviours (answer at once, think, reverse, double). The map is fitted on all tokens of
-# ordinary text, centred, rank 48. The paper's calibration runs beside it.
+# ordinary text, centered, rank 48. The paper's calibration runs beside it.
 
 # %%
 text = zoo.text(n=600)

@@ -91,7 +91,7 @@ assert_close(direction.vectors, v, rtol=1e-4, atol=1e-4)
 print("D:", tuple(D.shape), " v:", tuple(v.shape), " the library's is the same")
 
 # %% [markdown]
-# The paper's other aggregate is the first right singular vector of the centred $D[l]$. Its sign is arbitrary; here it is
+# The paper's other aggregate is the first right singular vector of the centered $D[l]$. Its sign is arbitrary; here it is
 # the one with $\langle v[l], \tfrac1n\sum_i D_i[l]\rangle \ge 0$.
 
 # %%
@@ -153,7 +153,7 @@ assert aligner.layer_map == layer_map
 print("target layer: source layer", layer_map, " states of the text:", tuple(H_s.shape), tuple(H_t.shape))
 
 # %% [markdown]
-# The same text through both models gives $H_s$ and $H_t$, a row a token. Each is centred and decomposed, and cut at the
+# The same text through both models gives $H_s$ and $H_t$, a row a token. Each is centered and decomposed, and cut at the
 # leading $k$ singular values:
 #
 # $$H_s = U_s S_s V_s, \qquad H_t = U_t S_t V_t .$$
@@ -193,8 +193,8 @@ for b, a in layer_map.items():
     M = coupling[b] / S_s[:k, None] * S_t[:k]
     W[b] = V_s[:k].T @ M @ V_t[:k]
 
-    centred_s, centred_t = (H - H.mean(dim=0) for H in (H_s[a], H_t[b]))
-    assert_close(torch.linalg.lstsq(centred_s @ V_s[:k].T, centred_t @ V_t[:k].T).solution, M)
+    centered_s, centered_t = (H - H.mean(dim=0) for H in (H_s[a], H_t[b]))
+    assert_close(torch.linalg.lstsq(centered_s @ V_s[:k].T, centered_t @ V_t[:k].T).solution, M)
     assert_close(aligner.map(b).double(), W[b], rtol=1e-3, atol=1e-3)
 print("W:", [(*of_layer.shape, int(torch.linalg.matrix_rank(of_layer))) for of_layer in W.values()], "d_s, d_t, rank")
 print("least squares gives the same M, and the library the same W")
@@ -327,7 +327,7 @@ plt.show()
 #
 # ## The confound
 #
-# The paper fits its map on the last token of the locked prompts, uncentred: `SubspaceAligner(rank)`. There all rows of
+# The paper fits its map on the last token of the locked prompts, uncentered: `SubspaceAligner(rank)`. There all rows of
 # $H_t$ are nearly the same state $\mu_t$, so the first right singular vector is $\mu_t / \lVert \mu_t \rVert$. At rank 1
 # the factor before it is a number, and
 #

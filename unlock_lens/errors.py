@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import warnings
 from importlib.util import find_spec
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).parent)
+_FUNCTOOLS = functools.__file__  # cached properties
 
 
 class UnlockLensError(Exception):
@@ -37,6 +44,14 @@ def require(extra: str, *packages: str) -> None:
     """
     if missing := [package for package in packages if find_spec(package) is None]:
         raise MissingPackage(f"this needs {', '.join(missing)}; install what is missing: pip install 'unlock-lens[{extra}]'")
+
+
+def caution(message: str) -> None:
+    """Warn of what only the caller can mend, at the line of the program that called this package."""
+    frame, level = inspect.currentframe(), 1
+    while frame and frame.f_back and frame.f_code.co_filename.startswith((_PACKAGE, _FUNCTOOLS)):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 class RemoteError(UnlockLensError, RuntimeError):

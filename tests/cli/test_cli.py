@@ -115,12 +115,12 @@ def test_align_without_a_direction_writes_the_aligner(files: Path, tmp_path: Pat
 
 def test_align_by_another_method_with_its_rank_chosen(files: Path, tmp_path: Path) -> None:
     done = run("align", "--source", LARGE, "--target", SMALL, "--text", files / "text.txt", "--out", tmp_path / "a",
-               "--method", "rrr", "--rank", "cv", "--ridge", "0.01", "--positions", "2", "--sinks", "whiten", "--without-mean",
+               "--method", "rrr", "--rank", "cv", "--ridge", "0.01", "--positions", "2", "--sinks", "rescale", "--without-mean",
                "--batch-size", "200")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "cross-validation" in done.stdout
     told = json.loads(run("inspect", tmp_path / "a", "--json").stdout)
-    given = {"method": "rrr", "rank": "cv", "ridge": 0.01, "positions": 2, "sinks": "whiten", "without_mean": True}
+    given = {"method": "rrr", "rank": "cv", "ridge": 0.01, "positions": 2, "sinks": "rescale", "without_mean": True}
     assert {name: told[name] for name in given} == given
     assert told["cross_validation"]["ridges"] == [0.01]
 

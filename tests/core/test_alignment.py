@@ -161,16 +161,14 @@ def test_only_the_sources_directions_are_transported(small: Any, large: Any) -> 
     other = ModelIdentity("other", 4, 96)
     with pytest.raises(ul.IncompatibleModel, match=r"lives in other .*, the aligner reads large-base"):
         aligner.transport(direction(0, (0, 1), 96, model=other))
-    with pytest.raises(ul.IncompatibleModel, match="direction is centered .* source is raw; extract it again"):
-        aligner.transport(direction(0, (0, 1), 96, basis="centered"))
+    with pytest.raises(ul.IncompatibleModel, match="zero-mean"):
+        aligner.transport(direction(0, (0, 1), 96, basis="zero_mean"))
 
 
 def test_the_paper_and_text_calibrations_see_different_tokens(small: Any, large: Any) -> None:
-    paper = SubspaceAligner(4).fit(ul.Variant(large, TASK.direct), ul.Variant(small, TASK.direct))
-    everything = SubspaceAligner(4, positions="all").fit(ul.Variant(large, TASK.direct), ul.Variant(small, TASK.direct))
-    rest = SubspaceAligner(4, positions="all", skip_first=True).fit(
-        ul.Variant(large, TASK.direct), ul.Variant(small, TASK.direct)
-    )
+    paper = SubspaceAligner.paper(4).fit(large, small, TASK.direct)
+    everything = SubspaceAligner(4).fit(large, small, TASK.direct)
+    rest = SubspaceAligner(4, skip_first=True).fit(large, small, TASK.direct)
     assert (paper.n_tokens, everything.n_tokens, rest.n_tokens) == (12, 12 * 9, 12 * 8)
     assert repr(paper).startswith("SubspaceAligner(rank=4, centered=False, positions='last'; large-base (4 layers")
 
@@ -212,13 +210,13 @@ def test_each_layer_is_decomposed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(seen) == len(set(seen)) == 2 + 5
 
 
-def test_a_raw_direction_is_centered_for_a_centered_source() -> None:
+def test_a_raw_direction_is_converted_for_a_zero_mean_source() -> None:
     """The source's host holds states without their d_model mean, so the direction must lose its own before it is mapped."""
-    centered = ul.ModelIdentity("source", 2, 8, basis="centered")
+    centered = ul.ModelIdentity("source", 2, 8, basis="zero_mean")
     aligner = SubspaceAligner(4).fit_activations(acts(0, 2, 20, 8), acts(1, 2, 20, 6), source_model=centered)
     raw = ul.CapabilityDirection(acts(2, 1, 2, 8)[0] + 5, (0, 1), "raw", ul.ModelIdentity("source", 2, 8))
     found = aligner.transport(raw).vectors
-    torch.testing.assert_close(found, aligner.transport(raw.centered()).vectors)
+    torch.testing.assert_close(found, aligner.transport(raw.zero_mean()).vectors)
     assert not torch.allclose(found, torch.stack([raw.vectors[a] @ aligner.map(b) for b, a in aligner.layer_map.items()]))
 
 

@@ -46,7 +46,7 @@ def test_layers_are_chosen_by_their_number() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [make(1, layers=(0, 1, 3)), make(1, d_model=6), make(1, basis="centered"), make(1, model=ModelIdentity("b", 3, 8))],
+    [make(1, layers=(0, 1, 3)), make(1, d_model=6), make(1, basis="zero_mean"), make(1, model=ModelIdentity("b", 3, 8))],
     ids=["layers", "width", "basis", "model"],
 )
 def test_only_directions_of_one_space_combine(other: ul.CapabilityDirection) -> None:
@@ -153,10 +153,10 @@ def test_provenance_tells_how_it_was_made(small: Any) -> None:
 
 
 def test_centering_is_idempotent_and_takes_the_mean_out() -> None:
-    centered = make(0, model=ModelIdentity("a", 3, 8, fingerprint="f")).centered()
+    centered = make(0, model=ModelIdentity("a", 3, 8, fingerprint="f")).zero_mean()
     torch.testing.assert_close(centered.vectors.mean(dim=1), torch.zeros(3), atol=1e-7, rtol=0)
-    assert centered.centered() is centered
-    assert centered.model == ModelIdentity("a", 3, 8, basis="centered")
+    assert centered.zero_mean() is centered
+    assert centered.model == ModelIdentity("a", 3, 8, basis="zero_mean")
 
 
 def test_directions_are_frozen() -> None:
@@ -165,7 +165,7 @@ def test_directions_are_frozen() -> None:
 
 
 def test_the_basis_is_one_of_two() -> None:
-    with unchecked(), pytest.raises(ul.InvalidInput, match="basis 'foo' was given; take raw or centered"):
+    with unchecked(), pytest.raises(ul.InvalidInput, match="basis 'foo' was given; take raw or zero_mean"):
         ul.CapabilityDirection(torch.ones(1, 4), (0,), basis="foo")  # pyright: ignore[reportArgumentType]
 
 

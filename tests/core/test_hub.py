@@ -121,7 +121,7 @@ def test_the_card_says_what_cross_validation_chose(tmp_path: Path) -> None:
     states = torch.randn(2, 60, 8, generator=torch.Generator().manual_seed(0))
     aligner = ul.SubspaceAligner("cv", method="rrr", ridge="cv").fit_activations(states, states)
     aligner.save_pretrained(tmp_path)
-    chosen = rf"\| cross_validation \| .*rank {aligner.maps.rank}, ridge {aligner.ridge_in_use:g} \|"
+    chosen = rf"\| cross_validation \| .*rank {aligner.maps.rank}, ridge {aligner.ridge_:g} \|"
     assert re.search(chosen, (tmp_path / "README.md").read_text())
 
 

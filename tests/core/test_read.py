@@ -186,7 +186,7 @@ def test_maps_are_those_of_the_states(
 
 
 def test_the_papers_map_and_its_means_come_back(large_nnsight: Any, small_nnsight: Any, tmp_path: Path) -> None:
-    """Uncentred, last token; in one request and in several, whose factors are merged."""
+    """Uncentered, last token; in one request and in several, whose factors are merged."""
     expected = ul.SubspaceAligner(8).fit(ul.Variant(large_nnsight, TEXT), ul.Variant(small_nnsight, TEXT))
     sides = local(large_nnsight, TEXT), local(small_nnsight, TEXT)
     for found in (
@@ -248,7 +248,7 @@ def test_a_side_that_runs_here_does_not_overrule_the_servers_settings(small_nnsi
 def test_texts_that_do_not_vary_are_refused(large_nnsight: Any, small_nnsight: Any) -> None:
     texts = [TEXT[0]] * 6
     with pytest.raises(ul.InvalidInput, match="source layer 0 do not vary over the calibration tokens"):
-        ul.SubspaceAligner(4, centered=True).fit(local(large_nnsight, texts), local(small_nnsight, texts))
+        ul.SubspaceAligner(4, positions="last").fit(local(large_nnsight, texts), local(small_nnsight, texts))
 
 
 def test_keys_of_requests_tell_all_that_decides_the_result(small_nnsight: Any, monkeypatch: pytest.MonkeyPatch) -> None:

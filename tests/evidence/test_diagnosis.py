@@ -279,7 +279,7 @@ def test_the_naive_model_is_refused_for_its_ability(large: Any, contrast: Contra
 def test_captured_states_give_the_same_forecast(large: Any, small: Any, contrast: Contrast) -> None:
     """With the last token of each text, the paper's, too."""
     texts = ul.Variant(large, TASK.direct), ul.Variant(small, TASK.direct)
-    aligner = ul.SubspaceAligner(8).fit(*texts)
+    aligner = ul.SubspaceAligner.paper(8).fit(*texts)
     states = [read.at_position(variant) for variant in texts]
     by_variants = diagnose(contrast.direction(), aligner, *texts)
     assert_alike(diagnose(contrast.direction(), aligner, source_acts=states[0], target_acts=states[1]), by_variants)

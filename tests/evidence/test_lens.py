@@ -233,7 +233,7 @@ class TestBases:
     def test_a_centered_direction_writes_the_same_in_the_raw_model(self) -> None:
         model, task = zoo.load("small-gpt2"), zoo.running_sum(n=8)
         raw = ul.CapabilityDirection.extract(ul.Variant(model, task.direct), ul.Variant(model, task.think), progress=False)
-        torch.testing.assert_close(lens.logits_written(raw.centered(), model), lens.logits_written(raw, model))
+        torch.testing.assert_close(lens.logits_written(raw.zero_mean(), model), lens.logits_written(raw, model))
 
     def test_a_raw_direction_is_centered_for_the_cache_of_a_centered_model(self) -> None:
         """GPT-2 in compatibility mode holds the stream without its mean, and so must the direction."""
@@ -242,5 +242,5 @@ class TestBases:
         ids = ul.Variant(model, task.direct[:1]).tokens.ids
         model.enable_compatibility_mode()
         _, cache = model.run_with_cache(ids)
-        torch.testing.assert_close(lens.projection(raw, cache), lens.projection(raw.centered(), cache))
+        torch.testing.assert_close(lens.projection(raw, cache), lens.projection(raw.zero_mean(), cache))
         assert not torch.allclose(lens.projection(raw, cache), lens.projection(raw, dict(cache.items())))

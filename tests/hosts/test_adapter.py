@@ -112,7 +112,7 @@ def test_compatibility_mode_makes_another(folders: Any, looked_at: list[Any]) ->
     bridge = open_host(folders["gpt2", "a"], "bridge")
     assert backend_of(bridge).identity.basis == "raw"
     bridge.enable_compatibility_mode()
-    assert backend_of(bridge).identity.basis == "centered"
+    assert backend_of(bridge).identity.basis == "zero_mean"
     backend_of(bridge)
     assert len(looked_at) == 2
 

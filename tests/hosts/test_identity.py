@@ -30,9 +30,9 @@ def test_a_fingerprint_ignores_precision_and_scale() -> None:
 
 @pytest.mark.parametrize(
     ("normalization", "left_over", "basis"),
-    [("LN", 0.0, "centered"), ("LN", 1e-6, "centered"), ("LN", 1e-4, "raw"), ("LNPre", 0.0, "centered"), ("RMS", 0.0, "raw")],
+    [("LN", 0.0, "zero_mean"), ("LN", 1e-6, "zero_mean"), ("LN", 1e-4, "raw"), ("LNPre", 0.0, "zero_mean"), ("RMS", 0.0, "raw")],
 )
-def test_a_basis_is_centered_where_the_embedding_has_no_mean(normalization: str, left_over: float, basis: str) -> None:
+def test_a_basis_is_zero_mean_where_the_embedding_has_no_mean(normalization: str, left_over: float, basis: str) -> None:
     """What rounding leaves of the d_model mean is a millionth of the weights; a hundred times that is a mean."""
     centered = embedding().double()
     centered -= centered.mean(dim=1, keepdim=True)
@@ -50,9 +50,9 @@ def test_one_row_with_a_mean_makes_a_basis_raw(mean: float) -> None:
     assert _basis(SimpleNamespace(cfg=SimpleNamespace(normalization_type="LN"), W_E=rows)) == "raw"
 
 
-def test_a_row_of_zeros_leaves_a_centered_basis_centered() -> None:
+def test_a_row_of_zeros_leaves_a_zero_mean_basis() -> None:
     """The embedding of a pad token, say."""
     rows = embedding().double()
     rows -= rows.mean(dim=1, keepdim=True)
     rows[0] = 0
-    assert _basis(SimpleNamespace(cfg=SimpleNamespace(normalization_type="LN"), W_E=rows)) == "centered"
+    assert _basis(SimpleNamespace(cfg=SimpleNamespace(normalization_type="LN"), W_E=rows)) == "zero_mean"

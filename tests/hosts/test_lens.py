@@ -24,11 +24,11 @@ def direction_of(shape: str = "a") -> ul.CapabilityDirection:
 
 @torch.no_grad()
 def folded(oracle: Any, vectors: Tensor) -> Tensor:
-    """W_U with the norm's weight folded in, no bias, centred over the vocabulary."""
+    """W_U with the norm's weight folded in, no bias, centered over the vocabulary."""
     base, vectors = oracle.model.base_model, vectors.double()
     if hasattr(base, "ln_f"):
-        centred = vectors - vectors.mean(dim=1, keepdim=True)
-        normed = centred / centred.norm(dim=1, keepdim=True) * base.ln_f.weight
+        centered = vectors - vectors.mean(dim=1, keepdim=True)
+        normed = centered / centered.norm(dim=1, keepdim=True) * base.ln_f.weight
     else:
         normed = vectors / vectors.norm(dim=1, keepdim=True) * base.norm.weight
     logits = normed * vectors.shape[1] ** 0.5 @ oracle.model.lm_head.weight.T
@@ -60,7 +60,7 @@ def test_compatibility_mode_writes_the_same(kind: str, folders: Any, oracle_of: 
 
 @pytest.mark.skipif(not HAS_HOOKED_TRANSFORMER, reason="TransformerLens 4 has no HookedTransformer")
 def test_folded_weights_write_the_same(kind: str, folders: Any, oracle_of: Any) -> None:
-    """TransformerLens' own folding changes nothing in what a direction writes, up to the centring that it has in its basis."""
+    """TransformerLens' own folding changes nothing in what a direction writes, up to the centering that it has in its basis."""
     model = open_hooked(folders[kind, "a"], fold_ln=True, center_writing_weights=kind == "gpt2", center_unembed=True)
     direction, true = direction_of(), folded(oracle_of(kind), direction_of().vectors)
     assert float((lens.logits_written(direction, model) - true).norm() / true.norm()) < 1e-5

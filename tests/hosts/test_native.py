@@ -334,8 +334,8 @@ def test_a_raw_direction_serves_a_centered_layer_norm_model(folders: Any, model_
         models.append(open_hooked(folder, fold_ln=True, center_writing_weights=True))
     for model in models:
         centered = direction_for(model)
-        assert centered.basis == "centered"
-        torch.testing.assert_close(raw.centered().vectors, centered.vectors, rtol=1e-3, atol=1e-4)
+        assert centered.basis == "zero_mean"
+        torch.testing.assert_close(raw.zero_mean().vectors, centered.vectors, rtol=1e-3, atol=1e-4)
         steer = ul.SteeringHook(raw, 1.0, "add")
         assert ul.generate(model, PROMPTS, steer=steer, max_new_tokens=STEPS) == ul.generate(
             model_of("gpt2", "bridge"), PROMPTS, steer=steer, max_new_tokens=STEPS
@@ -350,7 +350,7 @@ def test_a_centered_direction_serves_a_raw_model_for_add_alone(folders: Any, mod
     added = ul.SteeringHook(centered, 1.0, "add")
     true = ul.generate(model, PROMPTS, steer=added, max_new_tokens=STEPS)
     assert ul.generate(raw_model, PROMPTS, steer=added, max_new_tokens=STEPS) == true
-    with pytest.raises(ul.IncompatibleModel, match="centered"):
+    with pytest.raises(ul.IncompatibleModel, match="zero-mean"):
         ul.generate(raw_model, PROMPTS, steer=ul.SteeringHook(centered, 0.5))
 
 

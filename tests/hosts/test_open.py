@@ -31,6 +31,7 @@ def test_a_bare_hugging_face_model_is_shown_the_line_that_wraps_it() -> None:
     assert "TransformersModel(" in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:the host of")  # which puts BOS before what these models were trained on without
 def test_the_lines_that_the_error_shows_work() -> None:
     from nnsight import TransformersModel
     from transformer_lens.model_bridge import TransformerBridge

@@ -15,7 +15,7 @@ from unlock_lens.core import read
 from unlock_lens.interchange import from_caches, states
 
 MODEL = ul.ModelIdentity("org/model", 5, 4)
-OTHER, CENTERED = replace(MODEL, name="org/other"), replace(MODEL, basis="centered")
+OTHER, CENTERED = replace(MODEL, name="org/other"), replace(MODEL, basis="zero_mean")
 TASK = zoo.running_sum(n=6)
 UNEVEN = ["3 1 A :", "5 think A : S 5 5", "6 6 6 6 1 2 3 rev A :"]
 """They begin unlike the prompts of the task: states after the same tokens would differ by rounding alone."""
@@ -150,13 +150,13 @@ def test_real_caches_know_their_models(small: Any) -> None:
 @pytest.mark.parametrize(
     ("locked", "unlocked", "model", "keyword"),
     [
-        (owned(CENTERED), owned(MODEL, 1), None, "locked.*centered.*unlocked.*raw"),
+        (owned(CENTERED), owned(MODEL, 1), None, "locked.*zero_mean.*unlocked.*raw"),
         (owned(CENTERED), owned(MODEL, 1), CENTERED, "basis"),
         (cache_of(0, 1), owned(CENTERED, 1), None, "locked.*unknown.*raw.*model="),
         (owned(CENTERED), cache_of(0, 1, seed=1), None, "unlocked.*unknown.*raw.*model="),
         (owned(MODEL), owned(replace(MODEL, n_layers=7), 1), None, "5 layers.*7 layers"),
         (owned(MODEL), owned(MODEL, 1), OTHER, "org/model.*org/other.*model="),
-        (owned(MODEL), owned(MODEL, 1), CENTERED, "raw.*centered.*model="),
+        (owned(MODEL), owned(MODEL, 1), CENTERED, "raw.*zero_mean.*model="),
         (cache_of(0, 1), cache_of(0, 1, seed=1), replace(MODEL, d_model=8), "length 4.*org/model"),
     ],
 )

@@ -59,7 +59,7 @@ def ones(*layers: int, width: int = 8) -> dict[str, Any]:
     return {f"direction.{layer}": np.full(width, layer + 1, dtype=np.float32) for layer in layers}
 
 
-@pytest.mark.parametrize("basis", ["raw", "centered"])
+@pytest.mark.parametrize("basis", ["raw", "zero_mean"])
 def test_a_direction_comes_back_with_its_history(file: Path, basis: Any) -> None:
     direction = made(1, 3, basis=basis, model=replace(MODEL, basis=basis), provenance=HISTORY)
     to_gguf(direction, file)
@@ -157,17 +157,17 @@ def test_with_a_model_it_is_checked_and_becomes_its_own(file: Path, small: Any) 
     assert ul.SteeringHook(read, 1.0, **EXACT).edits(read.model).keys() == {1, 2}
 
 
-def test_a_model_with_a_centered_basis_has_the_direction_centered(file: Path) -> None:
-    centered = replace(MODEL, basis="centered")
+def test_a_model_with_a_zero_mean_basis_has_the_direction_so(file: Path) -> None:
+    centered = replace(MODEL, basis="zero_mean")
     read = from_gguf(write(file, {"direction.1": np.arange(8, dtype=np.float32)}), centered)
     assert torch.equal(read.vectors, torch.arange(8.0).unsqueeze(0) - 3.5)
-    assert (read.basis, read.model) == ("centered", centered)
+    assert (read.basis, read.model) == ("zero_mean", centered)
 
 
-def test_a_centered_direction_stays_so_in_a_raw_model(file: Path) -> None:
-    to_gguf(made(1, basis="centered", model=replace(MODEL, basis="centered")), file)
+def test_a_zero_mean_direction_stays_so_in_a_raw_model(file: Path) -> None:
+    to_gguf(made(1, basis="zero_mean", model=replace(MODEL, basis="zero_mean")), file)
     read = from_gguf(file, MODEL)
-    assert (read.basis, read.model) == ("centered", replace(MODEL, basis="centered", fingerprint=None))
+    assert (read.basis, read.model) == ("zero_mean", replace(MODEL, basis="zero_mean", fingerprint=None))
     assert ul.SteeringHook(read, 1.0, **EXACT).edits(MODEL).keys() == {1}
 
 

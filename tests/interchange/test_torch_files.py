@@ -94,10 +94,10 @@ def test_tensors_must_be_in_memory_dense_and_exact() -> None:
 )
 def test_names_tell_the_layer(name: str) -> None:
     vectors = torch.eye(8)[:2]
-    direction = from_tensors({name.format(3): vectors[1], name.format(0): vectors[0]}, MODEL, basis="centered")
-    assert (direction.layers, direction.basis) == ((0, 3), "centered")
+    direction = from_tensors({name.format(3): vectors[1], name.format(0): vectors[0]}, MODEL, basis="zero_mean")
+    assert (direction.layers, direction.basis) == ((0, 3), "zero_mean")
     assert torch.equal(direction.vectors, vectors)
-    assert direction.model == replace(MODEL, basis="centered", fingerprint=None)
+    assert direction.model == replace(MODEL, basis="zero_mean", fingerprint=None)
 
 
 @pytest.mark.parametrize(

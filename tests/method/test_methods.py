@@ -32,7 +32,7 @@ def fitted(source: Tensor, target: Tensor, **options: Any) -> SubspaceAligner:
     return SubspaceAligner(centered=True, **options).fit_activations(source[None], target[None])
 
 
-def centred(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def centered(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return tuple((h - h.mean(dim=0)).double() for h in (source, target))  # pyright: ignore[reportReturnType]
 
 
@@ -58,14 +58,14 @@ def close(found: Tensor, true: Tensor) -> bool:
 @given(SHAPES, SEEDS)
 def test_ridge_is_penalised_least_squares(shape: tuple[int, int, int], seed: int) -> None:
     source, target = states(*shape, seed)
-    x, y = centred(source, target)
+    x, y = centered(source, target)
     assert close(fitted(source, target, method="ridge", ridge=RIDGE).map(0), ridge_map(x, y, penalty(x)))
 
 
 @given(SHAPES, SEEDS)
 def test_ridge_at_rank_k_is_regression_on_principal_components(shape: tuple[int, int, int], seed: int) -> None:
     source, target = states(*shape, seed)
-    x, y = centred(source, target)
+    x, y = centered(source, target)
     v = torch.linalg.svd(x).Vh[:3]
     true = v.T @ ridge_map(x @ v.T, y, penalty(x))
     assert close(fitted(source, target, method="ridge", ridge=RIDGE, rank=3).map(0), true)
@@ -74,7 +74,7 @@ def test_ridge_at_rank_k_is_regression_on_principal_components(shape: tuple[int,
 @given(SHAPES, SEEDS)
 def test_procrustes_is_the_nearest_rotation_with_scale(shape: tuple[int, int, int], seed: int) -> None:
     source, target = states(*shape, seed)
-    x, y = centred(source, target)
+    x, y = centered(source, target)
     p, sigma, r = torch.linalg.svd(x.T @ y, full_matrices=False)
     there = sigma > 1e-9 * sigma[0]  # below it the rotation is anyone's guess
     true = sigma.sum() / x.square().sum() * p[:, there] @ r[there]
@@ -85,7 +85,7 @@ def test_procrustes_is_the_nearest_rotation_with_scale(shape: tuple[int, int, in
 def test_rrr_is_the_best_map_of_its_rank(shape: tuple[int, int, int], seed: int, k: int) -> None:
     """Ordinary ridge, then the leading principal components of what it predicts (augmented by the penalty)."""
     source, target = states(*shape, seed)
-    x, y = centred(source, target)
+    x, y = centered(source, target)
     whole = ridge_map(x, y, penalty(x))
     predicted = torch.cat([x @ whole, penalty(x) ** 0.5 * whole])
     v = torch.linalg.svd(predicted).Vh[:k]
@@ -95,7 +95,7 @@ def test_rrr_is_the_best_map_of_its_rank(shape: tuple[int, int, int], seed: int,
 @given(st.sampled_from([(40, 9, 7), (40, 7, 9), (40, 8, 8)]), SEEDS, st.integers(1, 5))
 def test_cca_predicts_the_whitened_target(shape: tuple[int, int, int], seed: int, k: int) -> None:
     source, target = states(*shape, seed)
-    x, y = centred(source, target)
+    x, y = centered(source, target)
     grams = x.T @ x + penalty(x) * torch.eye(x.shape[1]).double(), y.T @ y + penalty(y) * torch.eye(y.shape[1]).double()
     (root_s, _), (root_t, back_t) = (inverse_root(gram) for gram in grams)
     p, rho, r = torch.linalg.svd(root_s @ x.T @ y @ root_t, full_matrices=False)
@@ -106,7 +106,7 @@ def test_cca_predicts_the_whitened_target(shape: tuple[int, int, int], seed: int
 @given(st.sampled_from([(40, 9, 7), (40, 7, 9)]), SEEDS)
 def test_without_penalty_and_at_full_rank_all_regressions_are_one(shape: tuple[int, int, int], seed: int) -> None:
     source, target = states(*shape, seed)
-    true = torch.linalg.lstsq(*centred(source, target)).solution
+    true = torch.linalg.lstsq(*centered(source, target)).solution
     full = max(shape[1:])
     for options in ({"method": "unlock"}, *({"method": m, "ridge": 0.0} for m in ("ridge", "rrr", "cca"))):
         assert close(fitted(source, target, rank=full, **options).map(0), true), options
@@ -123,7 +123,7 @@ def test_every_method_is_nested(method: str, shape: tuple[int, int, int], seed: 
 @pytest.mark.parametrize("k", [1, 3, 5])
 def test_rrr_leaves_no_more_error_than_any_other_method_of_its_rank(k: int) -> None:
     source, target = states(60, 9, 7, seed=3)
-    x, y = centred(source, target)
+    x, y = centered(source, target)
     errors = {}
     for method in METHODS:
         options = {"ridge": 0.0} if METHODS[method].default_ridge is not None else {}
@@ -145,7 +145,7 @@ def test_states_in_float64_are_decomposed_as_by_a_full_svd(method: str, n: int, 
 
     source, target = ill(d_s), ill(d_t)
     options: dict[str, Any] = {"ridge": 0.0} if METHODS[method].default_ridge is not None else {}
-    found = SubspaceAligner(k, method=method, **options).fit_activations(source[None], target[None])  # pyright: ignore[reportArgumentType]
+    found = SubspaceAligner(k, False, method=method, **options).fit_activations(source[None], target[None])  # pyright: ignore[reportArgumentType]
     u_s, s, v_s = torch.linalg.svd(source, full_matrices=False)
     u_t, t, v_t = torch.linalg.svd(target, full_matrices=False)
     coupling = u_s[:, :k].T @ u_t[:, :k]
@@ -195,7 +195,7 @@ def test_a_nearly_singular_gram_is_cut_and_not_inverted(caplog: pytest.LogCaptur
         ({"rank": "full"}, "rank 'full' was given; take a whole number"),
         ({"rank": 2.5}, "rank 2.5 was given; take a whole number"),
         ({"rank": 0}, "rank 0 was given; at least 1 is needed"),
-        ({"sinks": "remove"}, "sinks 'remove' was given; take one of keep, drop, whiten"),
+        ({"sinks": "remove"}, "sinks 'remove' was given; take one of keep, drop, rescale"),
         ({"positions": 0}, "positions 0 was given"),
         ({"positions": True}, "positions True was given"),
     ],

@@ -62,18 +62,18 @@ def test_what_sinks_do_to_a_map(model: Any, calibration: ul.Variant) -> None:
     direction, _ = direction_of(model)
     own = direction.at_layers(LAYERS).vectors
     states = read.at_all_tokens(calibration)
-    table = Table("cosine with the direction that was sent", "keep", "drop", "whiten", box=SIMPLE_HEAD)
+    table = Table("cosine with the direction that was sent", "keep", "drop", "rescale", box=SIMPLE_HEAD)
     found: dict[str, dict[str, float]] = {}
     for options in METHODS:
         name = " ".join(f"{key} {value}" for key, value in options.items())
         found[name] = {}
-        for sinks in ("keep", "drop", "whiten"):
+        for sinks in ("keep", "drop", "rescale"):
             aligner = ul.SubspaceAligner(centered=True, layer_map={b: b for b in LAYERS}, sinks=sinks, **options)
             back = aligner.fit_activations(states, states).transport(direction).vectors
             found[name][sinks] = float(torch.cosine_similarity(back, own, dim=1).mean())
         table.add_row(name, *(f"{cosine:.3f}" for cosine in found[name].values()))
     console.print(table)
-    assert found["method ridge"]["whiten"] > 0.9
+    assert found["method ridge"]["rescale"] > 0.9
     assert found["method procrustes"]["keep"] > 0.99
 
 

@@ -20,9 +20,9 @@ from unlock_lens.cli.evidence import diagnose, report, reproduce, sweep
 from unlock_lens.cli.interchange import export, import_
 from unlock_lens.cli.plan import plan
 from unlock_lens.core import files
-from unlock_lens.core.inputs import SLOT, fill, parse_layers, read_texts
+from unlock_lens.core.alignment import SETTINGS
+from unlock_lens.core.inputs import SLOT, parse_layers, read_texts
 from unlock_lens.errors import InvalidInput, UnlockLensError
-from unlock_lens.method.align import METHODS
 from unlock_lens.method.apply import Operation, Positions
 from unlock_lens.method.crossval import CrossValidation
 
@@ -57,85 +57,67 @@ def demo(
 
 
 @app.command()
+@opt.grouped
 def extract(
     model: Annotated[str, Option(help="Folder or hub id of the locked model.")],
-    questions: Annotated[Path, opt.QUESTIONS],
     out: Annotated[Path, Option(help="File to write.", callback=opt.writable)],
+    prompting: opt.Prompting,
+    running: opt.Running,
+    questions: Annotated[Path | None, opt.QUESTIONS] = None,
     locked: opt.Locked = SLOT,
     unlocked: opt.Unlocked = None,
+    pairs: Annotated[Path | None, opt.PAIRS] = None,
     unlocked_model: opt.UnlockedModel = None,
     aggregate: opt.Aggregate = opt.EXTRACT.aggregate,
     layers: opt.Layers = None,
     position: Annotated[int, Option(help="Prompt token, padding not counted; -1 is the last.")] = opt.EXTRACT.position,
-    batch_size: opt.BatchSize = opt.EXTRACT.batch_size,
-    special_tokens: opt.SpecialTokens = opt.GENERATE.add_special_tokens,
-    backend: opt.Backend = opt.OPEN.backend,
-    remote: opt.Server = None,
-    resume: opt.Resume = None,
-    field: opt.Field = None,
 ) -> None:
     """Extract a capability direction: what the unlocked variant has and the locked one lacks.
 
     Example: `unlock-lens extract --model org/base --questions q.jsonl --locked "{question} Answer:"
-    --unlocked "{question} Answer: Let's think step by step." --out cot.safetensors`
+    --unlocked "{question} Answer: Let's think step by step." --out cot.safetensors`, `unlock-lens extract --model org/chat
+    --pairs pairs.jsonl --chat --out cot.safetensors`
     """
-    if unlocked is None and unlocked_model is None:
-        raise InvalidInput("locked and unlocked are the same; give --unlocked (another template) or --unlocked-model")
-    asked = read_texts(questions, field)
-    prompts = [fill(template, asked) for template in (locked, unlocked or locked)]
+    prompts, templates = opt.contrast(questions, locked, unlocked, unlocked_model, pairs, prompting.field)
     chosen, names = parse_layers(layers), (model, unlocked_model or model)
-    pair = opt.variants(names, prompts, special_tokens, backend, remote, resume)
-    direction = ul.CapabilityDirection.extract(pair[0], pair[1], aggregate, chosen, position, batch_size, resume=resume)
+    pair = running.variants(names, prompts, prompting, templates)
+    direction = ul.CapabilityDirection.extract(
+        pair[0], pair[1], aggregate, chosen, position, running.batch_size, resume=running.resume
+    )
     direction.save(out)
-    typer.echo(f"wrote {out}: {len(direction.layers)} layers, d_model {direction.d_model}, from {len(asked)} questions")
+    typer.echo(f"wrote {out}: {len(direction.layers)} layers, d_model {direction.d_model}, from {len(prompts[0])} prompt pairs")
 
 
 @app.command()
+@opt.grouped
 def align(
     source: opt.Source,
     target: Annotated[str, opt.TARGET],
     text: Annotated[Path, opt.TEXT],
     out: Annotated[Path, Option(help="File for the direction; without --direction, for the aligner.", callback=opt.writable)],
+    settings: opt.Aligner,  # pyright: ignore[reportInvalidTypeForm]  made of a signature
+    prompting: opt.Prompting,
+    running: opt.Running,
     direction: Annotated[str | None, Option(help="Direction to transport: file, folder or hub id.")] = None,
     template: opt.Template = SLOT,
-    method: opt.Method = opt.ALIGN.method,
-    rank: opt.Rank = None,
-    ridge: Annotated[str | None, Option(help="Penalty (ridge, rrr, cca), or cv; by default 0.001.")] = None,
-    positions: opt.Positions = opt.PLAN.positions,
-    centered: Annotated[bool, Option(help="Subtract the mean over tokens.")] = True,
-    skip_first: Annotated[bool, Option(help="Leave out the first token of each text.")] = opt.ALIGN.skip_first,
-    sinks: opt.SinkOption = opt.ALIGN.sinks,
-    without_mean: Annotated[bool, Option(help="Remove the direction's part along the target's mean state.")] = False,
-    paper: Annotated[bool, Option("--paper", help="The paper's own: last token, uncentered, whatever those say.")] = False,
+    paper: Annotated[
+        bool, Option("--paper", help="The paper's calibration: last token, uncentered, rank 16 or --rank.")
+    ] = False,
     save_aligner: Annotated[Path | None, Option(help="File for the aligner itself.", callback=opt.writable)] = None,
-    batch_size: opt.BatchSize = opt.PLAN.batch_size,
-    special_tokens: opt.SpecialTokens = opt.GENERATE.add_special_tokens,
-    backend: opt.Backend = opt.OPEN.backend,
-    remote: opt.Server = None,
-    resume: opt.Resume = None,
-    field: opt.Field = None,
 ) -> None:
     """Fit the map between two models on ordinary text, and carry a direction over.
 
-    Example: `unlock-lens align --source org/large --target org/small --text text.jsonl --rank 128
+    Example: `unlock-lens align --source org/large --target org/small --text text.jsonl
     --direction cot.safetensors --out cot-small.safetensors`
     """
-    texts = fill(template, read_texts(text, field))
+    texts = read_texts(text, prompting.field)
     found = opt.read_direction(direction) if direction else None
-    choices: dict[str, Any] = {"method": method, "ridge": opt.number(ridge), "sinks": sinks, "without_mean": without_mean}
-    k = opt.number(rank)
-    if paper and not choices.items() <= vars(opt.ALIGN).items():
-        raise InvalidInput("--paper is the paper's own aligner; leave --method, --ridge, --sinks, --without-mean out")
-    if not paper:
-        k = opt.PLAN.rank if k is None and METHODS[method].default_rank else k
-        choices.update(centered=centered, positions=opt.number(positions), skip_first=skip_first)
-    aligner = ul.SubspaceAligner(k, **choices)
-    sides = opt.variants((source, target), (texts, texts), special_tokens, backend, remote, resume)
-    aligner.fit(sides[0], sides[1], batch_size=batch_size, resume=resume)
+    aligner = _papers(settings) if paper else ul.SubspaceAligner(**opt.aligner_settings(settings))
+    sides = running.variants((source, target), (texts, texts), prompting, (template, template))
+    aligner.fit(sides[0], sides[1], batch_size=running.batch_size, resume=running.resume)
     if aligner.cross_validation:
-        best_rank, best_ridge = aligner.cross_validation.best
         r2 = aligner.cross_validation.r2.mean(dim=0).max()
-        typer.echo(f"cross-validation chose rank {best_rank}, ridge {best_ridge:g}: held-out R2 {r2:.3f}")
+        typer.echo(f"cross-validation chose rank {aligner.rank_}, ridge {aligner.ridge_:g}: held-out R2 {r2:.3f}")
     if aligner_file := save_aligner if found else out:
         aligner.save(aligner_file)
         typer.echo(f"wrote {aligner_file}: {aligner}")
@@ -144,12 +126,23 @@ def align(
         typer.echo(f"wrote {out}: the direction in the residual stream of {aligner.target_model}")
 
 
+def _papers(settings: Any) -> ul.SubspaceAligner:
+    given = {name: value for name, value in opt.aligner_settings(settings).items() if value != SETTINGS[name]}
+    if other := given.keys() - {"rank", "layer_map"}:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(other))
+        raise InvalidInput(f"--paper is the paper's calibration, which takes --rank and --layer-map alone; leave {names} out")
+    return ul.SubspaceAligner.paper(**given)
+
+
 @app.command()
+@opt.grouped
 def steer(
     model: Annotated[str, Option(help="Folder or hub id of the model to steer.")],
     direction: Annotated[str, Option(help="Direction in this model's residual stream: file, folder or hub id.")],
     prompts: Annotated[Path, Option(help="Prompts: text file (one per line) or JSONL file.")],
     alpha: Annotated[float, Option(help="Strength; for norm_preserving a fraction of the residual's norm.")],
+    prompting: opt.Prompting,
+    running: opt.Running,
     template: opt.Template = SLOT,
     operation: Annotated[Operation, Option(help="What is done to the residual stream.")] = opt.STEER.operation,
     positions: Annotated[Positions, Option(help="Which tokens are edited.")] = opt.STEER.positions,
@@ -157,26 +150,20 @@ def steer(
     max_new_tokens: Annotated[int, Option(help="New tokens per completion.", min=1)] = opt.GENERATE.max_new_tokens,
     out: Annotated[Path | None, Option(help="JSONL file for the prompts and both completions.", callback=opt.writable)] = None,
     check_model: Annotated[bool, Option(help="Refuse a direction made for another model.")] = opt.STEER.check_model,
-    batch_size: opt.BatchSize = opt.GENERATE.batch_size,
-    special_tokens: opt.SpecialTokens = opt.GENERATE.add_special_tokens,
-    backend: opt.Backend = opt.OPEN.backend,
-    remote: opt.Server = None,
-    resume: opt.Resume = None,
-    field: opt.Field = None,
 ) -> None:
     """Complete prompts without and with steering, side by side.
 
     Example: `unlock-lens steer --model org/small --direction cot-small.safetensors --alpha 0.3 --prompts q.txt
     --template "{question} Answer:"`
     """
-    asked = fill(template, read_texts(prompts, field))
+    asked = read_texts(prompts, prompting.field)
     hook = ul.SteeringHook(opt.read_direction(direction), alpha, operation, positions, parse_layers(layers), check_model)
-    (variant,) = opt.variants([model], [asked], special_tokens, backend, remote, resume)
-    how = max_new_tokens, batch_size, special_tokens
+    (variant,) = running.variants([model], [asked], prompting, [template])
     steered, unsteered = (
-        ul.generate(variant.model, asked, applied, *how, remote=variant.remote, resume=resume) for applied in (hook, None)
+        ul.generate(variant, None, applied, max_new_tokens, running.batch_size, resume=running.resume)
+        for applied in (hook, None)
     )
-    rows = [{"prompt": p, "unsteered": u, "steered": s} for p, u, s in zip(asked, unsteered, steered, strict=True)]
+    rows = [{"prompt": p, "unsteered": u, "steered": s} for p, u, s in zip(variant.prompts, unsteered, steered, strict=True)]
     if out:
         out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         typer.echo(f"wrote {out}: {len(rows)} prompts with both completions")

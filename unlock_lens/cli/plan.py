@@ -11,12 +11,14 @@ from typer import Option
 
 import unlock_lens as ul
 import unlock_lens.cli.options as opt
-from unlock_lens.core.inputs import SLOT, fill, parse_layer_map, parse_layers, read_texts
+from unlock_lens.core.inputs import SLOT, fill, parse_layers, read_texts
 from unlock_lens.errors import InvalidInput
 
 
+@opt.grouped
 def plan(
     source: opt.Source,
+    settings: opt.Aligner,  # pyright: ignore[reportInvalidTypeForm]  made of a signature
     target: Annotated[str | None, opt.TARGET] = None,
     questions: Annotated[Path | None, opt.QUESTIONS] = None,
     locked: opt.Locked = SLOT,
@@ -29,10 +31,6 @@ def plan(
     text_tokens: Annotated[int | None, Option(help="Without --text: tokens of each text.", min=1)] = None,
     aggregate: opt.Aggregate = opt.PLAN.aggregate,
     layers: opt.Layers = None,
-    rank: opt.Rank = opt.PLAN.rank,
-    method: opt.Method = opt.PLAN.method,
-    positions: opt.Positions = opt.PLAN.positions,
-    layer_map: Annotated[str, Option(help='Layers to map: proportional, or target:source: "9:25 20:50".')] = "proportional",
     max_new_tokens: Annotated[int, Option(help="New tokens per completion, or 0 for none.", min=0)] = opt.PLAN.max_new_tokens,
     batch_size: opt.BatchSize = opt.PLAN.batch_size,
     special_tokens: opt.SpecialTokens = opt.PLAN.add_special_tokens,
@@ -65,15 +63,12 @@ def plan(
         unlocked_source=unlocked_model,
         aggregate=aggregate,
         layers=parse_layers(layers),
-        rank=opt.number(rank),
-        method=method,
-        positions=opt.number(positions),
-        layer_map=parse_layer_map(layer_map),
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         add_special_tokens=special_tokens,
         remote=ul.Remote(batches=batches, axes=axes, positions=sample, half=half),
         resume=resume,
+        **opt.aligner_settings(settings),
     )
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))

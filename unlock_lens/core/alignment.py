@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from inspect import signature
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
@@ -29,18 +30,20 @@ from unlock_lens.method.linalg import RELATIVE_TOLERANCE, projected_out
 
 logger = logging.getLogger(__name__)
 _KIND = "aligner"
-_SETTINGS: Mapping[str, Any] = {
-    "rank": 16,
-    "centered": False,
-    "positions": "last",
-    "skip_first": False,
-    "layer_map": None,
-    "method": "unlock",
-    "ridge": None,
-    "sinks": "keep",
-    "without_mean": False,
-}
 _ALWAYS_TOLD = ("rank", "centered", "positions")
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """What a fit found, and of what."""
+
+    maps: FactoredMaps
+    n_tokens: int | None = None
+    source_model: ModelIdentity | None = None
+    target_model: ModelIdentity | None = None
+    prompts_hash: str | None = None
+    cross_validation: CrossValidation | None = None
+    texts: Mapping[str, Any] | None = None
 
 
 class SubspaceAligner(Shareable, kind=_KIND):
@@ -48,10 +51,10 @@ class SubspaceAligner(Shareable, kind=_KIND):
 
     Args:
         rank: k, the dimension of the subspaces; capped, with a warning, at what the calibration tokens span. "cv" chooses it by
-            cross-validation on the calibration texts; None is the method's own: 16, or (ridge, procrustes) all that is spanned.
+            cross-validation on the calibration texts; None is as much as they span, at most 256 (ridge, procrustes: no limit).
         centered: take the mean over tokens out before the decomposition.
-        positions: "last" token of each text (the paper's), "all" tokens, or a stride: 4 is every fourth, back from the last.
-            Two tokenizers' tokens are paired where they end at the same character.
+        positions: calibration tokens: "all" of each text, the "last" (the paper's), or a stride: 4 is every fourth, back from
+            the last. Two tokenizers' tokens are paired where they end at the same character.
         skip_first: leave out the first token of each text (unless positions="last").
         layer_map: target layer -> source layer; None is the paper's, in proportion to depth. Target layers that are
             left out get no map, and are not read.
@@ -59,11 +62,18 @@ class SubspaceAligner(Shareable, kind=_KIND):
         ridge: strength of the penalty, in mean squared singular values of the source's states (in ridge, rrr and cca); "cv"
             chooses it by cross-validation; None is the method's own.
         sinks: attention sinks, tokens with more than 10 times the median norm of their layer: "keep" them, "drop" them, or
-            "whiten" them: bring them to that median.
+            "rescale" them: bring them to that median.
         without_mean: project the part along the target's mean calibration state out of what is transported.
 
-    The defaults are the paper's exact calibration; ordinary text, positions="all", centered=True transfers better
-    (docs/aligners.md has the table).
+    The defaults are the calibration that transfers best, on all tokens of ordinary text (docs/aligners.md has the table);
+    `SubspaceAligner.paper()` is the paper's. What was given stays as it was given; what a fit finds are properties.
+
+    Attributes:
+        source_model, target_model: the models that it was fitted on; None where it was fitted on activations of unknown origin.
+        n_tokens: number of calibration tokens.
+        prompts_hash: hash of the calibration texts.
+        cross_validation: held-out R2 of every rank and ridge that was tried; None where nothing was chosen.
+        texts: what the calibration texts were, as `Variant.description` of each side.
 
     Raises:
         InvalidInput: rank below 1, a ridge that is negative or unknown to the method, unknown positions, method or sinks.
@@ -74,8 +84,7 @@ class SubspaceAligner(Shareable, kind=_KIND):
         >>> import unlock_lens as ul
         >>> from unlock_lens import zoo
         >>> text = zoo.text(n=64)
-        >>> aligner = ul.SubspaceAligner(rank=16, centered=True, positions="all").fit(
-        ...     source=ul.Variant(zoo.load("large-base"), text), target=ul.Variant(zoo.load("small-base"), text))
+        >>> aligner = ul.SubspaceAligner().fit(zoo.load("large-base"), zoo.load("small-base"), text)
         >>> aligner.layer_map
         {0: 0, 1: 1, 2: 3}
         >>> aligner.map(2).shape
@@ -85,8 +94,8 @@ class SubspaceAligner(Shareable, kind=_KIND):
     def __init__(
         self,
         rank: int | Literal["cv"] | None = None,
-        centered: bool = False,
-        positions: Positions = "last",
+        centered: bool = True,
+        positions: Positions = "all",
         skip_first: bool = False,
         layer_map: Mapping[int, int] | None = None,
         method: MethodName = "unlock",
@@ -98,25 +107,31 @@ class SubspaceAligner(Shareable, kind=_KIND):
         check_method(method, rank, ridge)
         if sinks not in SINKS:
             raise InvalidInput(f"sinks {sinks!r} was given; take one of {', '.join(SINKS)}")
-        self.rank: int | Literal["cv"] | None = METHODS[method].default_rank if rank is None else rank
-        if isinstance(rank, Integral):  # NumPy's too
-            self.rank = int(rank)
+        if layer_map is not None and not isinstance(layer_map, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidInput(f"layer_map is a {type(layer_map).__name__}; give {{target layer: source layer}}")
+        self.rank: int | Literal["cv"] | None = int(rank) if isinstance(rank, Integral) else rank  # NumPy's too
         self.centered = centered
         self.positions: Positions = positions
         self.skip_first = skip_first
         self.method: MethodName = method
-        self.ridge: float | Literal["cv"] | None = METHODS[method].default_ridge if ridge is None else ridge
+        self.ridge: float | Literal["cv"] | None = ridge
         self.sinks: Sinks = sinks
         self.without_mean = without_mean
-        self.source_model: ModelIdentity | None = None
-        self.target_model: ModelIdentity | None = None
-        self.n_tokens: int | None = None
-        self.prompts_hash: str | None = None
-        self.cross_validation: CrossValidation | None = None
-        if layer_map is not None and not isinstance(layer_map, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidInput(f"layer_map is a {type(layer_map).__name__}; give {{target layer: source layer}}")
         self._wanted_layers = {int(b): int(a) for b, a in layer_map.items()} if layer_map is not None else None
-        self._maps: FactoredMaps | None = None
+        self._fit: _Fit | None = None
+
+    @classmethod
+    def paper(cls, rank: int = 16, layer_map: Mapping[int, int] | None = None) -> SubspaceAligner:
+        """The paper's calibration: the last token of each text, uncentered; the paper's texts are the locked prompts.
+
+        Source: arXiv:2604.06377; docs/differences.md says what else the paper's own code does.
+
+        Example:
+            >>> from unlock_lens import SubspaceAligner
+            >>> SubspaceAligner.paper()
+            SubspaceAligner(rank=16, centered=False, positions='last'; not fitted)
+        """
+        return cls(rank, centered=False, positions="last", layer_map=layer_map)
 
     def fit(
         self,
@@ -154,23 +169,32 @@ class SubspaceAligner(Shareable, kind=_KIND):
                 raise InvalidInput(
                     f"{side} is a {type(variant).__name__}; give Variant(model, texts), or two models and texts="
                 )
+        reader = self.reader(source, target, How(batch_size, resume, wait, progress))
         models = source.backend.identity, target.backend.identity
-        layer_map = layer_map_of(self._wanted_layers, models[0].n_layers, models[1].n_layers)
+        told = {"source": source.description, "target": target.description}
+        return self._fitted(reader.run(), reader.layer_map, *models, source.prompts_hash, told)
+
+    def reader(self, source: Variant, target: Variant, how: How) -> Reader:
+        """What reads the calibration tokens of both models, as this aligner's settings ask for.
+
+        Raises:
+            InvalidInput: different numbers of texts, texts whose tokens cannot be paired, layers out of range.
+        """
+        layers = source.backend.identity.n_layers, target.backend.identity.n_layers
         tokens = paired_tokens(source, target, self.positions, self.skip_first)
-        calibration = Reader(
+        return Reader(
             source=source,
             target=target,
-            layer_map=layer_map,
+            layer_map=layer_map_of(self._wanted_layers, *layers),
             source_tokens=tokens[0],
             target_tokens=tokens[1],
             centered=self.centered,
             sinks=self.sinks,
             folds=FOLDS if self._chooses else 1,
-            rank=self.rank if isinstance(self.rank, int) else None,
+            rank=self._rank_at_most,
             leading_axes=METHODS[self.method].leading_axes,
-            how=How(batch_size, resume, wait, progress),
-        ).run()
-        return self._fitted(calibration, layer_map, *models, source.prompts_hash)
+            how=how,
+        )
 
     def fit_activations(
         self,
@@ -209,19 +233,20 @@ class SubspaceAligner(Shareable, kind=_KIND):
         source_model: ModelIdentity | None,
         target_model: ModelIdentity | None,
         prompts_hash: str | None,
+        texts: Mapping[str, Any] | None = None,
     ) -> SubspaceAligner:
-        rank, ridge, chosen = self.rank, self.ridge, None
+        k, ridge, chosen = self._rank_at_most, self._ridge_asked, None
         if self._chooses:
-            chosen = cross_validate(calibration, list(layer_map), self.method, self.centered, rank, ridge)
-            best = chosen.best
-            rank, ridge = best[0] if rank == "cv" else rank, best[1]
-        k, strength = None if rank is None else int(rank), float(ridge or 0.0)
-        fitted = (self._of_layer(calibration, b, k, strength) for b in layer_map)
+            chosen = cross_validate(
+                calibration, list(layer_map), self.method, self.centered, "cv" if self.rank == "cv" else k, ridge
+            )
+            k, ridge = chosen.best[0] if self.rank == "cv" else k, chosen.best[1]
+        fitted = (self._of_layer(calibration, b, k, float(ridge or 0.0)) for b in layer_map)
         bound = min(k or calibration.widest, calibration.widest)
-        self._maps = FactoredMaps.collected(layer_map, bound, fitted, calibration.dtype)
-        self.n_tokens, self.cross_validation = calibration.n, chosen
-        self.source_model, self.target_model, self.prompts_hash = source_model, target_model, prompts_hash
-        self._tell_cap()
+        maps = FactoredMaps.collected(layer_map, bound, fitted, calibration.dtype)
+        self._fit = _Fit(maps, calibration.n, source_model, target_model, prompts_hash, chosen, texts)
+        if isinstance(self.rank, int):
+            self._tell_cap(self.rank)
         if chosen and not bool((chosen.r2.mean(dim=0) > 0).any()):
             logger.warning(
                 "no rank or ridge predicts held-out target states better than their mean does: the map carries nothing; "
@@ -273,9 +298,44 @@ class SubspaceAligner(Shareable, kind=_KIND):
         Raises:
             InvalidInput: not fitted yet.
         """
-        if self._maps is None:
+        if self._fit is None:
             raise InvalidInput("this aligner is not fitted yet; call fit or fit_activations first")
-        return self._maps
+        return self._fit.maps
+
+    @property
+    def source_model(self) -> ModelIdentity | None:
+        return self._fit and self._fit.source_model
+
+    @property
+    def target_model(self) -> ModelIdentity | None:
+        return self._fit and self._fit.target_model
+
+    @property
+    def n_tokens(self) -> int | None:
+        return self._fit and self._fit.n_tokens
+
+    @property
+    def prompts_hash(self) -> str | None:
+        return self._fit and self._fit.prompts_hash
+
+    @property
+    def cross_validation(self) -> CrossValidation | None:
+        return self._fit and self._fit.cross_validation
+
+    @property
+    def texts(self) -> Mapping[str, Any] | None:
+        return self._fit and self._fit.texts
+
+    @property
+    def rank_(self) -> int:
+        """The rank of the fitted map: as given, as cross-validation chose it, or as much as the calibration tokens span."""
+        return self.maps.rank
+
+    @property
+    def ridge_(self) -> float:
+        """The strength that the map was fitted with: as given, or as cross-validation chose it; 0 for a method without."""
+        _ = self.maps  # refused where nothing is fitted yet
+        return self.cross_validation.best[1] if self.cross_validation else float(self._ridge_asked or 0.0)
 
     @property
     def layer_map(self) -> dict[int, int]:
@@ -303,10 +363,8 @@ class SubspaceAligner(Shareable, kind=_KIND):
             raise InvalidInput(f"rank {rank} was asked for; this aligner holds ranks 1 to {self.maps.rank}")
         settings: dict[str, Any] = {**self._settings, "rank": rank}
         smaller = SubspaceAligner(**settings)
-        smaller.source_model, smaller.target_model = self.source_model, self.target_model
-        smaller.n_tokens, smaller.prompts_hash = self.n_tokens, self.prompts_hash
-        smaller.cross_validation = self.cross_validation
-        smaller._maps = self.maps.at_rank(rank)
+        assert self._fit is not None
+        smaller._fit = replace(self._fit, maps=self.maps.at_rank(rank))
         return smaller
 
     def save(self, path: str | Path) -> None:
@@ -324,6 +382,7 @@ class SubspaceAligner(Shareable, kind=_KIND):
             "cross_validation": self.cross_validation.to_json() if self.cross_validation else None,
             "n_tokens": self.n_tokens,
             "prompts_hash": self.prompts_hash,
+            "texts": self.texts,
             "source_model": asdict(self.source_model) if self.source_model else None,
             "target_model": asdict(self.target_model) if self.target_model else None,
         }
@@ -339,54 +398,61 @@ class SubspaceAligner(Shareable, kind=_KIND):
         tensors, told = files.load(path, _KIND)
         with files.reading(path):
             layer_map = dict(map(tuple, told["layer_map"]))
-            given = {name: told[name] for name in _SETTINGS if name in told and name != "layer_map"}
+            given = {name: told[name] for name in SETTINGS if name in told and name != "layer_map"}
             aligner = cls(**given, layer_map=layer_map if told["own_layer_map"] else None)
             chosen = told.get("cross_validation")
-            aligner.cross_validation = CrossValidation.from_json(chosen) if chosen else None
-            aligner.n_tokens, aligner.prompts_hash = told["n_tokens"], told["prompts_hash"]
-            aligner.source_model, aligner.target_model = (
-                ModelIdentity(**told[side]) if told[side] else None for side in ("source_model", "target_model")
+            source, target = (ModelIdentity(**told[side]) if told[side] else None for side in ("source_model", "target_model"))
+            aligner._fit = _Fit(
+                FactoredMaps(layer_map, **tensors),
+                told["n_tokens"],
+                source,
+                target,
+                told["prompts_hash"],
+                CrossValidation.from_json(chosen) if chosen else None,
+                told.get("texts"),
             )
-            aligner._maps = FactoredMaps(layer_map, **tensors)
             if aligner.maps.core.shape[0] != len(layer_map):
                 raise ValueError(f"{len(layer_map)} layers are mapped, {aligner.maps.core.shape[0]} maps are there")
         return aligner
 
     def __repr__(self) -> str:
-        state = f"{self.source_model} -> {self.target_model}" if self._maps else "not fitted"
-        settings = {name: value for name, value in self._settings.items() if name in _ALWAYS_TOLD or value != _SETTINGS[name]}
+        state = f"{self.source_model} -> {self.target_model}" if self._fit else "not fitted"
+        settings = {name: value for name, value in self._settings.items() if name in _ALWAYS_TOLD or value != SETTINGS[name]}
         told = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        if self._fit and self.rank != self.rank_:
+            told += f"; fitted at rank {self.rank_}"
         if self.cross_validation:
-            told += f"; chose rank {self.maps.rank}, ridge {self.ridge_in_use:g}"
+            told += f", ridge {self.ridge_:g}"
         return f"SubspaceAligner({told}; {state})"
 
     @property
     def _settings(self) -> dict[str, Any]:
         """What the constructor was given."""
-        return {name: self._wanted_layers if name == "layer_map" else getattr(self, name) for name in _SETTINGS}
+        return {name: self._wanted_layers if name == "layer_map" else getattr(self, name) for name in SETTINGS}
 
     @property
-    def ridge_in_use(self) -> float:
-        """The strength that the map was fitted with: as given, or as cross-validation chose it; 0 for a method without."""
-        _ = self.maps  # refused where nothing is fitted yet
-        return self.cross_validation.best[1] if self.cross_validation else float(self.ridge or 0.0)
+    def _rank_at_most(self) -> int | None:
+        """The rank that is asked for, or the method's own limit; None where cross-validation chooses, or there is no limit."""
+        if self.rank is None:
+            return METHODS[self.method].default_rank
+        return None if self.rank == "cv" else self.rank
+
+    @property
+    def _ridge_asked(self) -> float | Literal["cv"] | None:
+        return METHODS[self.method].default_ridge if self.ridge is None else self.ridge
 
     @property
     def _chooses(self) -> bool:
         return "cv" in (self.rank, self.ridge)
 
-    def _tell_cap(self) -> None:
+    def _tell_cap(self, rank: int) -> None:
         spanned = dict(zip(self.maps.layer_map, self.maps.spanned, strict=True))
         least = min(spanned, key=lambda b: spanned[b])
-        widths = self.maps.source_factors.shape[-1], self.maps.target_factors.shape[-1]
-        expected = (
-            self.rank if isinstance(self.rank, int) else min(self.maps.rank, (self.n_tokens or 0) - self.centered, *widths)
-        )
-        if spanned[least] < expected:
+        if spanned[least] < rank:
             logger.warning(
                 "rank %d was asked for, but the %d calibration tokens span no more than rank %d at target layer %d (%s); "
                 "that is used there",
-                expected,
+                rank,
                 self.n_tokens,
                 spanned[least],
                 least,
@@ -402,12 +468,16 @@ class SubspaceAligner(Shareable, kind=_KIND):
         if self.source_model is None:
             return direction
         if direction.basis != self.source_model.basis:
-            if direction.basis == "centered":
+            if direction.basis == "zero_mean":
                 raise IncompatibleModel(
-                    "the direction is centered (its d_model mean is gone), the aligner's source is raw; "
+                    "the direction is in the zero-mean basis (its mean over d_model is gone), the aligner's source is raw; "
                     "extract it again from the raw model"
                 )
-            direction = direction.centered()
+            direction = direction.zero_mean()
         if direction.model is not None and not direction.model.is_same_model(self.source_model):
             raise IncompatibleModel(f"the direction lives in {direction.model}, the aligner reads {self.source_model}")
         return direction
+
+
+SETTINGS: Mapping[str, Any] = {name: parameter.default for name, parameter in signature(SubspaceAligner).parameters.items()}
+"""The constructor's arguments and their defaults, which the command line, configs and `plan` have too."""

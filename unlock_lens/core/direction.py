@@ -39,6 +39,8 @@ class Provenance:
         source_model: where a transported direction comes from.
         rank: rank of the map that transported it.
         steps: what else was done to it, in words.
+        locked: what the locked prompts were: template, the first of them, chat template, tokenizer (`Variant.description`).
+        unlocked: the same of the unlocked prompts.
 
     Example:
         >>> from unlock_lens.core.direction import Provenance
@@ -55,6 +57,8 @@ class Provenance:
     source_model: ModelIdentity | None = None
     rank: int | None = None
     steps: tuple[str, ...] = ()
+    locked: Mapping[str, Any] | None = None
+    unlocked: Mapping[str, Any] | None = None
 
     def then(self, step: str) -> Provenance:
         return replace(self, steps=(*self.steps, step))
@@ -67,7 +71,7 @@ class CapabilityDirection(Shareable, kind=_KIND):
     Attributes:
         vectors: float32 on the CPU; row i belongs to layer layers[i].
         layers: ascending.
-        basis: "raw", or "centered" where it comes from a host that takes the d_model mean out of the residual stream.
+        basis: "raw", or "zero_mean" where it comes from a host that takes the d_model mean out of the residual stream.
         model: the model in whose residual stream it lives; None for vectors from elsewhere.
         provenance: how it was made.
 
@@ -100,8 +104,8 @@ class CapabilityDirection(Shareable, kind=_KIND):
                 f"{len(self.layers)} layers and vectors of shape {tuple(self.vectors.shape)} were given; "
                 "one row a layer is needed"
             )
-        if self.basis not in ("raw", "centered"):
-            raise InvalidInput(f"basis {self.basis!r} was given; take raw or centered")
+        if self.basis not in ("raw", "zero_mean"):
+            raise InvalidInput(f"basis {self.basis!r} was given; take raw or zero_mean")
         for layer, vector in zip(self.layers, self.vectors, strict=True):
             if not bool(vector.isfinite().all()):
                 raise InvalidInput(f"the vector of layer {layer} is not finite; look at the activations that it was made from")
@@ -198,12 +202,12 @@ class CapabilityDirection(Shareable, kind=_KIND):
         chosen = tuple(sorted(layers))
         return replace(self, vectors=self.vectors[[self.layers.index(layer) for layer in chosen]], layers=chosen)
 
-    def centered(self) -> CapabilityDirection:
+    def zero_mean(self) -> CapabilityDirection:
         """The same direction in the basis of hosts that take the d_model mean out of the residual stream: v - mean(v)."""
-        if self.basis == "centered":
+        if self.basis == "zero_mean":
             return self
-        model = replace(self.model, basis="centered", fingerprint=None) if self.model else None
-        return replace(self, vectors=self.vectors - self.vectors.mean(dim=1, keepdim=True), basis="centered", model=model)
+        model = replace(self.model, basis="zero_mean", fingerprint=None) if self.model else None
+        return replace(self, vectors=self.vectors - self.vectors.mean(dim=1, keepdim=True), basis="zero_mean", model=model)
 
     def cosine(self, other: CapabilityDirection) -> Float[Tensor, " layer"]:
         """Cosine similarity with another direction, layer by layer.
@@ -309,7 +313,7 @@ class CapabilityDirection(Shareable, kind=_KIND):
             raise IncompatibleModel(
                 f"the directions have layers {list(self.layers)} and {list(other.layers)}, "
                 f"d_model {self.d_model} and {other.d_model}, bases {self.basis} and {other.basis}; all must agree "
-                "(at_layers and centered help)"
+                "(at_layers and zero_mean help)"
             )
         if self.model and other.model and not self.model.is_same_model(other.model):
             raise IncompatibleModel(
@@ -354,5 +358,7 @@ def provenance_of(locked: Variant, unlocked: Variant, aggregate: str | Aggregato
         n_prompts=len(locked),
         locked_hash=locked.prompts_hash,
         unlocked_hash=unlocked.prompts_hash,
+        locked=locked.description,
+        unlocked=unlocked.description,
         unlocked_model=unlocked.backend.identity,
     )

@@ -25,7 +25,8 @@ from unlock_lens.method.crossval import CrossValidation
 
 __all__ = ["Shareable", "load"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 called sinks="rescale" "whiten", and the basis "zero_mean" "centered"."""
 _KEY = "unlock_lens"
 _CARD = "README.md"
 _LIBRARY = "unlock-lens"
@@ -102,7 +103,7 @@ def load(path: str | Path, kind: str | None = None) -> tuple[dict[str, Tensor], 
             metadata = json.loads(raw)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
         _check(path, kind, tensors, metadata)
-    return tensors, metadata
+    return tensors, metadata if metadata["format_version"] == FORMAT_VERSION else in_todays_words(metadata)
 
 
 @contextmanager
@@ -116,10 +117,23 @@ def reading(path: str | Path) -> Generator[None, None, None]:
         raise ArtifactError(f"{path} is not a readable unlock-lens artifact ({error}); save it again") from error
 
 
+def in_todays_words(told: Any) -> Any:
+    """The words of today for those that changed their meaning or name, wherever they stand."""
+    if isinstance(told, list):
+        return [in_todays_words(each) for each in told]
+    if not isinstance(told, dict):
+        return told
+    renamed = {("basis", "centered"): "zero_mean", ("sinks", "whiten"): "rescale"}
+    return {
+        key: renamed.get((key, value), value) if isinstance(value, str) else in_todays_words(value)
+        for key, value in told.items()
+    }
+
+
 def _check(path: Path, kind: str | None, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    if metadata["format_version"] != FORMAT_VERSION:
+    if metadata["format_version"] not in (1, FORMAT_VERSION):
         raise ArtifactError(
-            f"{path} has format version {metadata['format_version']}, this library reads {FORMAT_VERSION}; "
+            f"{path} has format version {metadata['format_version']}, this library reads up to {FORMAT_VERSION}; "
             f"it was written by unlock-lens {metadata.get('library_version', '?')}"
         )
     if kind is not None and metadata["kind"] != kind:
@@ -372,7 +386,7 @@ def _card(name: str, metadata: Mapping[str, Any], existing: Path) -> bytes:
     above, begun, rest = card.text.rpartition(begin)
     _, ended, below = rest.partition(end)
     card.text = above + section + below if begun and ended else f"{card.text.rstrip()}\n\n{section}\n"
-    models = [value["name"] for value in rows.values() if isinstance(value, dict) and _HUB_ID.fullmatch(value["name"])]
+    models = [value["name"] for value in rows.values() if isinstance(value, dict) and _HUB_ID.fullmatch(value.get("name", ""))]
     card.data["library_name"] = card.data.get("library_name") or _LIBRARY
     for key, ours in (("tags", (_LIBRARY, "activation-steering", "interpretability")), ("base_model", models)):
         own = card.data.get(key) or []
@@ -384,8 +398,10 @@ def _card(name: str, metadata: Mapping[str, Any], existing: Path) -> bytes:
 def _shown(value: Any) -> str:
     """A value of the metadata in one line; of a model's name that looks like a path only the last part."""
     if isinstance(value, dict):
-        name = value["name"] if _HUB_ID.fullmatch(value["name"]) else re.split(r"[/\\]", value["name"])[-1]
-        value = [f"{key} {item}" for key, item in {**value, "name": f"`{name}`"}.items() if item is not None]
+        if name := value.get("name"):
+            shown = name if _HUB_ID.fullmatch(name) else re.split(r"[/\\]", name)[-1]
+            value = {**value, "name": f"`{shown}`"}
+        value = [f"{key} {_shown(item)}" for key, item in value.items() if item not in (None, [])]
     if isinstance(value, list):
         value = ", ".join(": ".join(map(str, item)) if isinstance(item, list) else str(item) for item in value)
     return " ".join(str(value).split()).replace("|", "\\|")

@@ -35,6 +35,23 @@ def read_texts(path: str | Path, field: str | None = None) -> list[str]:
     return texts
 
 
+def read_pairs(path: str | Path) -> tuple[list[str], list[str]]:
+    """The locked and the unlocked prompts of a JSONL file, whose lines have both, under those names.
+
+    Raises:
+        InvalidInput: the file is missing or empty, or a line (which is named) lacks one of the two.
+    """
+    pairs: list[tuple[str, str]] = []
+    for record, place in read_records(path):
+        pair = record.get("locked"), record.get("unlocked")
+        if not all(isinstance(prompt, str) and prompt.strip() for prompt in pair):
+            raise InvalidInput(
+                f"{place} needs a text under locked and one under unlocked; it has {', '.join(record) or 'nothing'}"
+            )
+        pairs.append((str(pair[0]), str(pair[1])))
+    return [locked for locked, _ in pairs], [unlocked for _, unlocked in pairs]
+
+
 def read_records(path: str | Path) -> list[tuple[Mapping[str, Any], str]]:
     """The objects of a JSONL file, each with its file and line for error messages.
 

@@ -6,7 +6,7 @@ The library makes the same requests as when it runs; a `PlannedModel` counts eac
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from io import StringIO
@@ -14,18 +14,17 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from unlock_lens.core.alignment import SubspaceAligner
 from unlock_lens.core.differences import difference_readings, mean_readings
 from unlock_lens.core.direction import check_pair
 from unlock_lens.core.jobs import in_requests
-from unlock_lens.core.paired import Reader
 from unlock_lens.core.read import How, Reading, check_layers
-from unlock_lens.core.tokens import Chosen, Positions, check_positions, paired_tokens
 from unlock_lens.core.variant import Tokens, Variant
 from unlock_lens.errors import InvalidInput, require
 from unlock_lens.hosts import Batch, Pass, Server, backend_of
 from unlock_lens.hosts.identity import ModelIdentity, model_name
 from unlock_lens.hosts.remote import Remote, remote_of
-from unlock_lens.method.align import METHODS, check_method, layer_map_of
+from unlock_lens.method.align import layer_map_of
 from unlock_lens.method.extract import Aggregator, check_aggregate
 from unlock_lens.method.reduce import LeadingAxes, Reduction
 
@@ -129,16 +128,12 @@ def plan(
     unlocked_source: Any = None,
     aggregate: Literal["mean", "pca"] | Aggregator = "mean",
     layers: Sequence[int] | None = None,
-    rank: int | Literal["cv"] | None = 48,
-    method: str = "unlock",
-    positions: Positions = "all",
-    skip_first: bool = False,
-    layer_map: Mapping[int, int] | None = None,
     max_new_tokens: int = 0,
     batch_size: int = 8,
     add_special_tokens: bool = True,
     remote: Remote | None = None,
     resume: bool = False,
+    **aligner: Any,
 ) -> Plan:
     """Count what an extraction, a calibration and a generation on a server will ask of it, before anything is sent.
 
@@ -154,17 +149,13 @@ def plan(
         unlocked_source: the unlocked model of a model contrast; None where only the prompts differ.
         aggregate: as in `CapabilityDirection.extract`.
         layers: the source's layers from which the direction is extracted.
-        rank: as in `SubspaceAligner`.
-        method: as in `SubspaceAligner`.
-        positions: as in `SubspaceAligner`.
-        skip_first: as in `SubspaceAligner`.
-        layer_map: as in `SubspaceAligner`.
         max_new_tokens: length of one steered completion of each locked prompt, by the target, or by the source where there is
             no target; 0 for no generation.
         batch_size: prompts in one forward pass.
         add_special_tokens: as in `Variant`.
         remote: the settings of the requests; None is `Remote()`.
         resume: whether `resume=` will be given, which makes more and smaller requests.
+        aligner: what `SubspaceAligner` takes: rank, method, positions, layer_map and so on.
 
     Raises:
         InvalidInput: nothing to plan, numbers without lengths, models that cannot be read, and whatever `extract`, `fit` and
@@ -185,11 +176,10 @@ def plan(
     _check_lengths("texts", texts, "text_tokens", text_tokens)
     _check_asked(target is not None, pair is not None, texts is not None, max_new_tokens)
     check_aggregate(aggregate)
-    check_positions(positions)
-    check_method(method, rank, None)
+    fitted = SubspaceAligner(**aligner)
     models = [model_of(given) for given in (source, target) if given is not None]
     read = check_layers(layers, models[0].identity.n_layers)
-    mapped = layer_map_of(layer_map, models[0].identity.n_layers, models[-1].identity.n_layers)
+    mapped = layer_map_of(aligner.get("layer_map"), models[0].identity.n_layers, models[-1].identity.n_layers)
     how, where = How(batch_size, "resume" if resume else None), remote or Remote()
 
     def variant(model: PlannedModel, given: Texts, length: int | None) -> PlannedVariant:
@@ -203,7 +193,7 @@ def plan(
         steps += _extraction(*sides, aggregate, read, how)
     if texts is not None:
         sides = variant(models[0], texts, text_tokens), variant(models[-1], texts, text_tokens)
-        steps += _calibration(*sides, paired_tokens(*sides, positions, skip_first), mapped, method, rank, how)
+        steps += _counted(("calibrate source", "calibrate target"), fitted.reader(*sides, how).readings()[0])
     if pair and max_new_tokens:
         vectors = len(mapped) if target is not None else len(read)
         steps.append(_generation(variant(models[-1], pair[0], prompt_tokens), vectors, max_new_tokens, how))
@@ -217,26 +207,6 @@ def _extraction(locked: Variant, unlocked: Variant, aggregate: str | Aggregator,
     else:
         readings, _ = difference_readings(unlocked, locked, layers, -1, 1 if aggregate == "pca" else None, how)
     return _counted(("extract",) if len(readings) == 1 else ("extract unlocked", "extract locked"), readings)
-
-
-def _calibration(
-    source: Variant, target: Variant, tokens: Sequence[Chosen], layer_map: Mapping[int, int], method: str, rank: Any, how: How
-) -> list[Step]:
-    asked = METHODS[method].default_rank if rank is None else rank
-    readings, _ = Reader(
-        source=source,
-        target=target,
-        layer_map=layer_map,
-        source_tokens=tokens[0],
-        target_tokens=tokens[1],
-        centered=True,
-        sinks="keep",
-        folds=1,
-        rank=asked if isinstance(asked, int) else None,
-        leading_axes=METHODS[method].leading_axes,
-        how=how,
-    ).readings()
-    return _counted(("calibrate source", "calibrate target"), readings)
 
 
 def _counted(names: Sequence[str], readings: Sequence[Reading]) -> list[Step]:
@@ -272,6 +242,10 @@ class PlannedModel:
     @cached_property
     def tokenizer(self) -> Any:
         return self.load_tokenizer()
+
+    def native_ids(self, text: str) -> list[int]:
+        """The tokenizer's own: there is no host."""
+        return self.tokenizer(text)["input_ids"]
 
     def on(self, server: Any) -> PlannedModel:
         """Itself, whatever the server."""

@@ -166,10 +166,10 @@ class SteeringHook:
         if direction.basis == identity.basis:
             return direction
         if direction.basis == "raw":
-            return direction.centered()
+            return direction.zero_mean()
         if self.operation != "add":
             raise IncompatibleModel(
-                f"the direction is centered (its d_model mean is gone) and {identity.name} is raw: "
+                f"the direction is in the zero-mean basis (its mean over d_model is gone) and {identity.name} is raw: "
                 f"{self.operation} is not the same edit there; "
                 'extract it again from the raw model, or use operation="add", which is'
             )

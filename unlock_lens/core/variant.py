@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,12 +13,17 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from unlock_lens.errors import InvalidInput
+from unlock_lens.core.inputs import SLOT, fill
+from unlock_lens.errors import InvalidInput, caution
 from unlock_lens.hosts import Backend, backend_of
+from unlock_lens.hosts.identity import model_name
 from unlock_lens.hosts.remote import Where, remote_of
 
 logger = logging.getLogger(__name__)
 _told_about_padding: set[str] = set()
+_told_other_ids: set[str] = set()
+_KEPT = 400
+"""Characters of a prompt that files keep."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +73,8 @@ class Variant:
         system: the system's turn before it.
         demonstrations: (question, answer) pairs that stand before each prompt, as earlier turns or as text.
         prepend_bos: whether each prompt begins with the BOS token; None leaves that to the tokenizer.
+        template: text around each prompt, which stands where the template says {question}.
+        record_prompts: whether files that are made from this variant keep its first two prompts, to explain themselves.
 
     Attributes:
         prompts: the texts that the model reads, templates filled in.
@@ -100,24 +106,30 @@ class Variant:
         system: str | None = None,
         demonstrations: Iterable[tuple[str, str]] = (),
         prepend_bos: bool | None = None,
+        template: str = SLOT,
+        record_prompts: bool = True,
     ) -> None:
         self.model, self.remote = model, remote
+        self.template, self.record_prompts = template, record_prompts
+        self.chat, self.system = chat, system
         backend = self.backend  # at once, so that a model that cannot be served is refused here
         if where := remote_of(remote):
             backend.on(where)
         self.add_special_tokens = add_special_tokens and not chat and tokens is None  # a chat template holds its own
         self.prepend_bos = prepend_bos
         shown = list(demonstrations)
+        self.n_demonstrations = len(shown)
+        self._from_ids = tokens is not None
         if tokens is None:
             if attention_mask is not None:
                 raise InvalidInput("attention_mask= belongs to tokens=; texts are padded here")
             if system is not None and not chat:
                 raise InvalidInput("system= needs chat=True, which puts it into the chat template")
-            given = check_prompts(prompts)
+            given = fill(template, check_prompts(prompts))
             texts = [_chat(backend, system, shown, prompt) for prompt in given] if chat else _after(shown, given)
             self.prompts = tuple(texts)
         else:
-            if prompts is not None or chat or system is not None or shown or prepend_bos is not None:
+            if prompts is not None or chat or system is not None or shown or prepend_bos is not None or template != SLOT:
                 raise InvalidInput("tokens= were given with options of texts; give either texts or ids")
             self.tokens = from_ids(tokens, attention_mask, backend.tokenizer)
             rows = [ids[mask.bool()].tolist() for ids, mask in zip(self.tokens.ids, self.tokens.mask, strict=True)]
@@ -130,7 +142,22 @@ class Variant:
     @cached_property
     def tokens(self) -> Tokens:
         """The prompts' tokens, from one call of the model's own tokenizer."""
-        return tokenize(self.backend.tokenizer, self.prompts, self.add_special_tokens, self.prepend_bos)
+        found = tokenize(self.backend.tokenizer, self.prompts, self.add_special_tokens, self.prepend_bos)
+        if self.add_special_tokens and self.prepend_bos is None:
+            self._tell_other_ids(found)
+        return found
+
+    def _tell_other_ids(self, found: Tokens) -> None:
+        """Caution, once for each model, that its host reads the first prompt as other ids than these."""
+        name, ours = self.backend.identity.name, found.ids[0][found.mask[0].bool()].tolist()
+        if name in _told_other_ids or (native := self.backend.native_ids(self.prompts[0])) == ours:
+            return
+        _told_other_ids.add(name)
+        caution(
+            f"the host of {name} reads the text {self.prompts[0][:40]!r} as the ids {native[:6]}..., its tokenizer (and this "
+            f"Variant) as {ours[:6]}.... Directions and hooks are made for the ids that a Variant reads: give prepend_bos=True "
+            "or False here, and the same to the host where it is given text"
+        )
 
     @cached_property
     def spans(self) -> list[list[tuple[int, int]]]:
@@ -159,6 +186,25 @@ class Variant:
     def prompts_hash(self) -> str:
         """Hash of the prompts, for the metadata of what is made from them."""
         return hashlib.sha256("\0".join(self.prompts).encode()).hexdigest()[:16]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What the model read, as JSON holds it, for the metadata of what is made from it."""
+        tokenizer = self.backend.tokenizer
+        rendered = str(self.backend.chat_template) if self.chat else None
+        return {
+            "n": len(self),
+            "hash": self.prompts_hash,
+            "first": [prompt[:_KEPT] for prompt in self.prompts[:2]] if self.record_prompts else [],
+            "given": "tokens" if self._from_ids else "texts",
+            "template": self.template,
+            "chat_template_hash": hashlib.sha256(rendered.encode()).hexdigest()[:16] if rendered else None,
+            "system": self.system if self.record_prompts else None,
+            "demonstrations": self.n_demonstrations,
+            "tokenizer": f"{type(tokenizer).__name__} {model_name(str(tokenizer.name_or_path))}",
+            "add_special_tokens": self.add_special_tokens,
+            "prepend_bos": self.prepend_bos,
+        }
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -205,12 +251,13 @@ def _chat(backend: Backend, system: str | None, demonstrations: Sequence[tuple[s
     turns = [{"role": "system", "content": system}] if system is not None else []
     for question, answer in demonstrations:
         turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    if not getattr(backend.tokenizer, "chat_template", None):
+    if not backend.chat_template:
         raise InvalidInput(
             f"the tokenizer of {backend.identity.name} has no chat template; set tokenizer.chat_template, or leave chat= out"
         )
     turns.append({"role": "user", "content": prompt})
-    return backend.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    template = backend.chat_template
+    return backend.tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True)
 
 
 def _after(demonstrations: Sequence[tuple[str, str]], prompts: Sequence[str]) -> list[str]:
@@ -253,10 +300,7 @@ def from_ids(ids: Tensor, mask: Tensor | None, tokenizer: Any) -> Tokens:
         told = "" if mask is None else f" and an attention_mask of shape {list(mask.shape)}"
         raise InvalidInput(f"tokens of shape {list(ids.shape)}, {ids.dtype}{told} were given; ids [prompt, token] are needed")
     if mask is None and tokenizer.pad_token_id is not None and bool((ids[:, -1] == tokenizer.pad_token_id).any()):
-        warnings.warn(
-            "tokens= have rows that end in the pad token, without an attention_mask= that says what is padding; all is read",
-            stacklevel=3,
-        )
+        caution("tokens= have rows that end in the pad token, and no attention_mask= says what is padding; all of it is read")
     kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
     rows = [row[keep].tolist() for row, keep in zip(ids.cpu(), kept.cpu(), strict=True)]
     if not all(rows):

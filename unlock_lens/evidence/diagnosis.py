@@ -200,8 +200,8 @@ def diagnose(
     mapped = sorted(set(aligner.layer_map.values()))
     if not set(mapped) & set(direction.layers):
         raise InvalidInput(f"the direction has layers {list(direction.layers)}, the map reads layers {mapped}: none in common")
-    if aligner.source_model is not None and aligner.source_model.basis == "centered":
-        direction = direction.centered()
+    if aligner.source_model is not None and aligner.source_model.basis == "zero_mean":
+        direction = direction.zero_mean()
     texts = [variant for variant in (source, target) if variant is not None]
     acts = [states for states in (source_acts, target_acts) if states is not None]
     states = _states(aligner, texts, acts, max_tokens, batch_size)
@@ -252,7 +252,7 @@ def _layer_diagnosis(
     found: dict[str, float] = {"coverage": coverage(vector, maps.source_factors[i])}
     if states:
         h_s, h_t = states[0][a], states[1][b]
-        found |= asdict(cross_validate(h_s, h_t, vector, maps.rank, centered, folds, aligner.method, aligner.ridge_in_use))
+        found |= asdict(cross_validate(h_s, h_t, vector, maps.rank, centered, folds, aligner.method, aligner.ridge_))
         carried = carried_over(h_s, h_t, maps.source_factors[i], centered)
         found["principal_cosine"] = float(principal_cosines(carried, maps.target_factors[i]).mean())
         for side, h in (("source", h_s), ("target", h_t)):

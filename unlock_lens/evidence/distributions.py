@@ -1,11 +1,11 @@
 """Next-token distributions, steered and unsteered: what steering sharpens, and what it costs (docs/evidence.md).
 
-Arguments and errors of functions that take a model are those of `generate`.
+Arguments and errors of functions that take a model are those of `generate`; prompts and texts may be a `Variant` of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from unlock_lens.core.steering import SteeringHook, as_hooks, edits_for
-from unlock_lens.core.variant import Tokens, check_prompts, tokenize
+from unlock_lens.core.variant import Tokens, Variant, variant_of
 from unlock_lens.errors import InvalidInput
-from unlock_lens.hosts import Backend, Batch, Edits, Server, backend_of, placed
+from unlock_lens.hosts import Backend, Batch, Edits, Server, placed
 from unlock_lens.hosts.remote import Where
 
 AT_ONCE = 2**28
@@ -42,7 +42,7 @@ class Price:
 
 def next_token_log_probs(
     model: Any,
-    prompts: Sequence[str],
+    prompts: Iterable[str] | Variant | None = None,
     steer: Steer = None,
     batch_size: int = 8,
     add_special_tokens: bool = True,
@@ -57,12 +57,10 @@ def next_token_log_probs(
         >>> model.tokenizer.decode([int(likeliest)])
         'S'
     """
-    check_prompts(prompts)
-    backend = backend_of(model)
-    host = placed(backend, remote)
-    edits = edits_for(backend, as_hooks(steer))
-    tokens = tokenize(backend.tokenizer, prompts, add_special_tokens)
-    found: list[Tensor] = [torch.empty(0)] * len(prompts)
+    variant = variant_of(model, prompts, add_special_tokens, remote)
+    tokens, host = variant.tokens, placed(variant.backend, variant.remote)
+    edits = edits_for(variant.backend, as_hooks(steer))
+    found: list[Tensor] = [torch.empty(0)] * len(variant)
     for rows in tokens.batches(batch_size):
         batch = tokens.rows(rows)
         predicted = host.log_probs(Batch(batch.ids, batch.mask), edits, batch.ids.shape[1])[:, 0]
@@ -83,7 +81,7 @@ def entropy(log_probs: Float[Tensor, "*batch vocabulary"]) -> Float[Tensor, "*ba
 
 def first_token_entropies(
     model: Any,
-    prompts: Sequence[str],
+    prompts: Iterable[str] | Variant,
     completions: Sequence[str],
     steer: Steer = None,
     n_tokens: int = 8,
@@ -95,7 +93,7 @@ def first_token_entropies(
 
     Positions that no completion reaches are left out.
     """
-    pairs = _Pairs.of(model, prompts, completions, add_special_tokens, remote)
+    pairs = _Pairs.of(variant_of(model, prompts, add_special_tokens, remote), completions)
     pairs = replace(pairs, following=[ids[:n_tokens] for ids in pairs.following])
     sums, counts = torch.zeros(n_tokens), torch.zeros(n_tokens)
     for scored in pairs.scored(steer, batch_size):
@@ -108,7 +106,7 @@ def first_token_entropies(
 
 def completion_log_probs(
     model: Any,
-    prompts: Sequence[str],
+    prompts: Iterable[str] | Variant,
     completions: Sequence[str],
     steer: Steer = None,
     batch_size: int = 8,
@@ -119,8 +117,8 @@ def completion_log_probs(
 
     The end of a completion is not counted: it may have been cut there.
     """
-    found = torch.zeros(len(prompts))
-    pairs = _Pairs.of(model, prompts, completions, add_special_tokens, remote)
+    pairs = _Pairs.of(variant_of(model, prompts, add_special_tokens, remote), completions)
+    found = torch.zeros(len(completions))
     for scored in pairs.scored(steer, batch_size):
         found[scored.rows] = (scored.of_tokens() * scored.mask).sum(1)
     return found
@@ -128,7 +126,7 @@ def completion_log_probs(
 
 def price(
     model: Any,
-    texts: Sequence[str],
+    texts: Iterable[str] | Variant,
     steer: SteeringHook | Sequence[SteeringHook],
     batch_size: int = 8,
     add_special_tokens: bool = True,
@@ -137,7 +135,7 @@ def price(
 ) -> Price:
     """What steering costs on unrelated text: the prompt of each text is steered, and what follows it is read.
 
-    The prompt ends with the first `prompt_end`; without one, it is the first half of the tokens.
+    The prompt ends with the first `prompt_end`; without one, and in a `Variant`, it is the first half of the tokens.
 
     Example:
         >>> import unlock_lens as ul
@@ -147,7 +145,11 @@ def price(
         >>> distributions.price(model, zoo.text(n=20), ul.SteeringHook(direction, alpha=0.5)).kl > 0.1
         True
     """
-    pairs = _Pairs.of_texts(model, texts, add_special_tokens, prompt_end, remote)
+    if prompt_end is None or isinstance(texts, Variant):
+        pairs = _Pairs.of_halves(variant_of(model, texts, add_special_tokens, remote))
+    else:
+        prompts, following = _cut(list(texts), prompt_end)
+        pairs = _Pairs.of(variant_of(model, prompts, add_special_tokens, remote), following)
     divergence, steered_nats, plain_nats, n = 0.0, 0.0, 0.0, 0
     for plain, steered in zip(pairs.scored(None, batch_size), pairs.scored(steer, batch_size), strict=True):
         divergence += float((kl_divergence(plain.log_probs, steered.log_probs) * plain.mask).sum())
@@ -181,30 +183,23 @@ class _Pairs:
     following: list[list[int]]
 
     @classmethod
-    def of(cls, model: Any, prompts: Sequence[str], completions: Sequence[str], special: bool, remote: Where) -> _Pairs:
-        if len(prompts) != len(completions):
-            raise InvalidInput(f"{len(prompts)} prompts and {len(completions)} completions were given; one for each is needed")
-        check_prompts(prompts)
-        backend = backend_of(model)
-        written = backend.tokenizer(list(completions), add_special_tokens=False)["input_ids"]
-        return cls(backend, placed(backend, remote), tokenize(backend.tokenizer, prompts, special), written)
+    def of(cls, variant: Variant, completions: Sequence[str]) -> _Pairs:
+        """Of prompts and texts that follow them."""
+        if len(variant) != len(completions):
+            raise InvalidInput(f"{len(variant)} prompts and {len(completions)} completions were given; one for each is needed")
+        written = variant.backend.tokenizer(list(completions), add_special_tokens=False)["input_ids"]
+        return cls(variant.backend, placed(variant.backend, variant.remote), variant.tokens, written)
 
     @classmethod
-    def of_texts(cls, model: Any, texts: Sequence[str], special: bool, prompt_end: str | None, remote: Where) -> _Pairs:
-        check_prompts(texts)
-        backend = backend_of(model)
-        if prompt_end is not None:
-            prompts, ends, following = zip(*(line.partition(prompt_end) for line in texts), strict=True)
-            if alone := next((line for line, rest in zip(texts, following, strict=True) if not rest.strip()), None):
-                raise InvalidInput(f"nothing follows a prompt that ends with {prompt_end!r} in {alone[:60]!r}; leave it out")
-            return cls.of(model, [prompt + end for prompt, end in zip(prompts, ends, strict=True)], following, special, remote)
-        tokens = tokenize(backend.tokenizer, texts, special)
+    def of_halves(cls, variant: Variant) -> _Pairs:
+        """The first half of each text's tokens is the prompt, and the second follows it."""
+        tokens = variant.tokens
         if int(tokens.lengths.min()) < 2:
             raise InvalidInput("a text of a single token was given; the price needs a prompt and what follows it")
         rows = [ids[mask.bool()].tolist() for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
         ids, mask = _right_padded([row[: len(row) // 2][::-1] for row in rows])
-        prompts = Tokens(ids.flip(1), mask.flip(1))
-        return cls(backend, placed(backend, remote), prompts, [row[len(row) // 2 :] for row in rows])
+        prompts, following = Tokens(ids.flip(1), mask.flip(1)), [row[len(row) // 2 :] for row in rows]
+        return cls(variant.backend, placed(variant.backend, variant.remote), prompts, following)
 
     def scored(self, steer: Steer, batch_size: int) -> Iterator[_Scored]:
         edits: Edits = edits_for(self.backend, as_hooks(steer))
@@ -217,6 +212,14 @@ class _Pairs:
             batch = Batch(torch.cat([prompts.ids, tokens], 1), torch.cat([prompts.mask, torch.ones_like(mask)], 1))
             log_probs = self.host.log_probs(batch, edits, prompts.ids.shape[1])
             yield _Scored(rows, log_probs[:, :-1], tokens, mask)
+
+
+def _cut(texts: Sequence[str], prompt_end: str) -> tuple[list[str], list[str]]:
+    """Prompts, to the first `prompt_end`, and what follows them."""
+    parts = [text.partition(prompt_end) for text in texts]
+    if alone := next((text for text, (_, _, rest) in zip(texts, parts, strict=True) if not rest.strip()), None):
+        raise InvalidInput(f"nothing follows a prompt that ends with {prompt_end!r} in {alone[:60]!r}; leave it out")
+    return [prompt + end for prompt, end, _ in parts], [rest for _, _, rest in parts]
 
 
 def _right_padded(rows: list[list[int]]) -> tuple[Int[Tensor, "row token"], Int[Tensor, "row token"]]:

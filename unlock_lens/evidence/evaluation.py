@@ -6,7 +6,7 @@ Arguments that several functions share (`model`, `steer`, `batch_size`, `remote`
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,9 +15,9 @@ import torch
 from unlock_lens.core.generation import generate
 from unlock_lens.core.progress import shown
 from unlock_lens.core.steering import SteeringHook
+from unlock_lens.core.variant import Variant, variant_of
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.statistics import bootstrap_difference, mcnemar, pass_at_k, wilson_interval
-from unlock_lens.hosts import backend_of
 from unlock_lens.hosts.remote import Where
 
 
@@ -120,7 +120,7 @@ class Sampled:
 def evaluate(
     model: Any,
     task: Scored,
-    prompts: Sequence[str],
+    prompts: Iterable[str] | Variant,
     steer: SteeringHook | Sequence[SteeringHook] | None = None,
     max_new_tokens: int = 64,
     batch_size: int = 8,
@@ -140,13 +140,11 @@ def evaluate(
         1.0
     """
     started = time.perf_counter()
-    completions = generate(
-        model, prompts, steer, max_new_tokens, batch_size, add_special_tokens=add_special_tokens, remote=remote,
-        progress=progress,
-    )  # fmt: skip
+    asked = variant_of(model, prompts, add_special_tokens, remote)
+    completions = generate(asked, None, steer, max_new_tokens, batch_size, progress=progress)
     seconds = time.perf_counter() - started
     right = tuple(bool(found) for found in task.correct(completions))
-    lengths = tuple(len(ids) for ids in backend_of(model).tokenizer(completions, add_special_tokens=False)["input_ids"])
+    lengths = tuple(len(ids) for ids in asked.backend.tokenizer(completions, add_special_tokens=False)["input_ids"])
     return Evaluation(Outcome.of(task, completions, right), right, tuple(completions), lengths, seconds)
 
 
@@ -167,7 +165,7 @@ def compare(after: Sequence[bool], before: Sequence[bool], seed: int = 0) -> Com
 def sample(
     model: Any,
     task: Scored,
-    prompts: Sequence[str],
+    prompts: Iterable[str] | Variant,
     samples: int = 8,
     temperature: float = 1.0,
     seed: int = 0,
@@ -186,16 +184,14 @@ def sample(
     """
     if samples < 1:
         raise InvalidInput(f"{samples} samples were asked for; at least 1 is needed")
+    asked = variant_of(model, prompts, add_special_tokens, remote)
     rounds: list[list[str]] = []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for _ in shown(range(samples), "sampling", progress):
             rounds.append(
-                generate(
-                    model, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature,
-                    add_special_tokens=add_special_tokens, remote=remote, progress=False,
-                )
-            )  # fmt: skip
+                generate(asked, max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature, progress=False)
+            )
     right = [task.correct(completions) for completions in rounds]
     counts = [sum(of_problem) for of_problem in zip(*right, strict=True)]
     ks = [2**i for i in range(samples.bit_length()) if 2**i <= samples]

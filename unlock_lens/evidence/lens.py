@@ -22,10 +22,10 @@ from unlock_lens.hosts.remote import Where
 def logits_written(direction: CapabilityDirection, model: Any, remote: Where = False) -> Float[Tensor, "layer vocabulary"]:
     """Logits that each layer's vector writes through the final norm and the unembedding: the logit lens of a direction.
 
-    The norm's weight is folded in and its bias left out, vectors of a LayerNorm model are centred over d_model, and logits over
-    the vocabulary: TransformerLens' fold_ln, center_writing_weights and center_unembed. The model's own modules do this, so
-    families whose norm adds one to its weight come out right. A vector counts at the size that the final norm gives to every
-    state: strengths of layers can be compared, and a multiple of the direction writes the same.
+    The norm's weight is folded in and its bias left out. Vectors of a LayerNorm model lose their mean over d_model, and logits
+    theirs over the vocabulary: TransformerLens' fold_ln, center_writing_weights and center_unembed. The model's own modules do
+    this, so families whose norm adds one to its weight come out right. A vector counts at the size that the final norm gives
+    to every state: strengths of layers can be compared, and a multiple of the direction writes the same.
 
     Args:
         direction: of this model; row i of the result is for direction.layers[i].
@@ -82,7 +82,7 @@ def tokens_written(direction: CapabilityDirection, model: Any, k: int = 5, remot
 def projection(direction: CapabilityDirection, cache: Any, relative: bool = False) -> Float[Tensor, "layer *batch token"]:
     """Where a run lies along the direction, token by token: <h[l], v[l] / ||v[l]||>, a trace to plot over positions.
 
-    A raw direction is centered for the cache of a centered model. Padding has values, too.
+    A raw direction is converted for the cache of a zero-mean model. Padding has values, too.
 
     Args:
         direction: its layers are read.
@@ -96,8 +96,8 @@ def projection(direction: CapabilityDirection, cache: Any, relative: bool = Fals
     _check(direction)
     held = getattr(cache, "model", None)
     basis = direction.basis if held is None else backend_of(held).identity.basis
-    if direction.basis == "raw" and basis == "centered":
-        direction = direction.centered()
+    if direction.basis == "raw" and basis == "zero_mean":
+        direction = direction.zero_mean()
     found: list[Tensor] = []
     for layer, vector in zip(direction.layers, direction.unit().vectors, strict=True):
         states = _states(cache, layer).detach().float().cpu()

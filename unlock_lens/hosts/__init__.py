@@ -9,10 +9,13 @@ from weakref import WeakKeyDictionary
 from unlock_lens.errors import InvalidInput, UnsupportedModel, require
 from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Pass, Pending, Server
 from unlock_lens.hosts.remote import Remote, Where, remote_of
+from unlock_lens.hosts.tokenizers import watch
 
 BACKENDS = ("transformer_lens", "nnsight")
 
 __all__ = ["Backend", "Batch", "Edits", "Generation", "Pass", "Pending", "Server", "backend_of", "open_model", "placed"]
+
+watch()
 
 _made: WeakKeyDictionary[Any, tuple[tuple[Any, ...], Backend]] = WeakKeyDictionary()
 """For each model what its adapter was made from, and the adapter without the model, which would keep its own key alive."""

@@ -136,6 +136,15 @@ class Backend(Runs):
     def made_from(model: Any) -> tuple[Any, ...]:
         """What of the model may change after its adapter was made, so that another is needed; quick to look at."""
 
+    @property
+    def chat_template(self) -> str | None:
+        """The tokenizer's chat template."""
+        return getattr(self.tokenizer, "chat_template", None)
+
+    def native_ids(self, text: str) -> list[int]:
+        """What the host itself makes of a text that it is given."""
+        return list(self.tokenizer(text)["input_ids"])
+
     @abstractmethod
     def on(self, server: Remote | Literal["local"]) -> Server:
         """The same model on a server, or on this machine as a server would run it.

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Basis = Literal["raw", "centered"]
+Basis = Literal["raw", "zero_mean"]
 """How a host holds the residual stream: as the model was trained, or with its mean over d_model taken out
 (TransformerLens' processed weights of LayerNorm models)."""
 
@@ -24,7 +24,7 @@ class ModelIdentity:
 
     Attributes:
         name: hub id, or the name of its folder.
-        basis: "raw", or "centered" where the host has taken the d_model mean out of the residual stream.
+        basis: "raw", or "zero_mean" where the host has taken the d_model mean out of the residual stream.
         fingerprint: hash of rows of the token embedding; None without weights (a remote model).
         revision: the hub's commit, where it is known.
         architecture: the config's model_type ("llama", "gpt2"), where it is known.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import lru_cache
 from itertools import chain, repeat
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from unlock_lens.errors import InvalidInput, UnsupportedModel
 from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, end_tokens, state_of
 from unlock_lens.hosts.identity import Basis, ModelIdentity, fingerprint, model_name
 from unlock_lens.hosts.remote import Remote
+from unlock_lens.hosts.tokenizers import adds_bos, meant_by
 from unlock_lens.method.apply import Chunk, Edit, at_least_float32
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,9 @@ def open_bridge(name: str, dtype: str) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TransformerBridge.boot_transformers(name, device=device, dtype=getattr(torch, dtype))
+    model = TransformerBridge.boot_transformers(name, device=device, dtype=getattr(torch, dtype))
+    model.cfg.default_prepend_bos = adds_bos(meant_by(model.tokenizer))  # its text path then reads what a Variant reads
+    return model
 
 
 class Progress:
@@ -132,8 +134,8 @@ class TransformerLensBackend(Backend):
             raise UnsupportedModel(f"the {type(model).__name__} has no tokenizer; load it with tokenizer=")
         wrapped = getattr(model, "original_model", None)
         self.model = model
-        self.tokenizer = _as_published(model.tokenizer)
-        self.end_tokens = end_tokens(getattr(wrapped, "generation_config", None), model.tokenizer)
+        self.tokenizer = meant_by(model.tokenizer)
+        self.end_tokens = end_tokens(getattr(wrapped, "generation_config", None), self.tokenizer)
         self.identity = ModelIdentity(
             name=model_name(str(model.cfg.model_name)),
             n_layers=int(model.cfg.n_layers),
@@ -148,6 +150,14 @@ class TransformerLensBackend(Backend):
     def made_from(model: Any) -> tuple[Any, ...]:
         ends = getattr(getattr(model, "original_model", None), "generation_config", None)
         return model.tokenizer, getattr(ends, "eos_token_id", None), model.cfg.normalization_type, state_of(model.W_E)
+
+    @property
+    def chat_template(self) -> str | None:
+        """Of the tokenizer that the host holds, where one was set there."""
+        return getattr(self.model.tokenizer, "chat_template", None) or super().chat_template
+
+    def native_ids(self, text: str) -> list[int]:
+        return self.model.to_tokens(text, move_to_device=False)[0].tolist()
 
     def on(self, server: Remote | Literal["local"]) -> Server:
         raise UnsupportedModel(
@@ -233,33 +243,10 @@ class TransformerLensBackend(Backend):
         )
 
 
-def _as_published(tokenizer: Any) -> Any:
-    """TransformerLens makes tokenizers add BOS even where their publishers do not; then the published one is taken.
-
-    So both frameworks give a model the same ids.
-    """
-    first = tokenizer("a")["input_ids"][:1]
-    if tokenizer.bos_token_id is None or first != [tokenizer.bos_token_id]:
-        return tokenizer
-    published = _published_tokenizer(str(tokenizer.name_or_path))
-    return tokenizer if published is None or published("a")["input_ids"][:1] == first else published
-
-
-@lru_cache(maxsize=8)
-def _published_tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError):
-        logger.warning("the tokenizer %s cannot be loaded again; the host's own is used, which adds BOS to every prompt", name)
-        return None
-
-
 def _basis(model: Any) -> Basis:
     # Processed LayerNorm weights write nothing along the d_model mean, the embedding first of all.
     if model.cfg.normalization_type not in ("LN", "LNPre"):
         return "raw"
     embedding = model.W_E.detach().float()
-    centered = embedding.mean(-1).abs() <= 1e-5 * embedding.abs().mean(-1)  # a row of zeros, of a pad token, has no mean
-    return "centered" if bool(centered.all()) else "raw"
+    no_mean = embedding.mean(-1).abs() <= 1e-5 * embedding.abs().mean(-1)  # a row of zeros, of a pad token, has no mean
+    return "zero_mean" if bool(no_mean.all()) else "raw"

@@ -1,7 +1,7 @@
 """What all formats share: which part of a hook another tool can use, and how foreign vectors become a checked direction.
 
 Other tools add one vector to every token at the output of a block. Only operation="add" at positions="all" is exactly that.
-Vectors of the basis "centered" are written unchanged: models with such a basis remove the mean over d_model wherever they
+Vectors of the basis "zero_mean" are written unchanged: models with such a basis remove the mean over d_model wherever they
 read the residual stream, so adding these vectors to the raw model is the same edit.
 """
 
@@ -180,7 +180,7 @@ def given_to(direction: CapabilityDirection, identity: ModelIdentity | None, whe
         raise IncompatibleModel(
             f"{where} was made for {direction.model}, and {identity} was given; transport it with a SubspaceAligner"
         )
-    held = direction.centered() if identity.basis == "centered" else direction
-    # Adding centered vectors to a raw model is the same edit, so they may belong to it.
+    held = direction.zero_mean() if identity.basis == "zero_mean" else direction
+    # Adding zero-mean vectors to a raw model is the same edit, so they may belong to it.
     owner = identity if identity.basis == held.basis else replace(identity, basis=held.basis, fingerprint=None)
     return replace(held, model=owner)

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.core.direction import CapabilityDirection, Provenance
-from unlock_lens.core.files import content_hash, replacing
+from unlock_lens.core.files import content_hash, in_todays_words, replacing
 from unlock_lens.core.steering import SteeringHook
 from unlock_lens.errors import ArtifactError, InvalidInput
 from unlock_lens.interchange.common import acting, additive, by_layer, direction_of, given_to, identity_of, reading
@@ -113,7 +113,7 @@ def from_gguf(path: str | Path, model: Any = None) -> CapabilityDirection:
         provenance = Provenance(steps=(f"read from a control vector for {hint}",))
         direction = direction_of(acting(vectors), str(path), provenance)
         if DESCRIPTION in kept:
-            description, held = json.loads(kept[DESCRIPTION]), content_hash({"vectors": direction.vectors})
+            description, held = in_todays_words(json.loads(kept[DESCRIPTION])), content_hash({"vectors": direction.vectors})
             if (description["layers"], description["content_hash"]) != (list(direction.layers), held):
                 raise ArtifactError(f"{path} is damaged: its layers or numbers are not those that were written; write it again")
             direction = CapabilityDirection.described(direction.vectors, description)

@@ -40,7 +40,7 @@ def from_tensors(tensors: Mapping[Any, Any], model: Any = None, basis: Basis = "
             .hook_resid_post, .hook_out or .output: "blocks.3.hook_resid_post", "direction.3", "layers.3". Vectors are tensors
             or NumPy arrays.
         model: an open model, or a ModelIdentity, which the direction is checked against and then belongs to.
-        basis: "centered" where the vectors come from a host that takes the d_model mean out of the residual stream.
+        basis: "zero_mean" where the vectors come from a host that takes the d_model mean out of the residual stream.
 
     Raises:
         InvalidInput: not a dictionary, names that are not outputs of blocks, a layer twice, shapes that do not fit, or vectors

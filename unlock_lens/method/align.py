@@ -187,12 +187,14 @@ class Method:
         return rank if self.leading_axes else None
 
 
+RANK = 256
+"""The rank of a map where none is asked for, or what the calibration tokens span where that is less."""
 METHODS: Mapping[str, Method] = {
-    "unlock": Method(unlock, default_rank=16, default_ridge=None, leading_axes=True),
+    "unlock": Method(unlock, default_rank=RANK, default_ridge=None, leading_axes=True),
     "ridge": Method(ridge_regression, default_rank=None, default_ridge=1e-3, source_axes=True),
     "procrustes": Method(procrustes, default_rank=None, default_ridge=None),
-    "rrr": Method(reduced_rank_regression, default_rank=16, default_ridge=1e-3),
-    "cca": Method(canonical_correlations, default_rank=16, default_ridge=1e-3),
+    "rrr": Method(reduced_rank_regression, default_rank=RANK, default_ridge=1e-3),
+    "cca": Method(canonical_correlations, default_rank=RANK, default_ridge=1e-3),
 }
 
 

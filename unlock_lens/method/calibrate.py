@@ -17,8 +17,8 @@ from unlock_lens.method.reduce import LayerFactors
 
 Layers = Mapping[int, Float[Tensor, "_ _"]]
 """The states [token, d_model] of one model at the calibration tokens, by layer."""
-Sinks = Literal["keep", "drop", "whiten"]
-SINKS = ("keep", "drop", "whiten")
+Sinks = Literal["keep", "drop", "rescale"]
+SINKS = ("keep", "drop", "rescale")
 SINK = 10.0
 """A token is an attention sink where its norm is above this many times the median norm of its layer."""
 
@@ -28,7 +28,7 @@ class SinkRule:
     """What becomes of attention sinks, tokens (often the first) whose huge norm would rule every map that is fitted on them.
 
     Attributes:
-        how: "keep" them, "drop" a token that is a sink at any layer of either model, or "whiten": scale it to the median norm.
+        how: "keep" them, "drop" a token that is a sink at any layer of either model, or "rescale": scale it to the median norm.
         typical: median norm of each layer, of source and target.
 
     Source: Sun et al., "Massive Activations in Large Language Models", arXiv:2402.17762.
@@ -56,7 +56,7 @@ class SinkRule:
 
     def tamed(self, side: int, layer: int, states: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
         """The states of one layer of source (0) or target (1), sinks scaled down where that is asked for."""
-        if self.how != "whiten":
+        if self.how != "rescale":
             return states
         scale = self.typical[side][layer] / _norms(states).clamp_min(torch.finfo(torch.float32).tiny)
         return torch.where(self._far(side, layer, states)[:, None], (states * scale[:, None]).to(states), states)

@@ -30,7 +30,7 @@ def mean(differences: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:
 
 
 def pca(differences: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:
-    """v[l] is the first right singular vector of the centred D[l], its sign such that <v[l], mean_i D_i[l]> >= 0.
+    """v[l] is the first right singular vector of the centered D[l], its sign such that <v[l], mean_i D_i[l]> >= 0.
 
     Raises:
         InvalidInput: the differences do not vary between prompts.

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
-from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, ValidationError, create_model, field_validator, model_validator
 
+from unlock_lens.core.alignment import SETTINGS, SubspaceAligner
 from unlock_lens.core.inputs import SLOT, parse_layer_map, parse_layers
+from unlock_lens.core.variant import Variant
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.spec import Spec
 from unlock_lens.evidence.tasks.problems import Sizes
 from unlock_lens.evidence.tasks.specs import TaskSpec
 from unlock_lens.evidence.tasks.texts import TextSpec
 from unlock_lens.hosts.remote import remote_of
-from unlock_lens.method.align import MethodName
+from unlock_lens.method.align import RANK, MethodName
 from unlock_lens.method.apply import Operation, Positions
 from unlock_lens.method.extract import AggregateName
 
@@ -35,6 +37,11 @@ class Capability(Spec):
         name: its name; one of the task's behaviours, if the task tells behaviours apart.
         locked: template of the prompts without the capability.
         unlocked: template of the prompts with it; by default (for a model contrast) the locked one.
+        chat: whether prompts are a user's turn in the tokenizer's chat template.
+        system: the system's turn before it.
+        unlocked_system: the system's turn of the unlocked prompts; by default the same.
+        pairs: JSONL file of prompt pairs (`locked`, `unlocked`) that directions are made from, instead of the templates and the
+            extract split; the templates still make the prompts that are completed.
         source_unlocked: the model that has the capability, for a model contrast; by default the source.
         target_unlocked: its counterpart of the target's size, for the control "own".
     """
@@ -42,6 +49,10 @@ class Capability(Spec):
     name: str
     locked: str = SLOT
     unlocked: str | None = None
+    chat: bool = False
+    system: str | None = None
+    unlocked_system: str | None = None
+    pairs: Path | None = None
     source_unlocked: str | None = None
     target_unlocked: str | None = None
 
@@ -54,31 +65,49 @@ class Capability(Spec):
 
     @model_validator(mode="after")
     def _is_contrast(self) -> Capability:
-        if self.unlocked is None and self.source_unlocked is None:
-            raise ValueError("locked and unlocked are the same; give unlocked (a template) or source_unlocked (a model)")
+        if not (self.asks or self.pairs or self.source_unlocked):
+            raise ValueError(
+                "locked and unlocked are the same; give unlocked (a template), unlocked_system, pairs, "
+                "or source_unlocked (a model)"
+            )
+        if (self.system or self.unlocked_system) is not None and not self.chat:
+            raise ValueError("system needs chat: true, which puts it into the chat template")
         return self
 
     @property
-    def unlocked_template(self) -> str:
-        return self.unlocked or self.locked
+    def asks(self) -> bool:
+        """Whether some prompt asks for the capability."""
+        return self.unlocked is not None or self.unlocked_system is not None
+
+    @property
+    def plain(self) -> tuple[str, bool, str | None]:
+        """What makes the locked prompts of questions."""
+        return self.locked, self.chat, self.system
+
+    def asked(self, model: Any, questions: Sequence[str], unlocked: bool, **how: Any) -> Variant:
+        """The locked or the unlocked prompts of questions, to a model."""
+        template = self.unlocked or self.locked if unlocked else self.locked
+        system = self.unlocked_system if unlocked and self.unlocked_system is not None else self.system
+        return Variant(model, questions, template=template, chat=self.chat, system=system, **how)
 
 
 class Grid(Spec):
     """The values that are tried, in all combinations.
 
     Attributes:
-        aligner: calibration. "text": all tokens of the calibration texts, centred; "prompts": the same of the locked prompts;
-            "paper": last token of the locked prompts, uncentred.
+        aligner: calibration. "text": all tokens of the calibration texts, centered; "prompts": the same of the locked prompts;
+            "paper": last token of the locked prompts, uncentered.
         n: number of questions that the direction (and with "prompts" and "paper" the map) is made from.
         layer_map: "proportional", or target:source pairs such as "0:0 1:1 2:3".
         method: of the aligner; the control "paper" is always the paper's own.
         layers: layers that are steered, such as "0-2,5"; None for all.
-        alpha, rank, position, aggregate, operation, positions: as in `SteeringHook`, `SubspaceAligner`, `CapabilityDirection`.
+        rank: of the maps; by default 256, or what the calibration tokens span where that is less.
+        alpha, position, aggregate, operation, positions: as in `SteeringHook`, `SubspaceAligner`, `CapabilityDirection`.
     """
 
-    rank: Values[PositiveInt]
     alpha: Values[Annotated[FiniteFloat, Field(gt=0)]]
     n: Values[PositiveInt]
+    rank: Values[PositiveInt] = (RANK,)
     aligner: Values[Aligner] = ("text", "paper")
     layer_map: Values[str] = ("proportional",)
     layers: Values[str | None] = (None,)
@@ -99,6 +128,13 @@ class Grid(Spec):
         for spec in self.layer_map:
             parse_layer_map(spec)
         return self
+
+
+_IN_GRID = ("rank", "method", "layer_map")
+_HINTS = get_type_hints(SubspaceAligner.__init__)
+_FIELDS: dict[str, Any] = {name: (_HINTS[name], value) for name, value in SETTINGS.items() if name not in _IN_GRID}
+AlignerOptions: Any = create_model("AlignerOptions", __base__=Spec, **_FIELDS)
+"""The arguments of `SubspaceAligner` that are not in the grid, with its defaults."""
 
 
 class Sampling(Spec):
@@ -122,6 +158,7 @@ class SweepConfig(Spec):
         sizes: how many problems each split takes; the splits share none.
         others: further behaviours of the task, moved with the chosen settings: is each transfer specific?
         calibration: ordinary text, for the aligner "text".
+        aligner: further options of `SubspaceAligner`, for all maps but the paper's: sinks, ridge, skip_first and so on.
         unrelated: text that has nothing to do with the capability: what steering costs there.
         controls: directions that the transfer is compared with.
         control_seeds: how many of each random control.
@@ -145,6 +182,7 @@ class SweepConfig(Spec):
     calibration: TextSpec | None = None
     unrelated: TextSpec | None = None
     grid: Grid
+    aligner: AlignerOptions = AlignerOptions()  # pyright: ignore[reportInvalidTypeForm]  made of a signature
     controls: tuple[Control, ...] = CONTROLS
     control_seeds: PositiveInt = 3
     sampling: Sampling = Sampling()
@@ -155,7 +193,8 @@ class SweepConfig(Spec):
 
     @model_validator(mode="after")
     def _agrees(self) -> SweepConfig:
-        if max(self.grid.n) > self.sizes.extract:
+        SubspaceAligner(**self.aligner.model_dump())
+        if max(self.grid.n) > self.sizes.extract and not self.capability.pairs:
             raise ValueError(f"grid.n asks for {max(self.grid.n)} questions, sizes.extract gives {self.sizes.extract}")
         if "text" in self.grid.aligner and self.calibration is None:
             raise ValueError('the aligner "text" needs calibration: (which text?); or leave it out of grid.aligner')

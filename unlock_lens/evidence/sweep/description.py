@@ -51,11 +51,10 @@ def forecast(material: Material, setting: Setting) -> Diagnosis:
 def ability(material: Material) -> float:
     """The share of train problems that the target solves: asked to, or, where no prompt can ask, in any of its samples."""
     config, task = material.config, material.probed
-    how: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "progress": False, **material.how}
-    if config.capability.unlocked is not None:
-        prompted = task.prompts(config.capability.unlocked)
-        return evaluate(material.target, task, prompted, **how).outcome.accuracy
-    sampling, prompts = config.sampling, task.prompts(config.capability.locked)
+    how: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "progress": False, "batch_size": config.batch_size}
+    if config.capability.asks:
+        return evaluate(material.target, task, material.asked(material.target, task, unlocked=True), **how).outcome.accuracy
+    sampling, prompts = config.sampling, material.asked(material.target, task)
     sampled = sample(material.target, task, prompts, max(sampling.samples, 1), sampling.temperature, config.seed, **how)
     name, classify = config.capability.name, task.classify
     if classify is None or name not in task.behaviour_names:
@@ -66,10 +65,13 @@ def ability(material: Material) -> float:
 
 def problems(material: Material) -> dict[str, list[dict[str, str]]]:
     """Prompts and answers, in the order of the results' `right` and `completions`."""
-    locked = material.config.capability.locked
+    asked = {split: material.asked(material.target, getattr(material.splits, split)) for split in ("train", "test")}
     return {
-        split: [{"prompt": prompt, "answer": answer} for prompt, answer in zip(task.prompts(locked), task.answers, strict=True)]
-        for split, task in (("train", material.splits.train), ("test", material.splits.test))
+        split: [
+            {"prompt": prompt, "answer": answer}
+            for prompt, answer in zip(variant.prompts, getattr(material.splits, split).answers, strict=True)
+        ]
+        for split, variant in asked.items()
     }
 
 

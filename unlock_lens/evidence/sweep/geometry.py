@@ -45,8 +45,7 @@ def held_out_errors(
     layers = dict(enumerate(source)), dict(enumerate(target))
     held = Held(like.layer_map, layers[0], layers[1], fold, like.centered)
     found = [
-        held_out(splits(held.scores(b), like.centered, held_out=[1]), like.method, ranks, [like.ridge_in_use])
-        for b in like.layer_map
+        held_out(splits(held.scores(b), like.centered, held_out=[1]), like.method, ranks, [like.ridge_]) for b in like.layer_map
     ]
     for i in range(len(ranks)):
         yield [float(layer.error[0, i]) for layer in found], [float(layer.r2[0, i]) for layer in found]
@@ -62,7 +61,7 @@ def _maps(material: Material, chosen: Setting) -> Iterator[dict[str, Any]]:
         h_s, h_t = (material.states(side, aligner_name, n) for side in ("source", "target"))
         source, errors = material.source_direction(setting), held_out_errors(h_s, h_t, whole, grid.rank)
         for rank, (error, r2) in zip(grid.rank, errors, strict=True):
-            aligner = whole.at_rank(min(rank, whole.maps.rank))
+            aligner = whole.at_rank(min(rank, whole.rank_))
             cosine = aligner.transport(source).cosine(own.at_layers(list(aligner.layer_map))).tolist() if own else None
             rows = enumerate(aligner.layer_map.values())
             yield {
@@ -90,11 +89,11 @@ def _spectra(material: Material, chosen: Setting) -> Iterator[dict[str, Any]]:
 def _effect(material: Material, chosen: Setting) -> list[dict[str, Any]]:
     """How far each layer alone, steered as chosen, moves the distribution of the first token: mean KL in nats."""
     config = material.config
-    prompts = material.probed.prompts(config.capability.locked)
+    prompts = material.asked(material.target, material.probed)
 
     def first_tokens(setting: Setting | None, layer: int = 0) -> Tensor:
         hook = replace(material.steer(setting), layers=[layer]) if setting else None
-        return next_token_log_probs(material.target, prompts, hook, config.batch_size, config.special_tokens, config.remote)
+        return next_token_log_probs(prompts, None, hook, config.batch_size)
 
     plain = first_tokens(None)
     found: list[dict[str, Any]] = []

@@ -15,10 +15,10 @@ from unlock_lens.core.alignment import SubspaceAligner
 from unlock_lens.core.contrast import Contrast
 from unlock_lens.core.differences import mean_state
 from unlock_lens.core.direction import CapabilityDirection
-from unlock_lens.core.inputs import parse_layer_map, parse_layers
+from unlock_lens.core.inputs import SLOT, parse_layer_map, parse_layers, read_pairs
 from unlock_lens.core.read import How, Picked
 from unlock_lens.core.steering import SteeringHook
-from unlock_lens.core.tokens import Positions, paired_tokens
+from unlock_lens.core.tokens import paired_tokens
 from unlock_lens.core.variant import Variant
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence import controls
@@ -27,6 +27,7 @@ from unlock_lens.evidence.results import NAIVE, NAIVE_UNSTEERED, UNSTEERED
 from unlock_lens.evidence.sweep.config import Capability, Setting, SweepConfig
 from unlock_lens.evidence.tasks.problems import Task
 from unlock_lens.hosts import backend_of, open_model
+from unlock_lens.method.align import RANK
 
 T = TypeVar("T")
 Side = Literal["source", "target", "naive"]
@@ -43,6 +44,7 @@ class Material:
         self.splits = config.task.splits(config.sizes, config.seed)
         self.leaking = 0
         self._check_others()
+        self._check_pairs()
         self.texts = self._calibration()
         self.unrelated = config.unrelated.read(config.seed + 1) if config.unrelated else None
         self._made: dict[Hashable, Any] = {}
@@ -53,8 +55,15 @@ class Material:
     @property
     def how(self) -> Mapping[str, Any]:
         """How models are run, as `generate` and everything that measures take it."""
-        config = self.config
-        return {"batch_size": config.batch_size, "add_special_tokens": config.special_tokens, "remote": config.remote}
+        return {"batch_size": self.config.batch_size, **self._tokens}
+
+    @property
+    def _tokens(self) -> Mapping[str, Any]:
+        return {"add_special_tokens": self.config.special_tokens, "remote": self.config.remote}
+
+    def asked(self, model: Any, task: Task, capability: Capability | None = None, unlocked: bool = False) -> Variant:
+        """The locked or the unlocked prompts of a task's problems; those of the swept capability unless another is given."""
+        return (capability or self.config.capability).asked(model, task.questions, unlocked, **self._tokens)
 
     @property
     def controls(self) -> list[str]:
@@ -70,7 +79,7 @@ class Material:
     def baseline(self, setting: Setting) -> Setting:
         """The unsteered run that a steered one is paired with: of the same model, on the same locked prompts."""
         swept = self.config.capability
-        same = self.capability(setting.capability).locked == swept.locked
+        same = self.capability(setting.capability).plain == swept.plain
         return Setting(swept.name if same else setting.capability, NAIVE_UNSTEERED if setting.control == NAIVE else UNSTEERED)
 
     def capability(self, name: str) -> Capability:
@@ -104,7 +113,7 @@ class Material:
         n = None if setting.aligner == "text" else setting.n
         key = ("aligner", setting.aligner, n, setting.layer_map, setting.method, to, shuffled)
         full = self.once(key, lambda: self._fitted(setting, to, shuffled))
-        return full.at_rank(min(setting.rank or full.maps.rank, full.maps.rank))
+        return full.at_rank(min(setting.rank or full.rank_, full.rank_))
 
     def contrast(self, side: Side, setting: Setting) -> Contrast:
         """The differences of the first n questions, in the source or (for the control "own") in the target."""
@@ -125,8 +134,8 @@ class Material:
         unlocked = self.model(capability.source_unlocked) if capability.source_unlocked else self.source
         return Probe.run(
             self.direction(replace(setting, control=None)),
-            self._variant("target", task.prompts(capability.locked)),
-            self._of(unlocked, task.prompts(capability.unlocked_template)),
+            self.asked(self.target, task, capability),
+            self.asked(unlocked, task, capability, unlocked=True),
             alphas=self.config.grid.alpha,
             batch_size=self.config.batch_size,
             hook=lambda alpha: self.steer(replace(setting, alpha=alpha)),
@@ -134,10 +143,9 @@ class Material:
 
     def states(self, side: Side, calibration: str, n: int | None, to: Side = "target") -> Tensor:
         """Calibration states of all layers, [layer, token, d_model], at the tokens that source and `to` have in common."""
-        texts = self._calibration_texts(calibration)
-        positions: Positions = "last" if calibration == "paper" else "all"
-        source, target = self._variant("source", texts), self._variant(to, texts)
-        tokens = self.once(("tokens", calibration, to), lambda: paired_tokens(source, target, positions))
+        source, target = self._calibrating("source", calibration), self._calibrating(to, calibration)
+        like = self._unfitted(calibration, None)
+        tokens = self.once(("tokens", calibration, to), lambda: paired_tokens(source, target, like.positions, like.skip_first))
         own = 0 if side == "source" else 1
         chosen, how = Picked((source, target)[own], tokens[own]), How(self.config.batch_size, progress=self.progress)
         whole = self.once(("states", side, calibration, to), lambda: read.states(chosen, how=how))
@@ -145,7 +153,7 @@ class Material:
 
     def _mean_locked(self, layers: Sequence[int]) -> Tensor:
         """The target's mean state at the end of the locked prompts that directions are extracted from."""
-        locked, how = self._variant("target", self._calibration_texts("prompts")), How(self.config.batch_size)
+        locked, how = self._calibrating("target", "prompts"), How(self.config.batch_size)
         return self.once("mean locked", lambda: mean_state(locked, None, -1, how))[list(layers)]
 
     def _direction(self, setting: Setting) -> CapabilityDirection:
@@ -173,42 +181,43 @@ class Material:
 
     def _fitted(self, setting: Setting, to: Side, shuffled: int | None) -> SubspaceAligner:
         calibration = setting.aligner or "text"
-        texts = self._calibration_texts(calibration)[: None if calibration == "text" else setting.n]
         states = [self.states("source", calibration, setting.n, to), self.states(to, calibration, setting.n, to)]
         if shuffled is not None:
             states[1] = controls.shuffled(states[1], shuffled)
-        paper = calibration == "paper"
-        aligner = SubspaceAligner(
-            min(max(self.config.grid.rank), *(held.shape[-1] for held in states), states[0].shape[1]),
-            centered=not paper,
-            positions="last" if paper else "all",
-            layer_map=parse_layer_map(setting.layer_map or "proportional"),
-            method=setting.method or "unlock",
-        )
+        widest = min(*(held.shape[-1] for held in states), states[0].shape[1])
+        aligner = self._unfitted(calibration, min(max(self.config.grid.rank), widest), setting)
         source, target = (backend_of(self._side(side)).identity for side in ("source", to))
+        texts = self._calibrating("source", calibration).prompts[: None if calibration == "text" else setting.n]
         return aligner.fit_activations(states[0], states[1], source, target, hash_of(texts))
 
+    def _unfitted(self, calibration: str, rank: int | None, setting: Setting | None = None) -> SubspaceAligner:
+        layer_map = parse_layer_map((setting and setting.layer_map) or "proportional")
+        if calibration == "paper":
+            return SubspaceAligner.paper(rank or RANK, layer_map)
+        options = self.config.aligner.model_dump()
+        return SubspaceAligner(rank, layer_map=layer_map, method=(setting and setting.method) or "unlock", **options)
+
     def _captured_contrast(self, side: Side, name: str, position: int) -> Contrast:
-        capability, extract = self.capability(name), self.splits.extract
+        capability = self.capability(name)
         unlocked_model = capability.source_unlocked if side == "source" else capability.target_unlocked
         model = self._side(side)
-        return Contrast.capture(
-            self._of(model, extract.prompts(capability.locked)),
-            self._of(self.model(unlocked_model) if unlocked_model else model, extract.prompts(capability.unlocked_template)),
-            position=position,
-            batch_size=self.config.batch_size,
-            progress=self.progress,
-        )
+        locked, unlocked = self._contrasted(capability, model, self.model(unlocked_model) if unlocked_model else model)
+        return Contrast.capture(locked, unlocked, position=position, batch_size=self.config.batch_size, progress=self.progress)
 
-    def _calibration_texts(self, calibration: str) -> list[str]:
-        """What a map is calibrated on: ordinary text, or all locked prompts that directions are extracted from."""
-        return self.texts or [] if calibration == "text" else self.splits.extract.prompts(self.config.capability.locked)
+    def _contrasted(self, capability: Capability, locked: Any, unlocked: Any) -> tuple[Variant, Variant]:
+        """What directions are made from: pairs of prompts, or the extract split in both templates."""
+        if capability.pairs is None:
+            extract = self.splits.extract
+            return self.asked(locked, extract, capability), self.asked(unlocked, extract, capability, unlocked=True)
+        prompts = read_pairs(capability.pairs)
+        whole = capability.model_copy(update={"locked": SLOT, "unlocked": SLOT})
+        return whole.asked(locked, prompts[0], False, **self._tokens), whole.asked(unlocked, prompts[1], True, **self._tokens)
 
-    def _variant(self, side: Side, texts: list[str]) -> Variant:
-        return self._of(self._side(side), texts)
-
-    def _of(self, model: Any, texts: list[str]) -> Variant:
-        return Variant(model, texts, self.config.special_tokens, self.config.remote)
+    def _calibrating(self, side: Side, calibration: str) -> Variant:
+        """What a map is calibrated on: ordinary text, or all locked prompts that directions are made from."""
+        if calibration == "text":
+            return Variant(self._side(side), self.texts or [], **self._tokens)
+        return self._contrasted(self.config.capability, self._side(side), self._side(side))[0]
 
     def _side(self, side: Side) -> Any:
         return self.model({"source": self.config.source, "target": self.config.target, "naive": self.config.naive or ""}[side])
@@ -237,6 +246,19 @@ class Material:
             known = ", ".join(task.behaviour_names) or "none"
             raise InvalidInput(f"others has {', '.join(unknown)}; the behaviours that {task.name} tells apart are: {known}")
 
+    def _check_pairs(self) -> None:
+        for capability in (self.config.capability, *self.config.others):
+            if capability.pairs is None:
+                continue
+            locked, unlocked = read_pairs(capability.pairs)
+            if max(self.config.grid.n) > len(locked):
+                raise InvalidInput(
+                    f"grid.n asks for {max(self.config.grid.n)} prompt pairs, {capability.pairs} has {len(locked)}"
+                )
+            asked = [*self.splits.train.questions, *self.splits.test.questions]
+            if shared := next((q for q in asked if any(q in prompt for prompt in (*locked, *unlocked))), None):
+                raise InvalidInput(f"{capability.pairs} holds the train or test question {shared[:60]!r}; take it out")
+
     def _controls_left_out(self) -> dict[str, str]:
         """Controls that cannot be run here, and why."""
         source, target = (backend_of(model).identity for model in (self.source, self.target))
@@ -251,13 +273,13 @@ class Material:
     def can_ask(self) -> bool:
         """Whether there is an unlocked variant of the target: by its prompt, or a model."""
         capability = self.config.capability
-        return capability.unlocked is not None or capability.target_unlocked is not None
+        return capability.asks or capability.target_unlocked is not None
 
     def _check_ranges(self) -> None:
         source, target = (backend_of(model).identity for model in (self.source, self.target))
         grid, widest = self.config.grid, min(source.d_model, target.d_model)
-        if max(grid.rank) > widest:
-            raise InvalidInput(f"grid.rank has {max(grid.rank)}; the narrower of {source} and {target} allows at most {widest}")
+        if (most := max((rank for rank in grid.rank if rank != RANK), default=0)) > widest:  # the default is capped
+            raise InvalidInput(f"grid.rank has {most}; the narrower of {source} and {target} allows at most {widest}")
         for spec in grid.layers:
             read.check_layers(parse_layers(spec), target.n_layers)
         for spec in grid.layer_map:
@@ -267,6 +289,6 @@ class Material:
                     raise InvalidInput(f"grid.layer_map has {b}:{a}; {depths}")
 
 
-def hash_of(texts: list[str] | None) -> str | None:
+def hash_of(texts: Sequence[str] | None) -> str | None:
     """A short fingerprint of texts in their order."""
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16] if texts else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from unlock_lens.evidence.evaluation import Evaluation, Sampled, compare, evalua
 from unlock_lens.evidence.results import NAIVE, NAIVE_UNSTEERED, PROMPTED, Line
 from unlock_lens.evidence.sweep.config import Setting
 from unlock_lens.evidence.sweep.material import Material
+from unlock_lens.evidence.tasks.problems import Task
 
 
 def measured(material: Material, setting: Setting, split: str, baseline: Line | None = None) -> dict[str, Any]:
@@ -24,8 +25,8 @@ def measured(material: Material, setting: Setting, split: str, baseline: Line | 
     """
     capability, config, model = material.capability(setting.capability), material.config, _model(material, setting)
     task, steer = getattr(material.splits, split), None if setting.alpha is None else material.steer(setting)
-    prompts = task.prompts(capability.unlocked_template if setting.control == PROMPTED else capability.locked)
-    found = evaluate(model, task, prompts, steer, config.max_new_tokens, progress=False, **material.how)
+    prompts = material.asked(model, task, capability, unlocked=setting.control == PROMPTED)
+    found = evaluate(model, task, prompts, steer, config.max_new_tokens, config.batch_size, progress=False)
     told = {
         **asdict(found.outcome),
         "right": [int(right) for right in found.right],
@@ -51,19 +52,19 @@ def sharpening(material: Material, steer: SteeringHook, unsteered: Line, steered
     """Whether steering concentrates the target on what it could already write (docs/method.md: the paper's analysis)."""
     config, target = material.config, material.target
     task = material.splits.test.first(min(config.sampling.problems, config.sizes.test))
-    prompts = task.prompts(config.capability.locked)
+    prompts = material.asked(target, task)
     sampled = sample(
         target, task, prompts, config.sampling.samples, config.sampling.temperature, config.seed, config.max_new_tokens,
-        progress=False, **material.how,
+        config.batch_size, progress=False,
     )  # fmt: skip
     hooks = {"unsteered": None, "steered": steer}
     written: Mapping[str, Sequence[str]] = {"unsteered": unsteered["completions"], "steered": steered.completions}
     return {
         "entropy": {
-            name: first_token_entropies(target, prompts, written[name][: len(prompts)], hook, **material.how)
+            name: first_token_entropies(target, prompts, written[name][: len(prompts)], hook, batch_size=config.batch_size)
             for name, hook in hooks.items()
         },
-        "success": {name: _of_successes(material, prompts, sampled, hook) for name, hook in hooks.items()},
+        "success": {name: _of_successes(material, task, sampled, hook) for name, hook in hooks.items()},
         "pass_at_k": {str(k): value for k, value in sampled.pass_at.items()},
         "greedy": {
             name: sum(right[: len(prompts)]) / len(prompts)
@@ -72,12 +73,13 @@ def sharpening(material: Material, steer: SteeringHook, unsteered: Line, steered
     }
 
 
-def _of_successes(material: Material, prompts: Sequence[str], sampled: Sampled, steer: SteeringHook | None) -> dict[str, Any]:
+def _of_successes(material: Material, task: Task, sampled: Sampled, steer: SteeringHook | None) -> dict[str, Any]:
     """How likely the model's own successful samples are: each problem's different ones together, then the mean."""
-    asked = [prompts[i] for i, _ in sampled.successes]
-    if not asked:
+    if not sampled.successes:
         return {"probability": None, "log_prob": None, "n": 0}
-    log_probs = completion_log_probs(material.target, asked, [text for _, text in sampled.successes], steer, **material.how)
+    of_each = replace(task, problems=tuple(task.problems[i] for i, _ in sampled.successes))
+    written, asked = [text for _, text in sampled.successes], material.asked(material.target, of_each)
+    log_probs = completion_log_probs(material.target, asked, written, steer, material.config.batch_size)
     problems = torch.tensor([i for i, _ in sampled.successes])
     together = torch.stack([log_probs[problems == i].logsumexp(0) for i in problems.unique()])
     return {"probability": float(together.exp().mean()), "log_prob": float(together.mean()), "n": len(together)}

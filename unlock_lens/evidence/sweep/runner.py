@@ -90,7 +90,7 @@ def count(config: SweepConfig, material: Material) -> int:
     alphas, ranks = len(config.grid.alpha), len(config.grid.rank)
     seeds = {name: _seeds(config, name) for name in material.controls}
     of_controls = sum(n * (alphas * (ranks if name == "paper" else 1) + 1) for name, n in seeds.items())
-    own_prompts = sum(other.locked != config.capability.locked for other in config.others)
+    own_prompts = sum(other.plain != config.capability.plain for other in config.others)
     baselines = 1 + material.can_ask + (NAIVE in seeds) + own_prompts
     return baselines + len(grid(config, "")) + 1 + of_controls + len(config.others) * (alphas * ranks + 1)
 
