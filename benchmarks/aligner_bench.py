@@ -151,7 +151,7 @@ class Bench:
         if name == "shuffled":  # a map whose tokens are paired at random
             texts = Texts.of(USUAL[0], transfer.mix, transfer.behaviour)
             source, target = self.states(transfer.source, transfer.target, texts, N_TEXTS)
-            aligner = ul.SubspaceAligner(USUAL[0].rank, True, "all")
+            aligner = ul.SubspaceAligner(USUAL[0].rank)
             return aligner.fit_activations(controls.shuffled(source, seed), target).transport(
                 self.direction(transfer.source, transfer.capability)
             )

@@ -43,7 +43,7 @@ def states(layers: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 def fit(layers: int, scale: float, options: dict[str, Any]) -> SubspaceAligner:
     """States, and a fit on them."""
-    return ul.SubspaceAligner(centered=True, **options).fit_activations(*states(layers, scale))
+    return ul.SubspaceAligner(**options).fit_activations(*states(layers, scale))
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ def formula(source: Tensor, target: Tensor, rank: int, dtype: torch.dtype) -> tu
 
 def fit(source: Tensor, target: Tensor, rank: int) -> ul.SubspaceAligner:
     """The paper's calibration: uncentered."""
-    return ul.SubspaceAligner(rank).fit_activations(source, target)
+    return ul.SubspaceAligner.paper(rank).fit_activations(source, target)
 
 
 def fit_rows(setup: Setup) -> list[Row]:

@@ -42,7 +42,7 @@ def main() -> None:
     for n in TEXTS:
         texts = zoo.text(n)
         began = time.process_time()
-        aligner = ul.SubspaceAligner(48, centered=True, positions="all")
+        aligner = ul.SubspaceAligner(48)
         aligner.fit(ul.Variant(source, texts), ul.Variant(target, texts), batch_size=BATCH)
         seconds, tokens = time.process_time() - began, aligner.n_tokens or 0
         whole = tokens * 4 * sum(len(set(side)) * d for side, d in zip(_layers(aligner), (96, 64), strict=True)) / 2**20

@@ -30,12 +30,13 @@ IN_NNSIGHT = {
     'TransformerBridge.boot_transformers(name, device="cpu", dtype=torch.float32)': (
         'TransformersModel(name, task="text-generation", dispatch=True, dtype=torch.float32)'
     ),
+    "    model.cfg.default_prepend_bos = False\n": "",
 }
 """What makes a notebook that was written in TransformerLens one in nnsight."""
 NATIVE_IN_NNSIGHT = {
     """\
 with target.hooks(fwd_hooks=steer.fwd_hooks(target)):
-    print(target.generate(task.direct[0], max_new_tokens=10, do_sample=False, prepend_bos=False, verbose=False))""": """\
+    print(target.generate(task.direct[0], max_new_tokens=10, do_sample=False, verbose=False))""": """\
 with target.generate(task.direct[0], max_new_tokens=10, do_sample=False) as tracer:
     steer.apply(target)
     ids = tracer.result.save()

@@ -39,13 +39,21 @@ BLUE, ORANGE, OCHRE, GREY = "#1b74c8", "#c8560e", "#96700a", "#757575"
 # %%
 SOURCE, TARGET = str(zoo.path() / "large-base"), str(zoo.path() / "small-base")
 
+
 # %%
-source, target = (TransformerBridge.boot_transformers(name, device="cpu", dtype=torch.float32) for name in (SOURCE, TARGET))
+def opened(name):
+    """A model in TransformerLens, which shall put no BOS before text, as the family's tokenizer puts none."""
+    model = TransformerBridge.boot_transformers(name, device="cpu", dtype=torch.float32)
+    model.cfg.default_prepend_bos = False
+    return model
+
+
+source, target = opened(SOURCE), opened(TARGET)
 target.enable_compatibility_mode()  # folds the norms into the weights, as direct logit attribution wants it
 task, text = zoo.running_sum(n=64), zoo.text(n=600)
 
 locked, unlocked = ul.Variant(source, task.direct), ul.Variant(source, task.think)
-aligner = ul.SubspaceAligner(rank=48, centered=True, positions="all")
+aligner = ul.SubspaceAligner(rank=48)
 aligner.fit(ul.Variant(source, text), ul.Variant(target, text), progress=False)
 directions = {
     name: aligner.transport(ul.CapabilityDirection.extract(locked, ul.Variant(source, prompts), progress=False))

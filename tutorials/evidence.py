@@ -50,8 +50,16 @@ logging.disable_progress_bar()  # of weights that are loaded
 # %%
 SOURCE, TARGET = str(zoo.path() / "large-base"), str(zoo.path() / "small-base")
 
+
 # %%
-source, target = (TransformerBridge.boot_transformers(name, device="cpu", dtype=torch.float32) for name in (SOURCE, TARGET))
+def opened(name):
+    """A model in TransformerLens, which shall put no BOS before text, as the family's tokenizer puts none."""
+    model = TransformerBridge.boot_transformers(name, device="cpu", dtype=torch.float32)
+    model.cfg.default_prepend_bos = False
+    return model
+
+
+source, target = opened(SOURCE), opened(TARGET)
 
 # %% [markdown]
 # Three sets of problems: directions are extracted from one, strengths are chosen on another, results are reported on
@@ -104,17 +112,11 @@ print("unlocked:", task.think[0])
 
 
 # %%
-def opened(name):
-    """Another model of the embedded family."""
-    name = str(zoo.path() / name)
-    return TransformerBridge.boot_transformers(name, device="cpu", dtype=torch.float32)
-
-
-duo_source, duo_target = opened("large-duo"), opened("small-duo")
+duo_source, duo_target = opened(str(zoo.path() / "large-duo")), opened(str(zoo.path() / "small-duo"))
 locked, unlocked = ul.Variant(duo_source, extract.direct), ul.Variant(duo_source, extract.think)
 duo_locked = ul.Variant(duo_target, extract.direct)
 duo_direction = ul.CapabilityDirection.extract(locked, unlocked, batch_size=100, progress=False)
-duo_aligner = ul.SubspaceAligner(rank=16).fit(locked, duo_locked, batch_size=100, progress=False)
+duo_aligner = ul.SubspaceAligner.paper(rank=16).fit(locked, duo_locked, batch_size=100, progress=False)
 duo_aligned = duo_aligner.transport(duo_direction)
 
 duo_window = window(duo_target, duo_aligned)
@@ -170,9 +172,9 @@ def behaviour(model, name):
 
 
 think = behaviour(source, "think")
-on_text = ul.SubspaceAligner(rank=48, centered=True, positions="all")
+on_text = ul.SubspaceAligner(rank=48)
 on_text.fit(source_text, target_text, batch_size=100, progress=False)
-papers = ul.SubspaceAligner(rank=16).fit(source_locked, target_locked, batch_size=100, progress=False)
+papers = ul.SubspaceAligner.paper(rank=16).fit(source_locked, target_locked, batch_size=100, progress=False)
 aligned = on_text.transport(think)
 
 # %% [markdown]
@@ -231,7 +233,7 @@ models = source_text.backend.identity, target_text.backend.identity
 
 def shuffled(seed):
     """`think` through a map of tokens that do not belong together."""
-    aligner = ul.SubspaceAligner(rank=48, centered=True, positions="all")
+    aligner = ul.SubspaceAligner(rank=48)
     aligner.fit_activations(states[0], controls.shuffled(states[1], seed), *models)
     return controls.at_norms_of(aligner.transport(think), like=aligned)
 
@@ -398,8 +400,8 @@ pd.DataFrame(
 # `small-naive` has the same size and the same training, less every text that shows step-by-step answers.
 
 # %%
-naive = opened("small-naive")
-to_naive = ul.SubspaceAligner(rank=48, centered=True, positions="all")
+naive = opened(str(zoo.path() / "small-naive"))
+to_naive = ul.SubspaceAligner(rank=48)
 to_naive.fit(source_text, ul.Variant(naive, text), batch_size=100, progress=False)
 into_naive = to_naive.transport(think)
 naive_window = window(naive, into_naive)
@@ -427,7 +429,7 @@ print(in_lines(hopeless))
 
 # %%
 without, fresh_without = (ZooText(n=n, without=("think",)).read(seed) for n, seed in ((600, 0), (200, 7)))
-blind = ul.SubspaceAligner(rank=48, centered=True, positions="all")
+blind = ul.SubspaceAligner(rank=48)
 blind.fit(ul.Variant(source, without), ul.Variant(target, without), batch_size=100, progress=False)
 maps = {
     "text, rank 48": (target, on_text, fresh),

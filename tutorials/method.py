@@ -52,8 +52,16 @@ def panels(n, height=3.0):
 # %%
 SOURCE, TARGET = str(zoo.path() / "large-base"), str(zoo.path() / "small-base")
 
+
 # %%
-source, target = (TransformerBridge.boot_transformers(name, device="cpu", dtype=torch.float32) for name in (SOURCE, TARGET))
+def opened(name):
+    """A model in TransformerLens, which shall put no BOS before text, as the family's tokenizer puts none."""
+    model = TransformerBridge.boot_transformers(name, device="cpu", dtype=torch.float32)
+    model.cfg.default_prepend_bos = False
+    return model
+
+
+source, target = opened(SOURCE), opened(TARGET)
 
 # %% [markdown]
 # The prompts ask for the sum of six digits modulo 7. With *think* in the prompt both models add step by step, and are
@@ -147,7 +155,7 @@ L_s, L_t = len(H_s), len(H_t)
 layer_map = {b: (L_s - 1) * b // (L_t - 1) for b in range(L_t)}
 
 k = 48
-aligner = ul.SubspaceAligner(rank=k, centered=True, positions="all")
+aligner = ul.SubspaceAligner(rank=k)
 aligner.fit(source=ul.Variant(source, text), target=ul.Variant(target, text), progress=False)
 assert aligner.layer_map == layer_map
 print("target layer: source layer", layer_map, " states of the text:", tuple(H_s.shape), tuple(H_t.shape))
@@ -327,7 +335,7 @@ plt.show()
 #
 # ## The confound
 #
-# The paper fits its map on the last token of the locked prompts, uncentered: `SubspaceAligner(rank)`. There all rows of
+# The paper fits its map on the last token of the locked prompts, uncentered: `SubspaceAligner.paper()`. There all rows of
 # $H_t$ are nearly the same state $\mu_t$, so the first right singular vector is $\mu_t / \lVert \mu_t \rVert$. At rank 1
 # the factor before it is a number, and
 #
@@ -341,7 +349,7 @@ def cosines(vectors, others):
     return [f"{cosine:.2f}" for cosine in torch.cosine_similarity(vectors, others.to(vectors), dim=1)]
 
 
-papers = ul.SubspaceAligner(rank=16)
+papers = ul.SubspaceAligner.paper(rank=16)
 papers.fit(source=ul.Variant(source, tuning.direct), target=ul.Variant(target, tuning.direct), progress=False)
 first = torch.stack([torch.linalg.svd(rows, full_matrices=False)[2][0] for rows in states(target, tuning.direct)])
 anything = controls.random_like(direction)
@@ -432,8 +440,8 @@ pd.DataFrame(rows.values(), index=list(rows), columns=columns)
 # | formula | in the library |
 # |---|---|
 # | $D_i[l]$, $v[l]$ | `CapabilityDirection.extract(locked, unlocked, aggregate="mean")` |
-# | $a(b)$, $V_s$, $M$, $V_t$, $W[b]$ | `SubspaceAligner(rank, centered=True, positions="all").fit(...)`, `.map(b)` |
-# | the same, the paper's calibration | `SubspaceAligner(rank).fit(...)` on locked prompts |
+# | $a(b)$, $V_s$, $M$, $V_t$, $W[b]$ | `SubspaceAligner(rank).fit(...)`, `.map(b)` |
+# | the same, the paper's calibration | `SubspaceAligner.paper(rank).fit(...)` on locked prompts |
 # | $v_t[b]$ | `aligner.transport(direction)` |
 # | the edit of $h$ | `SteeringHook(direction, alpha)` |
 # | $-\mu_t$; without $\mu_t$ | `controls.anti_mean`; `controls.without_mean` |

@@ -50,8 +50,16 @@ logging.set_verbosity_error()  # steered too much, a model may write padding, of
 # %%
 SOURCE, TARGET = str(zoo.path() / "large-base"), str(zoo.path() / "small-base")
 
+
 # %%
-source, target = (TransformerBridge.boot_transformers(name, device="cpu", dtype=torch.float32) for name in (SOURCE, TARGET))
+def opened(name):
+    """A model in TransformerLens, which shall put no BOS before text, as the family's tokenizer puts none."""
+    model = TransformerBridge.boot_transformers(name, device="cpu", dtype=torch.float32)
+    model.cfg.default_prepend_bos = False
+    return model
+
+
+source, target = opened(SOURCE), opened(TARGET)
 
 # %% [markdown]
 # ## Questions
@@ -170,7 +178,7 @@ print(texts[0], "|", texts[-1])
 # %%
 def fitted(source, target, texts):
     """The map from one model to another, on all tokens of texts."""
-    aligner = ul.SubspaceAligner(rank=48, centered=True, positions="all")
+    aligner = ul.SubspaceAligner(rank=48)
     return aligner.fit(ul.Variant(source, texts), ul.Variant(target, texts), batch_size=100, progress=False)
 
 
@@ -250,13 +258,7 @@ pd.DataFrame(table.values(), index=list(table), columns=columns)
 
 
 # %%
-def opened(name):
-    """Another model of the embedded family."""
-    name = str(zoo.path() / name)
-    return TransformerBridge.boot_transformers(name, device="cpu", dtype=torch.float32)
-
-
-gpt2 = opened("small-gpt2")
+gpt2 = opened(str(zoo.path() / "small-gpt2"))
 backends = [ul.Variant(model, task.prompts(UNLOCKED)).backend for model in (source, gpt2)]
 read = [" ".join(backend.tokenizer.tokenize(task.prompts(UNLOCKED)[0])) for backend in backends]
 print(*(f"{backend.identity.architecture:5} {tokens}" for backend, tokens in zip(backends, read, strict=True)), sep="\n")
@@ -269,7 +271,7 @@ print(*(f"{backend.identity.architecture:5} {tokens}" for backend, tokens in zip
 # %%
 to_gpt2 = fitted(source, gpt2, texts).transport(direction)
 prompts = ul.Variant(source, extract.prompts(LOCKED)), ul.Variant(gpt2, extract.prompts(LOCKED))
-papers = ul.SubspaceAligner(rank=16).fit(*prompts, batch_size=100, progress=False).transport(direction)
+papers = ul.SubspaceAligner.paper(rank=16).fit(*prompts, batch_size=100, progress=False).transport(direction)
 gpt2_window, papers_window = window(gpt2, to_gpt2), window(gpt2, papers)
 lines = [looked("gpt2", gpt2)]
 for name, vectors, shares in (("all", to_gpt2, gpt2_window), ("last", papers, papers_window)):
@@ -297,7 +299,11 @@ def is_sum(completion, problem):
     return completion.split() == ["S", *sums, "=", sums[-1]]
 
 
-base, post, large = opened("small-base"), opened("small-post"), opened("large-base")
+base, post, large = (
+    opened(str(zoo.path() / "small-base")),
+    opened(str(zoo.path() / "small-post")),
+    opened(str(zoo.path() / "large-base")),
+)
 sums, sums_tuning = (dataclasses.replace(part, check=is_sum) for part in (task, tuning))
 trained = ul.CapabilityDirection.extract(
     locked=ul.Variant(base, extract.prompts(LOCKED)),

@@ -40,8 +40,16 @@ from unlock_lens.evidence.evaluation import compare, evaluate
 # %%
 SOURCE, TARGET = str(zoo.path() / "large-base"), str(zoo.path() / "small-base")
 
+
 # %%
-source, target = (TransformerBridge.boot_transformers(name, device="cpu", dtype=torch.float32) for name in (SOURCE, TARGET))
+def opened(name):
+    """A model in TransformerLens, which shall put no BOS before text, as the family's tokenizer puts none."""
+    model = TransformerBridge.boot_transformers(name, device="cpu", dtype=torch.float32)
+    model.cfg.default_prepend_bos = False
+    return model
+
+
+source, target = opened(SOURCE), opened(TARGET)
 
 # %% [markdown]
 # ## A capability
@@ -79,7 +87,7 @@ print(direction)
 # same ordinary text, at every token.
 
 # %%
-aligner = ul.SubspaceAligner(rank=48, centered=True, positions="all")
+aligner = ul.SubspaceAligner(rank=48)
 aligner.fit(source=ul.Variant(source, text), target=ul.Variant(target, text), progress=False)
 aligned = aligner.transport(direction)
 print(aligned)
@@ -129,10 +137,9 @@ steer = ul.SteeringHook(aligned, best["transferred"])
 
 # %%
 with target.hooks(fwd_hooks=steer.fwd_hooks(target)):
-    print(target.generate(task.direct[0], max_new_tokens=10, do_sample=False, prepend_bos=False, verbose=False))
+    print(target.generate(task.direct[0], max_new_tokens=10, do_sample=False, verbose=False))
 
 # %% [markdown]
-# `prepend_bos=False`, because the direction was extracted from the ids of the model's own tokenizer, which adds no BOS.
 # For a list of prompts `ul.generate` does the same in any framework:
 
 # %%

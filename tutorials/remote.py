@@ -102,7 +102,7 @@ traffic()
 
 # %%
 before = server.traffic.down
-aligner = ul.SubspaceAligner(rank=48, centered=True, positions="all")
+aligner = ul.SubspaceAligner(rank=48)
 pair = ul.Variant(source, text, remote=server), ul.Variant(target, text, remote=server)
 aligner.fit(*pair, progress=False)
 aligned = aligner.transport(direction)

@@ -44,7 +44,7 @@ source, lm = (TransformersModel(name, task="text-generation", dispatch=True, dty
 task, text = zoo.running_sum(n=100), zoo.text(n=600)
 
 direction = ul.CapabilityDirection.extract(ul.Variant(source, task.direct), ul.Variant(source, task.think), progress=False)
-aligner = ul.SubspaceAligner(rank=48, centered=True, positions="all")
+aligner = ul.SubspaceAligner(rank=48)
 aligner.fit(ul.Variant(source, text), ul.Variant(lm, text), progress=False)
 steer = ul.SteeringHook(aligner.transport(direction), alpha=0.5)
 print(steer.direction)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -11,9 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
+import unlock_lens as ul
+import unlock_lens.cli.options as opt
 from tests.checks import unchecked
 from unlock_lens import cli, recipes, results, zoo
+from unlock_lens.core.alignment import SETTINGS
+from unlock_lens.evidence.sweep.config import AlignerOptions, Grid
+from unlock_lens.hosts import open_model
 
 SMALL, LARGE = (str(zoo.path() / f"{size}-base") for size in ("small", "large"))
 
@@ -269,3 +276,79 @@ def test_what_changes_nothing_says_so(files: Path) -> None:
     )  # fmt: skip
     assert "0 of 100" in done.stdout
     assert "--alpha" in done.stdout
+
+
+CHAT = "{% for turn in messages %}{{ turn['role'][0] }} {{ turn['content'] }} {% endfor %}A :"
+
+
+@pytest.fixture(scope="module")
+def chatting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The large model with a chat template."""
+    folder = tmp_path_factory.mktemp("chat") / "chatting"
+    shutil.copytree(LARGE, folder)
+    (folder / "chat_template.jinja").write_text(CHAT)
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
+def test_pairs_of_chat_prompts(chatting: Path, tmp_path: Path, backend: str) -> None:
+    task = zoo.running_sum(n=8)
+    pairs = [
+        {"locked": a.removesuffix(" A :"), "unlocked": b.removesuffix(" A :")}
+        for a, b in zip(task.direct, task.think, strict=True)
+    ]
+    file = write(tmp_path, "pairs.jsonl", "".join(json.dumps(pair) + "\n" for pair in pairs))
+    done = run(
+        "extract",
+        "--model",
+        chatting,
+        "--pairs",
+        file,
+        "--chat",
+        "--system",
+        "1",
+        "--out",
+        tmp_path / "d",
+        "--backend",
+        backend,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(run("inspect", tmp_path / "d", "--json").stdout)["provenance"]["locked"]
+    assert told["first"][0] == f"s 1 u {pairs[0]['locked']} A :"
+    assert told["system"] == "1"
+    model = open_model(str(chatting), backend)
+    prompts = [[pair[side] for pair in pairs] for side in ("locked", "unlocked")]
+    sides = [ul.Variant(model, of, chat=True, system="1") for of in prompts]
+    expected = ul.CapabilityDirection.extract(*sides)
+    assert torch.equal(ul.CapabilityDirection.load(tmp_path / "d").vectors, expected.vectors)
+
+
+def test_pairs_and_questions_exclude_each_other(files: Path, tmp_path: Path) -> None:
+    pairs = write(tmp_path, "pairs.jsonl", '{"locked": "a"}\n')
+    out = ("--out", tmp_path / "d")
+    for args, keyword in [
+        (("extract", "--model", LARGE, *out), "--pairs"),
+        (("extract", "--model", LARGE, "--pairs", pairs, "--questions", pairs, *out), "--pairs"),
+        (("extract", "--model", LARGE, "--pairs", pairs, "--unlocked", "{question}!", *out), "--unlocked"),
+        (("extract", "--model", LARGE, "--pairs", pairs, *out), "unlocked"),
+    ]:
+        done = run(*args)
+        assert (done.returncode, keyword in done.stderr) == (1, True), done.stderr
+
+
+def test_prompts_can_be_left_out_of_files(files: Path, tmp_path: Path) -> None:
+    run("extract", "--model", LARGE, "--questions", files / "questions.jsonl", "--unlocked", "{question} think", "--out",
+        tmp_path / "d", "--no-record-prompts", "--batch-size", "100")  # fmt: skip
+    told = json.loads(run("inspect", tmp_path / "d", "--json").stdout)["provenance"]["unlocked"]
+    assert (told["first"], told["template"], told["n"]) == ([], "{question} think", 100)
+
+
+def test_every_option_of_the_aligner_is_one_of_the_commands_and_a_key_of_configs() -> None:
+    """With the same defaults, from one place."""
+    for command in ("align", "plan"):
+        told = " ".join(run(command, "--help").stdout.split())
+        assert all(f"--{name.replace('_', '-')}" in told for name in SETTINGS)
+    assert vars(opt.Aligner()) == dict(SETTINGS)
+    in_grid = {name: default for name, default in SETTINGS.items() if name in Grid.model_fields}
+    assert {**AlignerOptions().model_dump(), **in_grid} == dict(SETTINGS)
+    assert ul.SubspaceAligner(**opt.aligner_settings(opt.Aligner()))._settings == ul.SubspaceAligner()._settings

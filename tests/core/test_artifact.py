@@ -189,6 +189,21 @@ def test_files_are_readable_by_whom_the_umask_lets(direction: ul.CapabilityDirec
     assert (tmp_path / "d.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+def test_words_of_version_1_are_read_as_todays(aligner: ul.SubspaceAligner, tmp_path: Path) -> None:
+    aligner.save(tmp_path / "a.safetensors")
+    tensors, metadata = files.load(tmp_path / "a.safetensors")
+    metadata = {**metadata, "sinks": "whiten", "target_model": {**metadata["target_model"], "basis": "centered"}}
+    for name in ("kind", "shapes", "content_hash", "format_version"):
+        metadata.pop(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "FORMAT_VERSION", 1)
+        files.save(tmp_path / "old.safetensors", "aligner", tensors, metadata)
+    old = ul.SubspaceAligner.load(tmp_path / "old.safetensors")
+    assert old.sinks == "rescale"
+    assert old.target_model is not None
+    assert old.target_model.basis == "zero_mean"
+
+
 def test_an_aligner_of_before_there_were_methods_is_read(aligner: ul.SubspaceAligner, tmp_path: Path) -> None:
     aligner.save(tmp_path / "a.safetensors")
     tensors, metadata = files.load(tmp_path / "a.safetensors")

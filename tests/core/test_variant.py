@@ -222,3 +222,39 @@ def test_a_fit_takes_two_models_and_the_texts_once(large: Any, small: Any) -> No
     once = ul.SubspaceAligner(4, True, "all").fit(large, small, (text for text in texts))
     twice = ul.SubspaceAligner(4, True, "all").fit(ul.Variant(large, texts), ul.Variant(small, texts))
     assert torch.equal(once.map(2), twice.map(2))
+
+
+def test_a_template_is_filled_and_told(small: Any) -> None:
+    found = ul.Variant(small, ["1 2", "3"], template="Q {question} A :")
+    assert found.prompts == ("Q 1 2 A :", "Q 3 A :")
+    told = found.description
+    assert (told["template"], told["first"], told["n"]) == ("Q {question} A :", ["Q 1 2 A :", "Q 3 A :"], 2)
+    assert ul.Variant(small, ["Q 1"], record_prompts=False).description["first"] == []
+    with pytest.raises(ul.InvalidInput, match="question"):
+        ul.Variant(small, ["1"], template="Q A :")
+
+
+def test_generators_of_prompts_are_read_once(small: Any) -> None:
+    task = zoo.running_sum(n=4)
+    prompts = (prompt for prompt in task.think)
+    assert ul.evaluation.evaluate(small, task, prompts, max_new_tokens=12).outcome.accuracy == 1.0
+
+
+def test_functions_of_a_model_and_prompts_take_a_variant(small: Any) -> None:
+    task = zoo.running_sum(n=4)
+    variant, how = ul.Variant(small, task.direct), {"batch_size": 2}
+    assert torch.equal(
+        ul.distributions.next_token_log_probs(small, variant, **how),
+        ul.distributions.next_token_log_probs(small, task.direct, **how),
+    )
+    written = ul.generate(variant, max_new_tokens=4)
+    assert written == ul.generate(small, task.direct, max_new_tokens=4)
+    assert torch.equal(
+        ul.distributions.completion_log_probs(small, variant, written),
+        ul.distributions.completion_log_probs(small, task.direct, written),
+    )
+    of_variant = ul.evaluation.evaluate(small, task, variant, max_new_tokens=12)
+    assert of_variant.completions == ul.evaluation.evaluate(small, task, task.direct, max_new_tokens=12).completions
+    other = ul.Variant(zoo.load("small-base"), task.direct)
+    with pytest.raises(ul.InvalidInput, match="another model"):
+        ul.generate(small, other)

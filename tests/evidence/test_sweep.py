@@ -461,3 +461,66 @@ def test_methods_are_swept_and_the_paper_keeps_its_own(tmp_path: Path) -> None:
 def test_a_host_that_is_not_installed_is_left_out_of_the_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(description, "VERSIONED", ("torch", "no-such-package"))
     assert list(description._versions()) == ["torch"]  # pyright: ignore[reportPrivateUsage]
+
+
+CHAT = "{% for turn in messages %}{{ turn['content'] }} {% endfor %}A :"
+"""A chat template after which the family reads what it was trained on; a system's turn stands before the question."""
+
+
+@pytest.fixture(scope="module")
+def chatting(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("chatting")
+    for side, name in (("source", "large-base"), ("target", "small-base")):
+        shutil.copytree(zoo.path() / name, folder / side)
+        (folder / side / "chat_template.jinja").write_text(CHAT)
+    return {side: str(folder / side) for side in ("source", "target")}
+
+
+def accuracies(config: SweepConfig, folder: Path) -> dict[str, float]:
+    return {name: arm["accuracy"] for name, arm in sweep.run(config, folder, progress=False).arms().items()}
+
+
+PLAIN = {"controls": ["own"], "sampling": {"samples": 0}}
+
+
+def test_a_sweep_in_the_chat_template_is_the_sweep_in_text(chatting: dict[str, str], tmp_path: Path) -> None:
+    capability = {"name": "think", "locked": "Q {question}", "unlocked": "Q {question} think", "chat": True}
+    found = accuracies(changed(**chatting, capability=capability, **PLAIN), tmp_path / "chat")
+    assert found == accuracies(changed(**PLAIN), tmp_path / "text")
+
+
+def test_a_contrast_may_be_one_of_system_prompts(chatting: dict[str, str], tmp_path: Path) -> None:
+    capability = {"name": "think", "locked": "{question} think", "chat": True, "system": "7", "unlocked_system": "Q"}
+    material = Material(changed(**chatting, capability=capability, **PLAIN), progress=False)
+    locked, unlocked = (material.asked(material.source, material.splits.train, unlocked=which) for which in (False, True))
+    question = material.splits.train.questions[0]
+    assert (locked.prompts[0], unlocked.prompts[0]) == (f"7 {question} think A :", f"Q {question} think A :")
+    assert material.can_ask
+    with pytest.raises(ul.InvalidInput, match="chat"):
+        changed(capability={**capability, "chat": False})
+
+
+def test_pairs_take_the_place_of_the_extract_split(tmp_path: Path) -> None:
+    plain = Material(changed(**PLAIN), progress=False)
+    extract = plain.splits.extract
+    pairs = zip(extract.prompts("Q {question} A :"), extract.prompts("Q {question} think A :"), strict=True)
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps({"locked": a, "unlocked": b}) + "\n" for a, b in pairs))
+    capability = {"name": "think", "locked": "Q {question} A :", "unlocked": "Q {question} think A :", "pairs": str(file)}
+    paired = Material(changed(capability=capability, **PLAIN), progress=False)
+    setting = runner.grid(plain.config, "think")[0]
+    assert torch.equal(paired.direction(setting).vectors, plain.direction(setting).vectors)
+    file.write_text(json.dumps({"locked": plain.splits.test.questions[0], "unlocked": "x"}) + "\n")
+    with pytest.raises(ul.InvalidInput, match=r"grid.n|test question"):
+        Material(paired.config, progress=False)
+
+
+def test_options_of_the_aligner_are_keys_of_the_config() -> None:
+    material = Material(changed(aligner={"sinks": "drop", "skip_first": True}, **PLAIN), progress=False)
+    setting = runner.grid(material.config, "think")[0]
+    fitted = material.aligner(replace(setting, aligner="text"))
+    assert (fitted.sinks, fitted.skip_first, fitted.centered) == ("drop", True, True)
+    with pytest.raises(ul.InvalidInput, match="did you mean sinks"):
+        changed(aligner={"sink": "drop"})
+    with pytest.raises(ul.InvalidInput, match="positions"):
+        changed(aligner={"positions": 0})

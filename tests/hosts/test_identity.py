@@ -30,7 +30,13 @@ def test_a_fingerprint_ignores_precision_and_scale() -> None:
 
 @pytest.mark.parametrize(
     ("normalization", "left_over", "basis"),
-    [("LN", 0.0, "zero_mean"), ("LN", 1e-6, "zero_mean"), ("LN", 1e-4, "raw"), ("LNPre", 0.0, "zero_mean"), ("RMS", 0.0, "raw")],
+    [
+        ("LN", 0.0, "zero_mean"),
+        ("LN", 1e-6, "zero_mean"),
+        ("LN", 1e-4, "raw"),
+        ("LNPre", 0.0, "zero_mean"),
+        ("RMS", 0.0, "raw"),
+    ],
 )
 def test_a_basis_is_zero_mean_where_the_embedding_has_no_mean(normalization: str, left_over: float, basis: str) -> None:
     """What rounding leaves of the d_model mean is a millionth of the weights; a hundred times that is a mean."""

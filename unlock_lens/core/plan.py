@@ -243,6 +243,11 @@ class PlannedModel:
     def tokenizer(self) -> Any:
         return self.load_tokenizer()
 
+    @property
+    def bos_token(self) -> int | None:
+        """The id of BOS."""
+        return self.tokenizer.bos_token_id
+
     def native_ids(self, text: str) -> list[int]:
         """The tokenizer's own: there is no host."""
         return self.tokenizer(text)["input_ids"]

@@ -142,7 +142,9 @@ class Variant:
     @cached_property
     def tokens(self) -> Tokens:
         """The prompts' tokens, from one call of the model's own tokenizer."""
-        found = tokenize(self.backend.tokenizer, self.prompts, self.add_special_tokens, self.prepend_bos)
+        found = tokenize(
+            self.backend.tokenizer, self.prompts, self.add_special_tokens, self.prepend_bos, self.backend.bos_token
+        )
         if self.add_special_tokens and self.prepend_bos is None:
             self._tell_other_ids(found)
         return found
@@ -267,21 +269,24 @@ def _after(demonstrations: Sequence[tuple[str, str]], prompts: Sequence[str]) ->
 
 
 def tokenize(
-    tokenizer: Any, prompts: Sequence[str], add_special_tokens: bool = True, prepend_bos: bool | None = None
+    tokenizer: Any,
+    prompts: Sequence[str],
+    add_special_tokens: bool = True,
+    prepend_bos: bool | None = None,
+    bos: int | None = None,
 ) -> Tokens:
     """Ids and mask from one tokenizer call, padded here so that the caller's tokenizer stays as it is."""
     rows: list[list[int]] = tokenizer(list(prompts), add_special_tokens=add_special_tokens)["input_ids"]
     if prepend_bos is not None:
-        rows = [_with_bos(tokenizer, row, prepend_bos) for row in rows]
+        rows = [_with_bos(tokenizer.bos_token_id if bos is None else bos, row, prepend_bos) for row in rows]
     for i, row in enumerate(rows):
         if not row:
             raise InvalidInput(f"the tokenizer makes no token of prompt {i} ({prompts[i][:40]!r}); leave it out")
     return _padded(tokenizer, rows)
 
 
-def _with_bos(tokenizer: Any, row: list[int], prepend_bos: bool) -> list[int]:
+def _with_bos(bos: int | None, row: list[int], prepend_bos: bool) -> list[int]:
     """The ids with one BOS token in front, or without."""
-    bos: int | None = tokenizer.bos_token_id
     rest = row[1:] if row[:1] == [bos] else row
     if not prepend_bos:
         return rest

@@ -188,7 +188,7 @@ def diagnose(
         >>> task, text = zoo.running_sum(n=50), zoo.text(n=200)
         >>> direction = ul.CapabilityDirection.extract(ul.Variant(source, task.direct), ul.Variant(source, task.think))
         >>> texts = ul.Variant(source, text), ul.Variant(target, text)
-        >>> aligner = ul.SubspaceAligner(rank=48, centered=True, positions="all").fit(*texts)
+        >>> aligner = ul.SubspaceAligner(rank=48).fit(*texts)
         >>> ul.diagnose(direction, aligner, *texts, ability=1.0).score > 0.7
         True
     """

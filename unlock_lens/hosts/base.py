@@ -141,6 +141,11 @@ class Backend(Runs):
         """The tokenizer's chat template."""
         return getattr(self.tokenizer, "chat_template", None)
 
+    @property
+    def bos_token(self) -> int | None:
+        """The id of BOS."""
+        return self.tokenizer.bos_token_id
+
     def native_ids(self, text: str) -> list[int]:
         """What the host itself makes of a text that it is given."""
         return list(self.tokenizer(text)["input_ids"])

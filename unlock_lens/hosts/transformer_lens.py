@@ -156,6 +156,11 @@ class TransformerLensBackend(Backend):
         """Of the tokenizer that the host holds, where one was set there."""
         return getattr(self.model.tokenizer, "chat_template", None) or super().chat_template
 
+    @property
+    def bos_token(self) -> int | None:
+        """Where the tokenizer has none, what the host takes for it."""
+        return super().bos_token if super().bos_token is not None else self.model.tokenizer.bos_token_id
+
     def native_ids(self, text: str) -> list[int]:
         return self.model.to_tokens(text, move_to_device=False)[0].tolist()
 
