@@ -242,10 +242,10 @@ def test_generators_of_prompts_are_read_once(small: Any) -> None:
 
 def test_functions_of_a_model_and_prompts_take_a_variant(small: Any) -> None:
     task = zoo.running_sum(n=4)
-    variant, how = ul.Variant(small, task.direct), {"batch_size": 2}
+    variant = ul.Variant(small, task.direct)
     assert torch.equal(
-        ul.distributions.next_token_log_probs(small, variant, **how),
-        ul.distributions.next_token_log_probs(small, task.direct, **how),
+        ul.distributions.next_token_log_probs(small, variant, batch_size=2),
+        ul.distributions.next_token_log_probs(small, task.direct, batch_size=2),
     )
     written = ul.generate(variant, max_new_tokens=4)
     assert written == ul.generate(small, task.direct, max_new_tokens=4)
