@@ -282,7 +282,7 @@ def tokenize(
     for i, row in enumerate(rows):
         if not row:
             raise InvalidInput(f"the tokenizer makes no token of prompt {i} ({prompts[i][:40]!r}); leave it out")
-    return _padded(tokenizer, rows)
+    return padded(tokenizer, rows)
 
 
 def _with_bos(bos: int | None, row: list[int], prepend_bos: bool) -> list[int]:
@@ -310,10 +310,11 @@ def from_ids(ids: Tensor, mask: Tensor | None, tokenizer: Any) -> Tokens:
     rows = [row[keep].tolist() for row, keep in zip(ids.cpu(), kept.cpu(), strict=True)]
     if not all(rows):
         raise InvalidInput(f"row {[bool(row) for row in rows].index(False)} of tokens= has no token; leave it out")
-    return _padded(tokenizer, rows)
+    return padded(tokenizer, rows)
 
 
-def _padded(tokenizer: Any, rows: Sequence[Sequence[int]]) -> Tokens:
+def padded(tokenizer: Any, rows: Sequence[Sequence[int]]) -> Tokens:
+    """Rows of ids, padded on the left."""
     width = max(len(row) for row in rows)
     uneven = any(len(row) < width for row in rows)
     ids = torch.full((len(rows), width), _pad_id(tokenizer) if uneven else 0)

@@ -84,6 +84,34 @@ def shuffled(states: Float[Tensor, "layer n d_model"], seed: int = 0) -> Float[T
     return states[:, order]
 
 
+def noise_of_states(
+    direction: CapabilityDirection, states: Float[Tensor, "layer n d_model"], seed: int = 0
+) -> CapabilityDirection:
+    """Noise with the covariance of a model's states, the same draw at every layer: it lies where states vary.
+
+    `states` are those of all layers of the direction's model.
+    """
+    weights = torch.randn(states.shape[1], generator=torch.Generator().manual_seed(seed)).to(states)
+    of_layers = states[list(direction.layers)]
+    drawn = torch.einsum("lnd,n->ld", of_layers - of_layers.mean(dim=1, keepdim=True), weights)
+    return _with_vectors(direction, drawn.float().cpu(), f"noise with the covariance of states, seed {seed}")
+
+
+def halves(direction: CapabilityDirection, locked: Float[Tensor, "layer n d_model"], seed: int = 0) -> CapabilityDirection:
+    """The mean locked state of one random half of the prompts minus that of the other: a contrast without a capability.
+
+    Raises:
+        InvalidInput: fewer than two prompts.
+    """
+    n = locked.shape[1]
+    if n < 2:
+        raise InvalidInput(f"{n} locked states were given; two halves need at least 2")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    of_layers = locked[list(direction.layers)]
+    drawn = of_layers[:, order[: n // 2]].mean(dim=1) - of_layers[:, order[n // 2 :]].mean(dim=1)
+    return _with_vectors(direction, drawn.float().cpu(), f"halves of the locked prompts, seed {seed}")
+
+
 def unaligned(direction: CapabilityDirection, layer_map: Mapping[int, int], target: ModelIdentity) -> CapabilityDirection:
     """The source's vectors copied unchanged into a target of the same width: does the alignment matter at all?
 

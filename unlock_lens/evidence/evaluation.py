@@ -83,6 +83,13 @@ class Evaluation:
     lengths: tuple[int, ...]
     seconds: float
 
+    @classmethod
+    def of(cls, task: Scored, completions: Sequence[str], asked: Variant, seconds: float) -> Evaluation:
+        """Judge completions of the prompts that were asked."""
+        right = tuple(bool(found) for found in task.correct(completions))
+        lengths = tuple(len(ids) for ids in asked.backend.tokenizer(list(completions), add_special_tokens=False)["input_ids"])
+        return cls(Outcome.of(task, completions, right), right, tuple(completions), lengths, seconds)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -142,10 +149,7 @@ def evaluate(
     started = time.perf_counter()
     asked = variant_of(model, prompts, add_special_tokens, remote)
     completions = generate(asked, None, steer, max_new_tokens, batch_size, progress=progress)
-    seconds = time.perf_counter() - started
-    right = tuple(bool(found) for found in task.correct(completions))
-    lengths = tuple(len(ids) for ids in asked.backend.tokenizer(completions, add_special_tokens=False)["input_ids"])
-    return Evaluation(Outcome.of(task, completions, right), right, tuple(completions), lengths, seconds)
+    return Evaluation.of(task, completions, asked, time.perf_counter() - started)
 
 
 def compare(after: Sequence[bool], before: Sequence[bool], seed: int = 0) -> Comparison:

@@ -22,6 +22,11 @@ Line = Mapping[str, Any]
 SEEDED = ("random", "shuffled")
 """Controls that are drawn at random, several times."""
 
+NULL = "null"
+"""Sources that have no capability, moved by the same maps and chosen among the same settings as the transfer."""
+FORCED = ("forced_1", "forced_3", "forced_8")
+"""The unsteered target goes on from the first 1, 3, 8 tokens that the steered one wrote."""
+
 CONFIG, LINES, DAMAGED = "config.yaml", "results.jsonl", "results.damaged.jsonl"
 TRANSFERRED, UNSTEERED, PROMPTED, POST_TRAINED = "transferred", "unsteered", "prompted", "post_trained"
 NAIVE, NAIVE_UNSTEERED = "naive", "naive_unsteered"
@@ -104,6 +109,13 @@ class Results:
             name: (min if name == TRANSFERRED else max)(lines, key=lambda line: line["accuracy"])
             for name, lines in self.tested().items()
         }
+
+    def nulls(self) -> list[list[Line]]:
+        """The train lines of each null source, one list a source, in the order in which they were drawn."""
+        found: dict[int, list[Line]] = {}
+        for line in self.trained(NULL):
+            found.setdefault(line["config"]["seed"], []).append(line)
+        return list(found.values())
 
     def chosen(self) -> Line | None:
         """The transferred line of the test split; before there is one, the best of the grid on train; None without either."""

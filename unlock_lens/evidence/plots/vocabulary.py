@@ -44,6 +44,20 @@ ARMS: Mapping[str, Arm] = {
         "without mean", "the transferred direction without its part along the target's mean state",
         "reference", ACCENT, "dot", "circle-open",
     ),
+    "forced_1": Arm(
+        "first token", "the unsteered target after the steered run's first token", "reference", GREY, "dot", "circle-dot"
+    ),
+    "forced_3": Arm("first 3 tokens", "the same with the first 3 tokens", "reference", GREY, "dot", "square-dot"),
+    "forced_8": Arm("first 8 tokens", "the same with the first 8 tokens", "reference", GREY, "dot", "diamond-dot"),
+    "same_end": Arm(
+        "same last token", "a contrast of prompts that end on one token", "reference", GREEN, "dot", "square-open"
+    ),
+    "placebo": Arm(
+        "placebo", "a contrast that ends as the unlocked prompts do, and asks nothing", "rival", PURPLE, "dot", "star-open"
+    ),
+    "wrong": Arm("wrong capability", "another capability's direction through the same map", "rival", GREY, "dash", "hexagram"),
+    "minus": Arm("minus direction", "the transferred direction, turned round", "rival", CONTRARY, "dot", "triangle-down-open"),
+    "null": Arm("null source", "noise or halves of the locked prompts, through the map", "rival", GREY, "dot", "cross-thin"),
     "random": Arm("random", "a random direction of the same norm", "rival", GREY, "dot", "x"),
     "shuffled": Arm("shuffled", "the same, through a map of tokens paired at random", "rival", GREY, "dash", "cross"),
     "anti_mean": Arm(

@@ -9,15 +9,32 @@ from typing import Any, Literal
 from unlock_lens.evidence.evaluation import compare
 from unlock_lens.evidence.plots.behaviour import specificity_rows
 from unlock_lens.evidence.plots.vocabulary import arm, in_order
-from unlock_lens.evidence.results import NAIVE, NAIVE_UNSTEERED, SEEDED, TRANSFERRED, UNSTEERED, Line, Results
-from unlock_lens.evidence.statistics import sample_size_in_words
+from unlock_lens.evidence.results import (
+    FORCED,
+    NAIVE,
+    NAIVE_UNSTEERED,
+    POST_TRAINED,
+    PROMPTED,
+    SEEDED,
+    TRANSFERRED,
+    UNSTEERED,
+    Line,
+    Results,
+)  # fmt: skip
+from unlock_lens.evidence.statistics import detectable_difference, sample_size_in_words
 
-Status = Literal["arrived", "not from the source", "unchecked", "undecided", "did not arrive", "did harm", "unfinished"]
+Status = Literal[
+    "arrived", "a small gain", "not from the source", "unchecked", "undecided", "did not arrive", "did harm", "unfinished"
+]  # fmt: skip
 Paired = Mapping[str, Any]
 Arms = Mapping[str, Line]
 REQUIRED = ("random", "anti_mean", "shuffled")
 """Without any one of these nothing can be credited to the source."""
 SIGNIFICANT = 0.05
+ENOUGH = 100
+"""Test problems below which nothing is said to have arrived."""
+MARGIN = 0.5
+"""The gain must be at least this share of what asking gives, and no null source may reach this share of the gain."""
 COMES = 0.2
 """A behaviour has come, and correctness with it, when its share grows by more than this."""
 
@@ -50,12 +67,17 @@ class Rival:
 def verdict(results: Results) -> Verdict:
     """Judge a sweep.
 
-    A capability has arrived when the transferred arm beats the unsteered target and every rival on the same questions: the
-    95% interval of the paired difference lies above 0, and McNemar's p is below 0.05. Rivals are random, shuffled, anti-mean
-    and unaligned directions, each by its best seed, and a target that never learned it; the first three must have been run.
-    All comparisons have to be won, so more of them make it harder to arrive, and none is corrected for. References (the
+    A capability has arrived when, on at least 100 questions, three things hold. (1) The transferred arm beats the unsteered
+    target and every rival on the same questions: the 95% interval of the paired difference lies above 0, and McNemar's p is
+    below 0.05. Rivals are random, shuffled, anti-mean and unaligned directions, each by its best seed, minus the direction, a
+    placebo contrast, other capabilities, and a target that never learned it; the first three must have been run. (2) Sources
+    without a capability that went through the same maps, settings and choice seldom do as well: p is at most 0.05
+    (`null_test`). (3) The margins are kept: the gain is at least half of what asking gives, no null source reaches half of it
+    at the same setting, the naive target gains nothing, and the behaviour that comes is the wanted one. References (the
     target's own direction, the prompt, the paper's calibration) put the result in proportion and decide nothing. A sweep that
     lacks anything its config asks for is not judged.
+
+    Source: Phipson and Smyth, Statistical Applications in Genetics and Molecular Biology 9 (2010), for p = (1 + b) / (1 + K).
     """
     if absent := _missing(results):
         return Verdict(
@@ -65,13 +87,14 @@ def verdict(results: Results) -> Verdict:
         )
     arms = results.arms()
     against = _rivals(arms)
-    status = _status(arms, against)
+    nulls = null_test(results)
+    status = _status(results, arms, against, nulls)
     name = f"“{results.capability}”" if results.capability else "The capability"
     found = (
-        _gain(arms), _comparisons(results, against), _naive(arms), _references(arms), _behaviour(results, arms),
+        _gain(arms), _null_sources(nulls), _comparisons(results, against), _naive(arms), _references(arms), _behaviour(results, arms),
         specificity(results), _price(arms), _sharper(arms), _limits(results, arms),
     )  # fmt: skip
-    return Verdict(status, f"{name} {_headline(status, arms, against)}.", tuple(text for text in found if text))
+    return Verdict(status, f"{name} {_headline(status, results, arms, against, nulls)}.", tuple(text for text in found if text))
 
 
 def _missing(results: Results) -> list[str]:
@@ -79,15 +102,81 @@ def _missing(results: Results) -> list[str]:
     tested, without = results.tested(), _left_out(results)
     found = [name for name in (TRANSFERRED, UNSTEERED) if name not in tested]
     for name in results.config.get("controls") or ():
-        wanted = range(results.config.get("control_seeds", 1) if name in SEEDED else 1)
-        absent = set(wanted) - {line["config"].get("seed", 0) for line in tested.get(name, ())}
+        wanted = range(len(results.config.get("others") or ()) if name == "wrong" else _seeds(results, name))
+        done = [line for each in (FORCED if name == "forced" else (name,)) for line in tested.get(each, ())]
+        absent = set(wanted) - {line["config"].get("seed", 0) for line in done}
         if absent and name not in without:
             seeds = ", ".join(str(seed) for seed in sorted(absent))
             some = f" (seed{'s' if len(absent) > 1 else ''} {seeds})" if name in tested else ""
             found.append(arm(name).label + some)
     moved = {line["config"].get("capability") for line in results.lines if line["split"] == "test"}
     others = [other["name"] for other in results.config.get("others") or ()]
-    return found + [f"the capability “{name}”" for name in others if name not in moved]
+    found += [f"the capability “{name}”" for name in others if name not in moved]
+    if (lacking := results.config.get("nulls", 0) - len(results.nulls())) > 0:
+        found.append(f"{lacking} null sources")
+    return found
+
+
+def _seeds(results: Results, name: str) -> int:
+    return results.config.get("control_seeds", 1) if name in SEEDED else 1
+
+
+@dataclass(frozen=True)
+class NullTest:
+    """The transfer among sources without a capability, moved by the same maps, with the same settings to choose from.
+
+    They are noise, noise with the covariance of the source's states, and halves of the locked prompts against each other.
+
+    Attributes:
+        p: (1 + as_good) / (1 + n): the chance that a source without a capability does as well.
+        n: number of null sources.
+        as_good: how many of them do at least as well as the transfer: they arrive at no greater strength; where neither
+            arrives, they gain no less. Arriving is gaining `needed`, on train.
+        needed: the gain that counts as arriving: half of what asking gives, or 20 points where nothing asks.
+        arrive: how many of them arrive at any setting.
+        best: the highest accuracy of a null source at the transfer's own setting.
+    """
+
+    p: float
+    n: int
+    as_good: int
+    needed: float
+    arrive: int
+    best: float
+
+    @property
+    def is_rare(self) -> bool:
+        """Whether p is at most 0.05."""
+        return self.p <= SIGNIFICANT
+
+
+def null_test(results: Results) -> NullTest | None:
+    """The randomisation test at the level of directions, on the train split; None where no null source was run."""
+    nulls, arms = results.nulls(), results.arms()
+    if not nulls:
+        return None
+    base, asked = arms[UNSTEERED]["accuracy"], _asked(arms)
+    needed = max(MARGIN * (asked["accuracy"] - base), 0.1) if asked else COMES
+    own = _score(results.trained(), base + needed)
+    as_good = sum(_score(lines, base + needed) >= own for lines in nulls)
+    arrive = sum(max(line["accuracy"] for line in lines) >= base + needed for lines in nulls)
+    chosen = _apart_from_source(arms[TRANSFERRED])
+    same = [line["accuracy"] for lines in nulls for line in lines if _apart_from_source(line) == chosen]
+    return NullTest((1 + as_good) / (1 + len(nulls)), len(nulls), as_good, needed, arrive, max(same, default=0.0))
+
+
+def _score(lines: Sequence[Line], arriving: float) -> tuple[float, float]:
+    """The least strength that arrives, the smaller the better; of those that do not, the highest accuracy."""
+    strengths = [line["config"]["alpha"] for line in lines if line["accuracy"] >= arriving]
+    return (-min(strengths), 0.0) if strengths else (-float("inf"), max(line["accuracy"] for line in lines))
+
+
+def _apart_from_source(line: Line) -> Mapping[str, Any]:
+    return {key: value for key, value in line["config"].items() if key not in ("control", "seed")}
+
+
+def _asked(arms: Arms) -> Line | None:
+    return arms.get(PROMPTED) or arms.get(POST_TRAINED)
 
 
 def _left_out(results: Results) -> Mapping[str, str]:
@@ -131,7 +220,7 @@ def _too_few(base: Line) -> str | None:
     return sample_size_in_words(base["n"], base["accuracy"])
 
 
-def _status(arms: Arms, against: Sequence[Rival]) -> Status:
+def _status(results: Results, arms: Arms, against: Sequence[Rival], nulls: NullTest | None) -> Status:
     main, base = arms[TRANSFERRED], arms[UNSTEERED]
     paired = gain(main, base)
     if paired["high"] < 0 and paired["p"] < SIGNIFICANT if paired else main["high"] < base["low"]:
@@ -141,40 +230,109 @@ def _status(arms: Arms, against: Sequence[Rival]) -> Status:
     unbeaten = [rival for rival in against if not rival.beaten]
     if any(rival.gains for rival in unbeaten):
         return "not from the source"
-    if unbeaten:
+    if nulls and not nulls.is_rare:
+        return "not from the source" if nulls.as_good else "undecided"
+    if unbeaten or _doubts(results, arms, nulls):
         return "undecided"
-    return "unchecked" if _unchecked(arms) else "arrived"
+    if _unchecked(arms, nulls):
+        return "unchecked"
+    return "a small gain" if _is_small(arms) else "arrived"
 
 
-def _unchecked(arms: Arms) -> list[str]:
-    return [arm(name).label for name in REQUIRED if name not in arms]
+def _unchecked(arms: Arms, nulls: NullTest | None) -> list[str]:
+    return [arm(name).label for name in REQUIRED if name not in arms] + ([] if nulls else ["null sources"])
 
 
-def _headline(status: Status, arms: Arms, against: Sequence[Rival]) -> str:
+def _is_small(arms: Arms) -> bool:
+    """Whether the gain is less than half of what asking gives."""
+    asked, base = _asked(arms), arms[UNSTEERED]["accuracy"]
+    return asked is not None and arms[TRANSFERRED]["accuracy"] - base < MARGIN * (asked["accuracy"] - base)
+
+
+def _doubts(results: Results, arms: Arms, nulls: NullTest | None) -> list[str]:
+    """What stands between a gain and an arrival, in words."""
+    main, base, name = arms[TRANSFERRED], arms[UNSTEERED], results.capability or ""
+    found: list[str] = []
+    if main["n"] < ENOUGH:
+        found.append(f"{main['n']} test questions are too few ({ENOUGH} are needed)")
+    if nulls and nulls.best - base["accuracy"] > MARGIN * (main["accuracy"] - base["accuracy"]):
+        found.append(f"a source without a capability reaches {nulls.best:.1%} at the same setting")
+    if NAIVE in arms and _better(arms[NAIVE], arms.get(NAIVE_UNSTEERED, base)):
+        found.append("the naive target, which never learned it, gains too")
+    shares = main.get("behaviours") or {}
+    if name in shares and shares[name] < max(shares.values()):
+        other = max(shares, key=lambda behaviour: shares[behaviour])
+        found.append(f"the behaviour that comes is “{other}”")
+    return found
+
+
+def _headline(status: Status, results: Results, arms: Arms, against: Sequence[Rival], nulls: NullTest | None) -> str:
     """What is said of the capability's name."""
     main, base = arms[TRANSFERRED], arms[UNSTEERED]
     change = f"right answers go from {_percent(base)} to {_percent(main)}"
+    better = _asks_better(arms)
+    if status == "a small gain":
+        return f"gained a little: {change}, less than half of what asking gives ({_percent(_asked(arms) or base)})"
     if status == "arrived":
         best = _best(against)
         near = best.line["high"] < (base["accuracy"] + main["accuracy"]) / 2
         beats, left = "no control comes near" if near else "it beats every control", arms.get("without_mean")
         gone = left is not None and not _better(left, base)
         doubt = "; but nothing of it is left without the direction's part along the target's mean state" if gone else ""
-        return f"arrived: {change}, and {beats} ({_reaches(best)} at most){doubt}"
+        rare = f", and none of {nulls.n} sources without a capability does as well" if nulls and not nulls.as_good else ""
+        rare = (
+            f", and {nulls.as_good} of {nulls.n} sources without a capability do as well" if nulls and nulls.as_good else rare
+        )
+        return f"arrived: {change}, {'' if rare else 'and '}{beats} ({_reaches(best)} at most){rare}{better}{doubt}"
+    if status == "not from the source" and nulls and not nulls.is_rare:
+        does = "does" if nulls.as_good == 1 else "do"
+        told = f"{nulls.as_good} of {nulls.n} sources without a capability {does} as well (p = {nulls.p:.2g})"
+        return f"cannot be credited to the source: {change}, but {told}"
     if status == "not from the source":
         best = _best([rival for rival in against if rival.gains and not rival.beaten])
         return f"cannot be credited to the source: {change}, but {_reaches(best)} as well"
     if status == "unchecked":
-        absent = _unchecked(arms)
+        absent = _unchecked(arms, nulls)
         were = "was" if len(absent) == 1 else "were"
         return f"is unchecked: {change}, but {_listed(absent)} {were} not run, so the source cannot be credited with it"
+    if status == "undecided" and _better(main, base) and (doubts := _doubts(results, arms, nulls)):
+        return f"is undecided: {change}, but {_listed(doubts)}"
     if status == "undecided":
         unbeaten = [arm(rival.name).label for rival in against if not rival.beaten]
         equals = unbeaten if _better(main, base) else ["the unsteered target"]
         return f"is undecided: {change}, which cannot be told apart from {_listed(equals)}"
     if status == "did harm":
         return f"did not arrive, and steering did harm: {change}"
-    return f"did not arrive: {change}, no more than chance would change"
+    return f"did not arrive: {change}, no more than chance would change; {_could_show(base)}"
+
+
+def _asks_better(arms: Arms) -> str:
+    """Said where asking does better, question by question."""
+    asked = _asked(arms)
+    if asked is None or not _above(asked, arms[TRANSFERRED], _compared(asked, arms[TRANSFERRED])):
+        return ""
+    return f"; asking does better ({_percent(asked)})"
+
+
+def _could_show(base: Line) -> str:
+    """What a sample of this size would have shown, so that absence of evidence is not read as evidence of absence."""
+    least = detectable_difference(base["n"], base["accuracy"])
+    return (
+        f"{base['n']} questions show a gain of {points(least)} points 4 times in 5"
+        if least
+        else "no gain could have been shown"
+    )
+
+
+def _null_sources(nulls: NullTest | None) -> str:
+    if nulls is None:
+        return "No source without a capability was tried: how often noise would look like this is not known."
+    return (
+        f"Of {nulls.n} sources without a capability (noise, noise with the covariance of the source's states, halves of the "
+        f"locked prompts), moved by the same maps and with the same settings to choose from, {nulls.as_good} arrive at no "
+        f"greater strength than the transfer: p = {nulls.p:.2g}. Arriving is a gain of {points(nulls.needed)} points on train; "
+        f"{nulls.arrive} of them arrive at some strength."
+    )
 
 
 def _best(against: Sequence[Rival]) -> Rival:

@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
-from pydantic import BaseModel, Field, FiniteFloat, PositiveInt, ValidationError, create_model, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from unlock_lens.core.alignment import SETTINGS, SubspaceAligner
 from unlock_lens.core.inputs import SLOT, parse_layer_map, parse_layers
@@ -26,7 +36,10 @@ from unlock_lens.method.extract import AggregateName
 T = TypeVar("T")
 Values = Annotated[tuple[T, ...], Field(min_length=1)]
 Aligner = Literal["text", "prompts", "paper"]
-Control = Literal["paper", "own", "random", "anti_mean", "without_mean", "shuffled", "unaligned", "naive"]
+Control = Literal[
+    "paper", "own", "random", "anti_mean", "without_mean", "shuffled", "unaligned", "naive", "minus", "wrong", "placebo",
+    "same_end", "forced",
+]  # fmt: skip
 CONTROLS: tuple[Control, ...] = get_args(Control)
 
 
@@ -40,6 +53,8 @@ class Capability(Spec):
         chat: whether prompts are a user's turn in the tokenizer's chat template.
         system: the system's turn before it.
         unlocked_system: the system's turn of the unlocked prompts; by default the same.
+        placebo: template of prompts that end as the unlocked ones do and say something else, for the control "placebo".
+        same_end: template of unlocked prompts that end on the locked ones' last token, for the arm "same_end".
         pairs: JSONL file of prompt pairs (`locked`, `unlocked`) that directions are made from, instead of the templates and the
             extract split; the templates still make the prompts that are completed.
         source_unlocked: the model that has the capability, for a model contrast; by default the source.
@@ -52,11 +67,13 @@ class Capability(Spec):
     chat: bool = False
     system: str | None = None
     unlocked_system: str | None = None
+    placebo: str | None = None
+    same_end: str | None = None
     pairs: Path | None = None
     source_unlocked: str | None = None
     target_unlocked: str | None = None
 
-    @field_validator("locked", "unlocked")
+    @field_validator("locked", "unlocked", "placebo", "same_end")
     @classmethod
     def _has_slot(cls, template: str | None) -> str | None:
         if template is not None and SLOT not in template:
@@ -95,8 +112,8 @@ class Grid(Spec):
     """The values that are tried, in all combinations.
 
     Attributes:
-        aligner: calibration. "text": all tokens of the calibration texts, centered; "prompts": the same of the locked prompts;
-            "paper": last token of the locked prompts, uncentered.
+        aligner: calibration. "text": all tokens, centered, of the calibration texts and both sides' prompts; "prompts": of the
+            prompts alone; "paper": last token of the locked prompts, uncentered (centered for pca).
         n: number of questions that the direction (and with "prompts" and "paper" the map) is made from.
         layer_map: "proportional", or target:source pairs such as "0:0 1:1 2:3".
         method: of the aligner; the control "paper" is always the paper's own.
@@ -162,6 +179,8 @@ class SweepConfig(Spec):
         unrelated: text that has nothing to do with the capability: what steering costs there.
         controls: directions that the transfer is compared with.
         control_seeds: how many of each random control.
+        nulls: how many sources without a capability go through the transfer's maps, grid and choice: noise, noise with the
+            covariance of the source's states, and halves of the locked prompts against each other, in turn.
         seed: of problems, texts and controls.
 
     Raises:
@@ -185,6 +204,7 @@ class SweepConfig(Spec):
     aligner: AlignerOptions = AlignerOptions()  # pyright: ignore[reportInvalidTypeForm]  made of a signature
     controls: tuple[Control, ...] = CONTROLS
     control_seeds: PositiveInt = 3
+    nulls: NonNegativeInt = 19
     sampling: Sampling = Sampling()
     max_new_tokens: PositiveInt = 64
     batch_size: PositiveInt = 8

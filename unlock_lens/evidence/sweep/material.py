@@ -18,12 +18,12 @@ from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.core.inputs import SLOT, parse_layer_map, parse_layers, read_pairs
 from unlock_lens.core.read import How, Picked
 from unlock_lens.core.steering import SteeringHook
-from unlock_lens.core.tokens import paired_tokens
+from unlock_lens.core.tokens import one_token, paired_tokens
 from unlock_lens.core.variant import Variant
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence import controls
 from unlock_lens.evidence.probe import Probe
-from unlock_lens.evidence.results import NAIVE, NAIVE_UNSTEERED, UNSTEERED
+from unlock_lens.evidence.results import NAIVE, NAIVE_UNSTEERED, NULL, UNSTEERED
 from unlock_lens.evidence.sweep.config import Capability, Setting, SweepConfig
 from unlock_lens.evidence.tasks.problems import Task
 from unlock_lens.hosts import backend_of, open_model
@@ -32,6 +32,10 @@ from unlock_lens.method.align import RANK
 T = TypeVar("T")
 Side = Literal["source", "target", "naive"]
 ZOO = "zoo:"
+PAPER_RANKS, PAPER_ALPHAS, PAPER_N = (1, 4, 16, 64, 128, 256, 512), (0.05, 0.1, 0.2, 0.5), 128
+"""What the paper tries (arXiv:2604.06377), with mean and pca; n from 128."""
+NULLS = ("noise", "states", "halves")
+"""Kinds of sources without a capability, in turn."""
 PROBED = 32
 """Train prompts whose first tokens a forecast looks at."""
 
@@ -111,7 +115,8 @@ class Material:
         `shuffled` is the seed of the control of that name.
         """
         n = None if setting.aligner == "text" else setting.n
-        key = ("aligner", setting.aligner, n, setting.layer_map, setting.method, to, shuffled)
+        pca = setting.aligner == "paper" and setting.aggregate == "pca"
+        key = ("aligner", setting.aligner, n, setting.layer_map, setting.method, pca, to, shuffled)
         full = self.once(key, lambda: self._fitted(setting, to, shuffled))
         return full.at_rank(min(setting.rank or full.rank_, full.rank_))
 
@@ -149,7 +154,18 @@ class Material:
         own = 0 if side == "source" else 1
         chosen, how = Picked((source, target)[own], tokens[own]), How(self.config.batch_size, progress=self.progress)
         whole = self.once(("states", side, calibration, to), lambda: read.states(chosen, how=how))
-        return whole if calibration == "text" else whole[:, : sum(len(of_text) for of_text in tokens[own][:n])]
+        return whole[:, : sum(len(of_text) for of_text in tokens[own][: self._n_texts(calibration, n)])]
+
+    def _n_texts(self, calibration: str, n: int | None) -> int | None:
+        """How many of the calibration's texts belong to n questions; None for all."""
+        if calibration == "text" or n is None:
+            return None
+        return 2 * n if calibration == "prompts" and self._both_sides else n
+
+    @property
+    def _both_sides(self) -> bool:
+        """Whether locked and unlocked prompts differ."""
+        return self.config.capability.asks or self.config.capability.pairs is not None
 
     def _mean_locked(self, layers: Sequence[int]) -> Tensor:
         """The target's mean state at the end of the locked prompts that directions are extracted from."""
@@ -165,19 +181,60 @@ class Material:
             own = self.own_direction(setting)
             mapped = parse_layer_map(setting.layer_map or "proportional")
             return own.at_layers(list(mapped)) if mapped else own  # where the transfer acts too
+        if setting.control in ("placebo", "same_end"):
+            return self.aligner(setting).transport(self._source_contrast(setting).direction(setting.aggregate or "mean"))
+        if setting.control == "wrong":
+            other = replace(setting, capability=self.config.others[setting.seed].name)
+            return self.aligner(setting).transport(self.source_direction(other))
+        if setting.control == NULL:
+            return self.aligner(setting).transport(self._null_source(setting))
         transferred = self.direction(replace(setting, control=None, seed=0))
+        if setting.control == "minus":
+            return -transferred
         if setting.control == "random":
-            return controls.random_like(transferred, setting.seed)
+            return controls.random_like(transferred, self._drawn(setting.seed))
         if setting.control == "anti_mean":
             return controls.away_from(self._mean_locked(transferred.layers), transferred)
         if setting.control == "without_mean":
             return controls.projected_out(self._mean_locked(transferred.layers), transferred)
         source = self.source_direction(setting)
         if setting.control == "shuffled":
-            drawn = self.aligner(setting, shuffled=setting.seed).transport(source)
+            drawn = self.aligner(setting, shuffled=self._drawn(setting.seed)).transport(source)
         else:
             drawn = controls.unaligned(source, self.aligner(setting).layer_map, backend_of(self.target).identity)
         return controls.at_norms_of(drawn, transferred)
+
+    def _drawn(self, seed: int) -> int:
+        """The seed of a random control: the config's seed counts too."""
+        return seed + 1000 * self.config.seed
+
+    def _null_source(self, setting: Setting) -> CapabilityDirection:
+        """A source direction without a capability."""
+        like = self.source_direction(setting)
+        kind, seed = NULLS[setting.seed % len(NULLS)], self._drawn(setting.seed)
+        if kind == "noise":
+            return controls.random_like(like, seed)
+        if kind == "states":
+            return controls.noise_of_states(like, self.states("source", setting.aligner or "text", setting.n), seed)
+        return controls.halves(like, self._locked_states(setting), seed)
+
+    def _locked_states(self, setting: Setting) -> Tensor:
+        """The source's states at the end of its locked prompts, at all layers."""
+        locked = self._calibrating("source", "paper")
+        tokens = one_token(locked, -1 if setting.position is None else setting.position)
+        how = How(self.config.batch_size, progress=self.progress)
+        return self.once(("locked states", setting.position), lambda: read.states(Picked(locked, tokens), how=how))
+
+    def _source_contrast(self, setting: Setting) -> Contrast:
+        """The source's contrast of the locked prompts with those of another template."""
+        template = getattr(self.config.capability, setting.control or "")
+        capability, extract = self.config.capability, self.splits.extract
+        other = capability.model_copy(update={"unlocked": template, "pairs": None})
+        sides = [self.asked(self.source, extract, other, unlocked) for unlocked in (False, True)]
+        position = -1 if setting.position is None else setting.position
+        how: dict[str, Any] = {"position": position, "batch_size": self.config.batch_size, "progress": self.progress}
+        whole = self.once(("contrast", setting.control, position), lambda: Contrast.capture(sides[0], sides[1], **how))
+        return whole.first(min(setting.n or len(whole), len(whole)))
 
     def _fitted(self, setting: Setting, to: Side, shuffled: int | None) -> SubspaceAligner:
         calibration = setting.aligner or "text"
@@ -185,15 +242,17 @@ class Material:
         if shuffled is not None:
             states[1] = controls.shuffled(states[1], shuffled)
         widest = min(*(held.shape[-1] for held in states), states[0].shape[1])
-        aligner = self._unfitted(calibration, min(max(self.config.grid.rank), widest), setting)
+        most = max(PAPER_RANKS if calibration == "paper" else self.config.grid.rank)
+        aligner = self._unfitted(calibration, min(most, widest), setting)
         source, target = (backend_of(self._side(side)).identity for side in ("source", to))
-        texts = self._calibrating("source", calibration).prompts[: None if calibration == "text" else setting.n]
+        texts = self._calibrating("source", calibration).prompts[: self._n_texts(calibration, setting.n)]
         return aligner.fit_activations(states[0], states[1], source, target, hash_of(texts))
 
     def _unfitted(self, calibration: str, rank: int | None, setting: Setting | None = None) -> SubspaceAligner:
         layer_map = parse_layer_map((setting and setting.layer_map) or "proportional")
         if calibration == "paper":
-            return SubspaceAligner.paper(rank or RANK, layer_map)
+            centered = setting is not None and setting.aggregate == "pca"
+            return SubspaceAligner(rank, centered, positions="last", layer_map=layer_map)
         options = self.config.aligner.model_dump()
         return SubspaceAligner(rank, layer_map=layer_map, method=(setting and setting.method) or "unlock", **options)
 
@@ -214,10 +273,20 @@ class Material:
         return whole.asked(locked, prompts[0], False, **self._tokens), whole.asked(unlocked, prompts[1], True, **self._tokens)
 
     def _calibrating(self, side: Side, calibration: str) -> Variant:
-        """What a map is calibrated on: ordinary text, or all locked prompts that directions are made from."""
-        if calibration == "text":
-            return Variant(self._side(side), self.texts or [], **self._tokens)
-        return self._contrasted(self.config.capability, self._side(side), self._side(side))[0]
+        """What a map is calibrated on: locked prompts (the paper's), both sides' prompts in turn, or those after ordinary text.
+
+        A map interpolates to states that it has seen, so the unlocked ones must be among them.
+        """
+        capability, model = self.config.capability, self._side(side)
+        locked, unlocked = self._contrasted(capability, model, model)
+        if calibration == "paper":
+            return locked
+        sides = (locked.prompts, unlocked.prompts) if self._both_sides else (locked.prompts,)
+        prompts = [prompt for pair in zip(*sides, strict=True) for prompt in pair]
+        texts = [*(self.texts or ()), *prompts] if calibration == "text" else prompts
+        # A chat template has written the special tokens already.
+        special = self.config.special_tokens and not capability.chat
+        return Variant(model, texts, special, self.config.remote)
 
     def _side(self, side: Side) -> Any:
         return self.model({"source": self.config.source, "target": self.config.target, "naive": self.config.naive or ""}[side])
@@ -266,8 +335,16 @@ class Material:
             NAIVE: (self.config.naive is None, "no naive model is named"),
             "unaligned": (source.d_model != target.d_model, f"the widths differ, {source.d_model} and {target.d_model}"),
             "own": (not self.can_ask, "capability.target_unlocked is not named"),
+            "wrong": (not self.config.others, "no other capability is named"),
+            "placebo": (self.config.capability.placebo is None, "capability.placebo is not named"),
+            "same_end": (self.config.capability.same_end is None, "capability.same_end is not named"),
         }
         return {name: why for name, (lacks, why) in reasons.items() if lacks and name in self.config.controls}
+
+    @property
+    def widest(self) -> int:
+        """The largest rank that a map between the models can have."""
+        return min(backend_of(model).identity.d_model for model in (self.source, self.target))
 
     @property
     def can_ask(self) -> bool:
@@ -277,7 +354,7 @@ class Material:
 
     def _check_ranges(self) -> None:
         source, target = (backend_of(model).identity for model in (self.source, self.target))
-        grid, widest = self.config.grid, min(source.d_model, target.d_model)
+        grid, widest = self.config.grid, self.widest
         if (most := max((rank for rank in grid.rank if rank != RANK), default=0)) > widest:  # the default is capped
             raise InvalidInput(f"grid.rank has {most}; the narrower of {source} and {target} allows at most {widest}")
         for spec in grid.layers:

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
+from unlock_lens.core.generation import generate
 from unlock_lens.core.steering import SteeringHook
+from unlock_lens.core.variant import Variant, padded
 from unlock_lens.evidence.distributions import completion_log_probs, first_token_entropies, price
 from unlock_lens.evidence.evaluation import Evaluation, Sampled, compare, evaluate, sample
-from unlock_lens.evidence.results import NAIVE, NAIVE_UNSTEERED, PROMPTED, Line
+from unlock_lens.evidence.results import FORCED, NAIVE, NAIVE_UNSTEERED, PROMPTED, Line
 from unlock_lens.evidence.sweep.config import Setting
 from unlock_lens.evidence.sweep.material import Material
 from unlock_lens.evidence.tasks.problems import Task
 
 
-def measured(material: Material, setting: Setting, split: str, baseline: Line | None = None) -> dict[str, Any]:
+def measured(
+    material: Material, setting: Setting, split: str, baseline: Line | None = None, steered: Line | None = None
+) -> dict[str, Any]:
     """Accuracy with its interval, behaviours and right answers; on test the completions too.
 
     With a baseline (the test line of `material.baseline(setting)`) also the paired comparison, the price on unrelated text and,
-    for the transfer, the sharpening.
+    for the transfer, the sharpening. `steered` is the line of the run whose first tokens a forced run begins with.
     """
     capability, config, model = material.capability(setting.capability), material.config, _model(material, setting)
     task, steer = getattr(material.splits, split), None if setting.alpha is None else material.steer(setting)
     prompts = material.asked(model, task, capability, unlocked=setting.control == PROMPTED)
-    found = evaluate(model, task, prompts, steer, config.max_new_tokens, config.batch_size, progress=False)
+    if setting.control in FORCED and steered is not None:
+        found = _forced(material, task, prompts, int(setting.control.rpartition("_")[2]), steered["completions"])
+    else:
+        found = evaluate(model, task, prompts, steer, config.max_new_tokens, config.batch_size, progress=False)
     told = {
         **asdict(found.outcome),
         "right": [int(right) for right in found.right],
@@ -35,10 +43,12 @@ def measured(material: Material, setting: Setting, split: str, baseline: Line | 
     }
     if split == "test":
         told |= {"lengths": list(found.lengths), "completions": list(found.completions)}
-    if steer is None or baseline is None:
+    if baseline is None:
         return told
     before = [bool(right) for right in baseline["right"]]
     told["paired"] = asdict(compare(found.right, before, config.seed))
+    if steer is None:
+        return told
     if material.unrelated and config.unrelated:
         end = config.unrelated.prompt_end
         told["price"] = asdict(price(model, material.unrelated, steer, **material.how, prompt_end=end))
@@ -46,6 +56,22 @@ def measured(material: Material, setting: Setting, split: str, baseline: Line | 
     if is_transfer and config.sampling.samples:
         told["sharpening"] = sharpening(material, steer, baseline, found)
     return told
+
+
+def _forced(material: Material, task: Task, prompts: Variant, k: int, steered: Sequence[str]) -> Evaluation:
+    """The unsteered target goes on from the first k tokens that the steered one wrote: what the opening alone brings."""
+    started, tokenizer, asked = time.perf_counter(), prompts.backend.tokenizer, prompts.tokens
+    openings = [ids[:k] for ids in tokenizer(list(steered), add_special_tokens=False)["input_ids"]]
+    rows = [ids[mask.bool()].tolist() for ids, mask in zip(asked.ids, asked.mask, strict=True)]
+    begun = padded(tokenizer, [row + opening for row, opening in zip(rows, openings, strict=True)])
+    variant = Variant(prompts.model, tokens=begun.ids, attention_mask=begun.mask, remote=prompts.remote)
+    left = max(material.config.max_new_tokens - k, 1)
+    rest = generate(variant, max_new_tokens=left, batch_size=material.config.batch_size, progress=False)
+    written = tokenizer(rest, add_special_tokens=False)["input_ids"]
+    whole = [
+        tokenizer.decode([*opening, *more], skip_special_tokens=True) for opening, more in zip(openings, written, strict=True)
+    ]
+    return Evaluation.of(task, whole, prompts, time.perf_counter() - started)
 
 
 def sharpening(material: Material, steer: SteeringHook, unsteered: Line, steered: Evaluation) -> dict[str, Any]:

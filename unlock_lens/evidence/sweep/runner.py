@@ -19,12 +19,12 @@ from tqdm.auto import tqdm
 
 from unlock_lens.errors import InvalidInput, UnlockLensError
 from unlock_lens.evidence import results
-from unlock_lens.evidence.results import NAIVE, PROMPTED, SEEDED, UNSTEERED, Line, Results, key_of
+from unlock_lens.evidence.results import FORCED, NAIVE, NULL, PROMPTED, SEEDED, UNSTEERED, Line, Results, key_of
 from unlock_lens.evidence.statistics import sample_size_in_words
 from unlock_lens.evidence.sweep.config import Setting, SweepConfig, difference
 from unlock_lens.evidence.sweep.description import forecast, inputs, problems, provenance
 from unlock_lens.evidence.sweep.geometry import geometry
-from unlock_lens.evidence.sweep.material import Material
+from unlock_lens.evidence.sweep.material import PAPER_ALPHAS, PAPER_N, PAPER_RANKS, Material
 from unlock_lens.evidence.sweep.measurement import measured
 
 logger = logging.getLogger(__name__)
@@ -73,26 +73,41 @@ def grid(config: SweepConfig, capability: str) -> list[Setting]:
     return [Setting(capability, **dict(zip(AXES, values, strict=True))) for values in settings]
 
 
-def candidates(config: SweepConfig, chosen: Setting, control: str, seed: int) -> list[Setting]:
-    """What a control may choose from: its strength, as the transfer does; the paper's calibration its rank too."""
-    base = replace(chosen, control=control, seed=seed)
+_MAPPED = ("shuffled", "unaligned", "wrong", "placebo", "same_end", "minus", "without_mean", "naive", NULL)
+"""Controls that a map makes, or that are made of what a map made: they choose among all settings, as the transfer does."""
+
+
+def candidates(config: SweepConfig, chosen: Setting, control: str, seed: int, widest: int) -> list[Setting]:
+    """What an arm may choose from: as many settings as the transfer, wherever they make a difference to it.
+
+    `widest` is the largest rank that the models allow.
+    """
+    if control in _MAPPED:
+        return [replace(setting, control=control, seed=seed) for setting in grid(config, chosen.capability)]
     if control == "paper":
-        base, ranks = replace(base, aligner="paper", method="unlock"), config.grid.rank
-    elif control == "own":
-        base, ranks = replace(base, aligner=None, method=None), (None,)
-    else:
-        ranks = (chosen.rank,)
-    return [replace(base, rank=rank, alpha=alpha) for rank, alpha in product(ranks, config.grid.alpha)]
+        alphas = sorted({*PAPER_ALPHAS, *config.grid.alpha})
+        ns = [n for n in config.grid.n if n >= PAPER_N] or [max(config.grid.n)]
+        ranks = [rank for rank in PAPER_RANKS if rank <= widest]
+        base = replace(chosen, control=control, seed=seed, aligner="paper", method="unlock")
+        tried = product(("mean", "pca"), ns, ranks, alphas)
+        return [replace(base, aggregate=how, n=n, rank=rank, alpha=alpha) for how, n, rank, alpha in tried]
+    base = replace(chosen, control=control, seed=seed)
+    if control == "own":
+        base = replace(base, aligner=None, method=None, rank=None)
+    return [replace(base, alpha=alpha) for alpha in config.grid.alpha]
 
 
 def count(config: SweepConfig, material: Material) -> int:
     """How many lines a whole sweep has; its models and problems (`material`) decide which controls can be run."""
-    alphas, ranks = len(config.grid.alpha), len(config.grid.rank)
-    seeds = {name: _seeds(config, name) for name in material.controls}
-    of_controls = sum(n * (alphas * (ranks if name == "paper" else 1) + 1) for name, n in seeds.items())
+    settings = grid(config, config.capability.name)
+    tried = {name: len(candidates(config, settings[0], name, 0, material.widest)) for name in (*material.controls, NULL)}
+    seeds = {name: _seeds(config, name) for name in material.controls if name != "forced"}
+    of_controls = sum(n * (tried[name] + 1) for name, n in seeds.items())
+    of_controls += config.nulls * tried[NULL] + len(FORCED) * ("forced" in material.controls)
     own_prompts = sum(other.plain != config.capability.plain for other in config.others)
     baselines = 1 + material.can_ask + (NAIVE in seeds) + own_prompts
-    return baselines + len(grid(config, "")) + 1 + of_controls + len(config.others) * (alphas * ranks + 1)
+    others = len(config.others) * (len(config.grid.alpha) * len(config.grid.rank) + 1)
+    return baselines + len(settings) + 1 + of_controls + others
 
 
 class _Runner:
@@ -108,8 +123,8 @@ class _Runner:
         settings = grid(self.config, self.config.capability.name)
         for setting in settings:
             self.material.steer(setting)
-        for control in [name for name in self.material.controls if name not in SEEDED]:
-            tried = [candidates(self.config, setting, control, 0)[0] for setting in settings]
+        for control in [name for name in self.material.controls if name not in (*SEEDED, "forced")]:
+            tried = [candidates(self.config, setting, control, 0, self.material.widest)[0] for setting in settings]
             try:
                 for setting in tried:
                     self.material.steer(setting)
@@ -129,8 +144,13 @@ class _Runner:
         chosen = self.best(grid(self.config, name))
         self.test(chosen)
         for control in self.material.controls:
-            for seed in range(_seeds(self.config, control)):
-                self.test(self.best(candidates(self.config, chosen, control, seed)))
+            for seed in range(_seeds(self.config, control)) if control != "forced" else ():
+                self.test(self.best(candidates(self.config, chosen, control, seed, self.material.widest)))
+        for control in FORCED if "forced" in self.material.controls else ():
+            self.line(Setting(name, control), "test", unsteered, self.test(chosen))
+        for seed in range(self.config.nulls):  # judged by what they do on train, as the transfer is
+            for setting in candidates(self.config, chosen, NULL, seed, self.material.widest):
+                self.line(setting, "train")
         for other in self.config.others:  # with the chosen calibration, at every rank and strength
             tried = product(self.config.grid.rank, self.config.grid.alpha)
             settings = [replace(chosen, capability=other.name, rank=rank, alpha=alpha) for rank, alpha in tried]
@@ -152,12 +172,12 @@ class _Runner:
         baseline = None if setting.alpha is None else self.test(self.material.baseline(setting))
         return self.line(setting, "test", baseline)
 
-    def line(self, setting: Setting, split: str, baseline: Line | None = None) -> Line:
+    def line(self, setting: Setting, split: str, baseline: Line | None = None, steered: Line | None = None) -> Line:
         """The result of one setting on one split, measured only if the results file does not hold it yet."""
         config = asdict(setting)
         key = key_of(config, split)
         if key not in self.lines:
-            line = {"config": config, "split": split, **measured(self.material, setting, split, baseline)}
+            line = {"config": config, "split": split, **measured(self.material, setting, split, baseline, steered)}
             results.append(self.file, line)
             self.lines[key] = line
             self.bar.update()
@@ -222,4 +242,4 @@ def _middle(settings: Sequence[Setting], value: Callable[[Setting], float]) -> l
 
 
 def _seeds(config: SweepConfig, control: str) -> int:
-    return config.control_seeds if control in SEEDED else 1
+    return len(config.others) if control == "wrong" else config.control_seeds if control in SEEDED else 1
