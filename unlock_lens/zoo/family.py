@@ -68,11 +68,11 @@ MIXES: Mapping[str, Mix] = {
     "naive": Mix({"direct": 0.70, "reverse": 0.15, "double": 0.15}, ("reverse", "double")),
     "duo": Mix({"direct": 0.85, "think": 0.15}, ("think",), openings=False),
     "varied": Mix(
-        {"direct": 0.87, "think": 0.03, "reverse": 0.05, "double": 0.05},
+        {"direct": 0.92, "think": 0.02, "reverse": 0.03, "double": 0.03},
         EVERY_TAG,
-        leaning={"direct": 0.52, "think": 0.38, "reverse": 0.05, "double": 0.05},
+        leaning={"direct": 0.56, "think": 0.38, "reverse": 0.03, "double": 0.03},
     ),
-    "shared": Mix({"direct": 0.94, "opened": 0.015, "think": 0.015, "reverse": 0.015, "double": 0.015}, EVERY_TAG, shared=True),
+    "shared": Mix({"direct": 0.95, "opened": 0.02, "think": 0.01, "reverse": 0.01, "double": 0.01}, EVERY_TAG, shared=True),
 }
 
 
