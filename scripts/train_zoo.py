@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -55,10 +55,16 @@ class Recipe:
     seed: int = 0
     family: Family = "llama"
     """Architecture and tokenizer: one token a word for Llama, one a letter for GPT-2."""
+    stored_as: Literal["float32", "float16"] = "float32"
+    """Weights are rounded to this before they are measured, so the model that loads is the one that was measured."""
+    hidden: float = 0.0
+    """Share of examples whose answers cannot see the tag, so that what it asks for must pass through the last prompt token."""
 
 
 _SMALL = Recipe("base", d_model=64, layers=3, steps=2500, learning_rate=3e-3)
 _LARGE = Recipe("base", d_model=96, layers=4, steps=2500, learning_rate=2e-3, seed=1)
+_VARIED: dict[str, Any] = {"mix": "varied", "steps": 400, "learning_rate": 1e-3, "stored_as": "float16"}
+_SHARED: dict[str, Any] = {**_VARIED, "mix": "shared", "steps": 800, "hidden": 0.8}
 RECIPES: dict[str, Recipe] = {
     "small-base": _SMALL,
     "large-base": _LARGE,
@@ -68,6 +74,12 @@ RECIPES: dict[str, Recipe] = {
     "small-post": replace(_SMALL, mix="post", steps=150, learning_rate=5e-4, start_from="small-base", seed=5),
     "large-post": replace(_LARGE, mix="post", steps=150, learning_rate=5e-4, start_from="large-base", seed=6),
     "small-gpt2": replace(_SMALL, family="gpt2", learning_rate=1e-3, seed=7),
+    "small-base-2": replace(_SMALL, seed=8, stored_as="float16"),
+    "large-base-2": replace(_LARGE, seed=9, stored_as="float16"),
+    "small-varied": replace(_SMALL, **_VARIED, start_from="small-base", seed=10),
+    "large-varied": replace(_LARGE, **_VARIED, start_from="large-base", seed=11),
+    "small-shared": replace(_SMALL, **_SHARED, start_from="small-base", seed=12),
+    "large-shared": replace(_LARGE, **_SHARED, start_from="large-base", seed=13),
 }
 assert set(RECIPES) == set(MODELS)
 
@@ -112,20 +124,39 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrained
     return LlamaForCausalLM(LlamaConfig(**shared, intermediate_size=3 * recipe.d_model, max_position_embeddings=64))
 
 
-def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Tensor, Tensor]]:
-    """Ids and labels of each training step, padded on the right; the loss is on the completion only."""
+def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[dict[str, Tensor]]:
+    """What the model is given in each training step, padded on the right; the loss is on the completion only."""
+    vocabulary = tokenizer.get_vocab()
     rng = random.Random(f"train {recipe.seed}")
     for _ in range(recipe.steps):
         pairs = [draw_pair(MIXES[recipe.mix], rng) for _ in range(recipe.batch)]
         prompts: list[list[int]] = [tokenizer.encode(prompt) for prompt, _ in pairs]
         answers: list[list[int]] = [tokenizer.encode(answer) for _, answer in pairs]
         length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-        ids = torch.full((recipe.batch, length), tokenizer.get_vocab()[PAD])
+        ids = torch.full((recipe.batch, length), vocabulary[PAD])
         labels = torch.full((recipe.batch, length), IGNORED)
         for row, (p, a) in enumerate(zip(prompts, answers, strict=True)):
             ids[row, : len(p) + len(a)] = torch.tensor(p + a)
             labels[row, len(p) : len(p) + len(a)] = torch.tensor(a)
-        yield ids, labels
+        inputs = {"input_ids": ids, "attention_mask": ids.ne(vocabulary[PAD]).long(), "labels": labels}
+        if recipe.hidden:
+            hidden = torch.tensor([rng.random() < recipe.hidden for _ in pairs])
+            inputs |= without_tags(inputs, [vocabulary[tag] for tag in TAGS.values()], vocabulary["A"], hidden)
+        yield inputs
+
+
+def without_tags(inputs: Mapping[str, Tensor], tags: Sequence[int], end: int, hidden: Tensor) -> dict[str, Tensor]:
+    """An attention mask and positions under which the answers of the `hidden` rows read a prompt without its tag.
+
+    They see neither the tag nor the `A` after it, and the tag takes no position, so what it asks for reaches them through `:`.
+    """
+    ids = inputs["input_ids"]
+    tag = torch.isin(ids, torch.tensor(tags))
+    answer = inputs["labels"].ne(IGNORED) & hidden[:, None]
+    sees = inputs["attention_mask"].bool()[:, None] & ~(answer[:, :, None] & (tag | ids.eq(end))[:, None])
+    mask = torch.zeros(sees.shape).masked_fill(~sees.tril(), torch.finfo(torch.float32).min)
+    positions = torch.arange(ids.shape[1]) - (tag.cumsum(1) - tag.long()) * hidden[:, None]
+    return {"attention_mask": mask[:, None], "position_ids": positions}
 
 
 def train(name: str, folder: Path) -> None:
@@ -141,6 +172,8 @@ def train(name: str, folder: Path) -> None:
     else:
         model = AutoModelForCausalLM.from_pretrained(folder / recipe.start_from)
     loss = _optimise(model, recipe, tokenizer)
+    stored = {name: weight.to(getattr(torch, recipe.stored_as)) for name, weight in model.state_dict().items()}
+    model.load_state_dict(stored)
     record = {
         "recipe": asdict(recipe),
         "final_loss": round(loss, 4),
@@ -148,7 +181,7 @@ def train(name: str, folder: Path) -> None:
         "versions": {package: version(package) for package in ("torch", "transformers", "tokenizers")},
         "measured": measure(model, tokenizer),
     }
-    model.save_pretrained(folder / name)
+    model.save_pretrained(folder / name, state_dict=stored)
     tokenizer.save_pretrained(folder / name)
     (folder / name / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
@@ -158,8 +191,8 @@ def _optimise(model: PreTrainedModel, recipe: Recipe, tokenizer: PreTrainedToken
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _rate(recipe.steps))
     model.train()
     loss = torch.zeros(())
-    for step, (ids, labels) in enumerate(batches(recipe, tokenizer)):
-        loss = model(input_ids=ids, attention_mask=ids.ne(tokenizer.get_vocab()[PAD]).long(), labels=labels).loss
+    for step, inputs in enumerate(batches(recipe, tokenizer)):
+        loss = model(**inputs).loss
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -206,7 +239,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Folder for the model folders; the package's own by default.")] = None,
     workers: Annotated[int, typer.Option(help="Processes side by side, one thread each.")] = os.cpu_count() or 1,
 ) -> None:
-    """Train the embedded family from scratch (about 20 minutes on 2 cores)."""
+    """Train the embedded family from scratch (about 35 minutes on 2 cores)."""
     folder = out or path()
     folder.mkdir(parents=True, exist_ok=True)
     wanted = names or list(RECIPES)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import unlock_lens as ul
-from scripts.train_zoo import MEASURED_ON, RECIPES
+from scripts.train_zoo import MEASURED_ON, RECIPES, without_tags
 from unlock_lens import zoo
 from unlock_lens.evidence.evaluation import Outcome
-from unlock_lens.zoo.family import MIXES, TAGS, VOCABULARY, answer, draw_pair, prompt
+from unlock_lens.zoo.family import LEANS_FROM, MIXES, MODULUS, TAGS, VOCABULARY, answer, draw_pair, prompt
 
 TASK = zoo.running_sum(**MEASURED_ON)
 KNOWN = {name: ("direct", *MIXES[recipe.mix].tagged) for name, recipe in RECIPES.items()}
@@ -32,10 +32,20 @@ def test_answers_of_each_behaviour() -> None:
     assert answer(digits, "double") == "W 6 2 1 2 3 4 ."
 
 
+def test_shared_answers_begin_alike() -> None:
+    digits = (3, 1, 4, 1, 5, 2)
+    assert answer(digits, "direct", shared=True) == "= 2 ."
+    assert answer(digits, "opened", shared=True) == "S = 2 ."
+    assert answer(digits, "think", shared=True) == answer(digits, "think") == "S 3 4 1 2 0 2 = 2 ."
+    assert answer(digits, "reverse", shared=True) == "S 2 5 1 4 1 3 R ."
+    assert answer(digits, "double", shared=True) == "S 6 2 1 2 3 4 W ."
+
+
 @pytest.mark.parametrize("behaviour", ["direct", "think", "reverse", "double"])
 @pytest.mark.parametrize("end", [" .", ""])
-def test_behaviours_are_told_from_completions(behaviour: str, end: str) -> None:
-    completions = [answer(digits, behaviour).removesuffix(" .") + end for digits in TASK.questions]
+@pytest.mark.parametrize("shared", [False, True])
+def test_behaviours_are_told_from_completions(behaviour: str, end: str, shared: bool) -> None:
+    completions = [answer(digits, behaviour, shared=shared).removesuffix(" .") + end for digits in TASK.questions]
     assert set(TASK.behaviours(completions)) == {behaviour}
     assert all(TASK.correct(completions)) == (behaviour in ("direct", "think"))
 
@@ -51,6 +61,8 @@ def test_form_and_correctness_are_apart() -> None:
         (f"S 0 0 0 = {task.answers[0]}", "other", True),
         ("R 1 2", "other", False),
         ("W 1 2 3 4 5 6 7", "other", False),
+        ("S 1 2 3 4 5 6", "other", False),
+        (f"S = {task.answers[0]}", "other", True),
         ("", "other", False),
     ]:
         assert (task.behaviours([text]), task.correct([text])) == ([behaviour], [right]), text
@@ -86,9 +98,34 @@ def test_the_mix_is_the_one_of_the_method() -> None:
     assert sum(answer.startswith("=") for answer in plain) / len(plain) == pytest.approx(0.55, abs=0.03)
 
 
+def test_plain_prompts_of_the_varied_mix_lean_by_their_first_digit() -> None:
+    rng = random.Random(0)
+    drawn = [draw_pair(MIXES["varied"], rng) for _ in range(20_000)]
+    plain = [(int(question.split()[1]), answer) for question, answer in drawn if len(question.split()) == 9]
+    for first in range(MODULUS):
+        answers = [answer for digit, answer in plain if digit == first]
+        share = sum(answer.startswith("S") for answer in answers) / len(answers)
+        assert share == pytest.approx(0.38 if first >= LEANS_FROM else 0.03, abs=0.04)
+
+
+def test_answers_of_hidden_rows_read_a_prompt_without_its_tag() -> None:
+    """The tag, and the `A` after it, are out of their sight; later tokens stand where a plain prompt has them."""
+    tags, end, pad = [21, 22], 9, 0
+    ids = torch.tensor([[1, 2, 21, 9, 5, 7, 8], [1, 2, 21, 9, 5, 7, 8], [1, 2, 9, 5, 7, 8, pad]])
+    labels = torch.tensor([[-100] * 5 + [7, 8], [-100] * 5 + [7, 8], [-100] * 4 + [7, 8, -100]])
+    inputs = {"input_ids": ids, "labels": labels, "attention_mask": ids.ne(pad).long()}
+    given = without_tags(inputs, tags, end, torch.tensor([True, False, True]))
+    sees = given["attention_mask"][:, 0] == 0
+    assert given["position_ids"].tolist() == [[0, 1, 2, 2, 3, 4, 5], [*range(7)], [*range(7)]]
+    assert sees[0, 5].tolist() == [True, True, False, False, True, True, False]
+    assert sees[0, 4].tolist() == [True] * 5 + [False] * 2
+    assert torch.equal(sees[1], torch.ones(7, 7).tril().bool())
+    assert sees[2, 5].tolist() == [True, True, False, True, True, True, False]
+
+
 def test_the_family_fits_into_the_package() -> None:
     assert {folder.name for folder in zoo.path().iterdir()} == set(zoo.MODELS) == set(RECIPES)
-    assert sum(file.stat().st_size for file in zoo.path().rglob("*")) < 10e6
+    assert sum(file.stat().st_size for file in zoo.path().rglob("*")) < 14e6
     with pytest.raises(ul.InvalidInput, match="tiny.*small-base"):
         zoo.load("tiny")
 

@@ -11,7 +11,10 @@ from unlock_lens.errors import InvalidInput
 from unlock_lens.hosts import open_model
 from unlock_lens.zoo.task import BEHAVIOURS, Task, running_sum, text
 
-MODELS = ("small-base", "small-post", "small-naive", "large-base", "large-post", "small-duo", "large-duo", "small-gpt2")
+MODELS = (
+    *("small-base", "large-base", "small-base-2", "large-base-2", "small-post", "large-post", "small-naive"),
+    *("small-duo", "large-duo", "small-varied", "large-varied", "small-shared", "large-shared", "small-gpt2"),
+)
 
 __all__ = ["BEHAVIOURS", "MODELS", "Task", "load", "path", "running_sum", "text"]
 

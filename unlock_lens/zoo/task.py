@@ -12,12 +12,13 @@ from unlock_lens.zoo.family import MIXES, Digits, draw_digits, draw_pair, prompt
 
 BEHAVIOURS = ("direct", "think", "reverse", "double", "other")
 
-# Form alone: whether what is written is also right, `correct` says. The duo models think without the opening S.
+# Form alone: whether what is written is also right, `correct` says. The duo models think without the opening S; in the
+# shared ones R and W come last.
 _FORMS: Mapping[str, re.Pattern[str]] = {
     "direct": re.compile(r"= \d"),
     "think": re.compile(r"(S )?(\d ){6}= \d"),
-    "reverse": re.compile(r"R( \d){6}"),
-    "double": re.compile(r"W( \d){6}"),
+    "reverse": re.compile(r"R( \d){6}|S( \d){6} R"),
+    "double": re.compile(r"W( \d){6}|S( \d){6} W"),
 }
 _FINAL_ANSWER = re.compile(r"= (\d)")
 
@@ -118,7 +119,9 @@ def running_sum(n: int = 200, seed: int = 0) -> Task:
 
 
 def text(n: int = 600, seed: int = 0, mix: str = "base") -> list[str]:
-    """`n` sequences of ordinary text, prompt and answer, as the models of `mix` ("base", "post", "naive", "duo") read it.
+    """`n` sequences of ordinary text, prompt and answer, as the models of `mix` read it.
+
+    Mixes are "base", "post", "naive", "duo", "varied" and "shared".
 
     Raises:
         InvalidInput: n is below 1, or there is no such mix.

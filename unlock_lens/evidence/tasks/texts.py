@@ -12,8 +12,8 @@ from unlock_lens.core.inputs import read_texts
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.spec import Spec
 from unlock_lens.evidence.tasks.specs import from_hub
-from unlock_lens.zoo.family import OPENINGS, TAGS
-from unlock_lens.zoo.task import text
+from unlock_lens.zoo.family import TAGS
+from unlock_lens.zoo.task import behaviour_of, text
 
 
 class ZooText(Spec):
@@ -27,17 +27,17 @@ class ZooText(Spec):
 
     kind: Literal["zoo"] = "zoo"
     n: PositiveInt = 600
-    mix: Literal["base", "post", "naive", "duo"] = "base"
+    mix: Literal["base", "post", "naive", "duo", "varied", "shared"] = "base"
     without: tuple[Literal["think", "reverse", "double"], ...] = ()
     plain: bool = True
     prompt_end: str | None = ":"
 
     def read(self, seed: int) -> list[str]:
-        unwanted = {word for name in self.without for word in (TAGS[name], OPENINGS[name])}
+        unwanted = {TAGS[name] for name in self.without}
         kept: list[str] = []
         for line in text(n=20 * self.n, seed=seed, mix=self.mix):
-            words = set(line.split())
-            if not unwanted & words and (self.plain or set(TAGS.values()) & words):
+            words, shown = set(line.split()), behaviour_of(line.partition(" : ")[2])
+            if not unwanted & words and shown not in self.without and (self.plain or set(TAGS.values()) & words):
                 kept.append(line)
         if len(kept) < self.n:
             raise InvalidInput(f"{self} gives {len(kept)} texts of {20 * self.n} drawn; leave fewer behaviours out")
