@@ -195,7 +195,7 @@ def test_a_nearly_singular_gram_is_cut_and_not_inverted(caplog: pytest.LogCaptur
         ({"rank": "full"}, "rank 'full' was given; take a whole number"),
         ({"rank": 2.5}, "rank 2.5 was given; take a whole number"),
         ({"rank": 0}, "rank 0 was given; at least 1 is needed"),
-        ({"sinks": "remove"}, "sinks 'remove' was given; take one of keep, drop, rescale"),
+        ({"sinks": "remove"}, "sinks 'remove' was given; take one of auto, keep, drop, rescale"),
         ({"positions": 0}, "positions 0 was given"),
         ({"positions": True}, "positions True was given"),
     ],

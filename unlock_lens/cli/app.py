@@ -37,7 +37,7 @@ app = typer.Typer(
 @app.command()
 def demo(
     backend: opt.Backend = opt.OPEN.backend,
-    n: Annotated[int, Option(help="Problems that are reported; half as many others choose rank and strength.", min=2)] = 200,
+    n: Annotated[int, Option(help="Problems that are reported; half as many others choose the strength.", min=2)] = 100,
     seed: Annotated[int, Option(help="Seed of all problems and texts.")] = 0,
     out: Annotated[Path | None, Option(help="Folder that keeps the sweeps, for `unlock-lens report`.")] = None,
     as_json: opt.Json = False,

@@ -1,4 +1,4 @@
-"""The demonstration: capabilities moved both ways between the sizes of the embedded family, each by a sweep with controls."""
+"""The demonstration: capabilities moved both ways between the sizes of the embedded families, each by a sweep with controls."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ ARMS = {"locked": UNSTEERED} | {name: name for name in (TRANSFERRED, "paper", "o
 OUTCOME = ("accuracy", "low", "high", "n", "behaviours")
 
 
-def configs(backend: str = "transformer_lens", n: int = 200, seed: int = 0) -> list[SweepConfig]:
+def configs(backend: str = "transformer_lens", n: int = 100, seed: int = 0) -> list[SweepConfig]:
     """The recipe "demo", both ways between the two sizes: as a contrast of prompts, then of a model with its post-trained one.
+
+    At last the contrast of prompts in the family whose plain prompts vary, where the paper's calibration works.
 
     Args:
         backend: "transformer_lens" or "nnsight".
-        n: number of problems that are reported; half as many others choose rank and strength.
+        n: number of problems that are reported; half as many others choose the strength.
         seed: of all problems and texts.
     """
     recipe = recipes.load("demo").model_dump(mode="json")
@@ -40,6 +42,10 @@ def configs(backend: str = "transformer_lens", n: int = 200, seed: int = 0) -> l
         for name, change in contrasts.items():
             named = {"name": f"{name}, {source} to {target}", "sizes": sizes, "seed": seed}
             found.append(SweepConfig.parse({**recipe, **models, **named, **change}))
+    for config in [config for config in found if config.name.startswith("think")]:
+        family = {side: getattr(config, side).replace("-base", "-varied") for side in ("source", "target")}
+        named = {"name": f"{config.name}, varied", "calibration": {**recipe["calibration"], "mix": "varied"}, "others": []}
+        found.append(SweepConfig.parse({**config.model_dump(mode="json"), **family, **named}))
     return found
 
 
@@ -60,7 +66,7 @@ def show(found: Sequence[Results], console: Console) -> None:
         if specific := report.specificity(results):
             console.print(f"{results.config['name']}. {specific}", highlight=False)
     n = found[0].arms()[UNSTEERED]["n"]
-    console.print(f"{n} problems; chance is 1 in 7. Rank and strength of every arm were chosen on other problems.")
+    console.print(f"{n} problems; chance is 1 in 7. The strength of every arm was chosen on other problems.")
     console.print("The models have 0.2 and 0.5 million parameters: a controlled case, not a promise for large models.")
 
 

@@ -61,8 +61,8 @@ class SubspaceAligner(Shareable, kind=_KIND):
         method: "unlock" (the paper's), "ridge", "procrustes", "rrr" or "cca"; each is explained in docs/aligners.md.
         ridge: strength of the penalty, in mean squared singular values of the source's states (in ridge, rrr and cca); "cv"
             chooses it by cross-validation; None is the method's own.
-        sinks: attention sinks, tokens with more than 10 times the median norm of their layer: "keep" them, "drop" them, or
-            "rescale" them: bring them to that median.
+        sinks: attention sinks, tokens with more than 10 times the median norm of their layer: "auto" leaves out those that
+            stand first in a text (of models that run here), "drop" all; "keep" them, or "rescale" them to that median.
         without_mean: project the part along the target's mean calibration state out of what is transported.
 
     The defaults are the calibration that transfers best, on all tokens of ordinary text (docs/aligners.md has the table);
@@ -70,7 +70,7 @@ class SubspaceAligner(Shareable, kind=_KIND):
 
     Attributes:
         source_model, target_model: the models that it was fitted on; None where it was fitted on activations of unknown origin.
-        n_tokens: number of calibration tokens.
+        n_tokens: number of calibration tokens that it was fitted on, without sinks that were left out.
         prompts_hash: hash of the calibration texts.
         cross_validation: held-out R2 of every rank and ridge that was tried; None where nothing was chosen.
         texts: what the calibration texts were, as `Variant.description` of each side.
@@ -100,7 +100,7 @@ class SubspaceAligner(Shareable, kind=_KIND):
         layer_map: Mapping[int, int] | None = None,
         method: MethodName = "unlock",
         ridge: float | Literal["cv"] | None = None,
-        sinks: Sinks = "keep",
+        sinks: Sinks = "auto",
         without_mean: bool = False,
     ) -> None:
         check_positions(positions)
@@ -206,8 +206,9 @@ class SubspaceAligner(Shareable, kind=_KIND):
     ) -> SubspaceAligner:
         """Fit the map on activations that are already at hand, all layers of both models; returns the aligner itself.
 
-        Row i of both is one token. Activations in float64 are decomposed exactly, others to float32's precision. An aligner
-        that is told no models checks widths alone; cross-validation takes runs of neighbouring rows for texts.
+        Row i of both is one token; which of them stand first in a text is not known, so sinks="auto" keeps all. Activations in
+        float64 are decomposed exactly, others to float32's precision. An aligner that is told no models checks widths alone;
+        cross-validation takes runs of neighbouring rows for texts.
 
         Raises:
             InvalidInput: different numbers of tokens, layers out of range, states that are not finite or all zero.
@@ -223,7 +224,8 @@ class SubspaceAligner(Shareable, kind=_KIND):
         source = {a: source_acts[a] for a in sorted(set(layer_map.values()))}
         target = {b: target_acts[b] for b in layer_map}
         fold = torch.arange(n) * (FOLDS if self._chooses else 1) // n
-        held = Held(layer_map, source, target, fold, self.centered, SinkRule.of(self.sinks, source, target))
+        rule = SinkRule.of("keep" if self.sinks == "auto" else self.sinks, source, target)
+        held = Held(layer_map, source, target, fold, self.centered, rule)
         return self._fitted(held, layer_map, source_model, target_model, prompts_hash)
 
     def _fitted(

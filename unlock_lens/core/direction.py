@@ -17,7 +17,7 @@ from unlock_lens.core.files import Shareable
 from unlock_lens.core.read import How, check_layers
 from unlock_lens.core.tokens import check_position
 from unlock_lens.core.variant import Variant
-from unlock_lens.errors import IncompatibleModel, InvalidInput
+from unlock_lens.errors import IncompatibleModel, InvalidInput, caution
 from unlock_lens.hosts.identity import Basis, ModelIdentity
 from unlock_lens.method.extract import Aggregator, aggregate_name, aggregated, check_aggregate
 from unlock_lens.method.linalg import projected_out
@@ -127,6 +127,7 @@ class CapabilityDirection(Shareable, kind=_KIND):
         progress: bool = True,
         resume: str | Path | None = None,
         wait: bool = True,
+        placebo: Variant | None = None,
     ) -> CapabilityDirection:
         """The direction from a locked to an unlocked variant, D_i[l] = h_unlocked,i[l] - h_locked,i[l] made one vector a layer.
 
@@ -143,6 +144,12 @@ class CapabilityDirection(Shareable, kind=_KIND):
             progress: whether to show a progress bar (after a second of work).
             resume: for models on a server: a folder that keeps finished requests, so that the same call goes on after a fault.
             wait: for models on a server: otherwise all requests are sent, and the same call collects them later.
+            placebo: the locked model with prompts that end as the unlocked ones do and ask for nothing. The cosine of the
+                direction with theirs is kept in the provenance.
+
+        Warns:
+            UserWarning: locked and unlocked prompts end in different tokens, and there is no placebo: part of the direction is
+                then the difference of two tokens.
 
         Raises:
             InvalidInput: different counts of prompts, layers out of range, a position that a prompt does not have, states
@@ -162,6 +169,8 @@ class CapabilityDirection(Shareable, kind=_KIND):
         """
         check_pair(locked, unlocked)
         check_tokens(locked, unlocked)
+        if position == -1 and placebo is None:
+            tell_last_tokens(locked, unlocked)
         check_aggregate(aggregate)
         where = check_layers(layers, locked.backend.identity.n_layers)
         for variant in (locked, unlocked):
@@ -173,13 +182,15 @@ class CapabilityDirection(Shareable, kind=_KIND):
             leading = 1 if aggregate == "pca" else None
             found = differences(unlocked, locked, where, position, leading, how)
             vectors = torch.stack([aggregated(of_layer, aggregate) for of_layer in found])
-        return cls(
-            vectors,
-            where,
-            locked.backend.identity.basis,
-            locked.backend.identity,
-            provenance_of(locked, unlocked, aggregate, position),
-        )
+        model = locked.backend.identity
+        found = cls(vectors, where, model.basis, model, provenance_of(locked, unlocked, aggregate, position))
+        if placebo is None:
+            return found
+        check_pair(locked, placebo)
+        other = mean_difference(placebo, locked, where, position, how)
+        shared = torch.cosine_similarity(vectors.double(), other.double(), dim=1)
+        told = f"shares a cosine of {float(shared.mean()):.2f} (mean over layers) with the placebo {placebo.prompts[0][-60:]!r}"
+        return replace(found, provenance=found.provenance.then(told))
 
     @property
     def d_model(self) -> int:
@@ -348,6 +359,19 @@ def check_tokens(locked: Variant, unlocked: Variant) -> None:
             f"locked and unlocked are the same tokens to this model, {read} for {unlocked.prompts[0][:40]!r}; "
             "give prompts that differ, in words that its tokenizer knows"
         )
+
+
+def tell_last_tokens(locked: Variant, unlocked: Variant) -> None:
+    """Caution where most prompts of one side end in another token than their counterparts."""
+    ends = [variant.tokens.ids[:, -1] for variant in (locked, unlocked)]  # padding is on the left
+    if locked.model is not unlocked.model or int((ends[0] != ends[1]).sum()) * 2 <= len(locked):
+        return
+    shown = [locked.backend.tokenizer.decode([int(end[0])]) for end in ends]
+    caution(
+        f"the locked prompts end in {shown[0]!r} and the unlocked ones in {shown[1]!r}: part of this direction is the "
+        "difference of these two tokens. Give both the same last token (ask for the capability before it), or give placebo=, "
+        "prompts that end as the unlocked ones do and ask for nothing"
+    )
 
 
 def provenance_of(locked: Variant, unlocked: Variant, aggregate: str | Aggregator | None, position: int) -> Provenance:

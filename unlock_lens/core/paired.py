@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from unlock_lens.core import read
@@ -86,7 +86,8 @@ class Reader:
         holds = held <= (max(2 * summed, _SMALL) if self.folds > 1 else summed)
         found = self._held() if holds else self._summed()
         if found.n < n:
-            logger.warning(
+            logger.log(
+                logging.INFO if self.sinks == "auto" else logging.WARNING,
                 "%d of %d calibration tokens have more than %g times the median norm of their layer and were left out",
                 n - found.n,
                 n,
@@ -100,7 +101,15 @@ class Reader:
             for side, layers in zip(self._tokens, self._layers, strict=True)
         )
         fold = self._fold_of[_text_of(self.source_tokens)]
-        return Held(self.layer_map, source, target, fold, self.centered, SinkRule.of(self.sinks, source, target))
+        rule = SinkRule.of(self.sinks, source, target)
+        return Held(self.layer_map, source, target, fold, self.centered, rule, torch.cat(self._first))
+
+    @cached_property
+    def _first(self) -> list[Bool[Tensor, " token"]]:
+        """For each text, which of its tokens stand first in it (and not last, where directions are taken)."""
+        lengths = self.source.tokens.lengths.tolist()
+        pairs = zip(self.source_tokens, self.target_tokens, lengths, strict=True)
+        return [((source == 0) | (target == 0)) & (source != length - 1) for source, target, length in pairs]
 
     def _summed(self) -> Summed:
         """Both models side by side, batch after batch; cross-validation holds a sample too, of no more bytes than the sums."""
@@ -118,7 +127,7 @@ class Reader:
                 for reduction, layers in zip(sample, sides, strict=True):
                     for i, states in enumerate(layers.values()):
                         reduction.add(i, states[place >= 0], place[place >= 0], 1)
-            kept = rule.kept(*sides)
+            kept = rule.kept(*sides, torch.cat([self._first[p] for p in prompts.tolist()]))
             if bool(kept.any()):
                 whole = bool(kept.all())
                 tamed = [{b: rule.tamed(i, b, h) for b, h in layers.items()} for i, layers in enumerate(sides)]
@@ -127,12 +136,13 @@ class Reader:
         if places is not None:
             text = _text_of(places)[torch.cat(list(places)) >= 0]
             held = [by_layer(layers, one.result()["states"]) for layers, one in zip(self._layers, sample, strict=True)]
-            sums.sample = Held(self.layer_map, held[0], held[1], self._fold_of[text], self.centered, rule)
+            first = torch.cat(self._first)[torch.cat(list(places)) >= 0]
+            sums.sample = Held(self.layer_map, held[0], held[1], self._fold_of[text], self.centered, rule, first)
         return sums
 
     def _factored(self) -> Factored:
         """At least one model runs on a server: axes of all tokens come back, and the scores of a sample."""
-        if self.sinks != "keep":
+        if self.sinks not in ("auto", "keep"):
             raise InvalidInput(
                 f"sinks={self.sinks!r} was given for a model on a server, where they are kept; "
                 'centered=True loses at most an axis to them, skip_first=True leaves the usual ones out, or take sinks="keep"'
@@ -178,7 +188,7 @@ class Reader:
 
     def _rule(self) -> SinkRule:
         """Typical norms are those of a sample of texts, the same whatever the batch size."""
-        if self.sinks == "keep":
+        if self.sinks == "keep" or (self.sinks == "auto" and not bool(torch.cat(self._first).any())):
             return SinkRule()
         texts = torch.tensor([i for i, tokens in enumerate(self.source_tokens) if len(tokens)])
         sample = texts[torch.linspace(0, len(texts) - 1, min(SAMPLE, len(texts))).round().long()]

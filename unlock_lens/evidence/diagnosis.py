@@ -34,6 +34,8 @@ from unlock_lens.method.linalg import coverage, principal_cosines, spectral_entr
 __all__ = ["Diagnosis", "LayerDiagnosis", "diagnose"]
 
 LIKELY, UNLIKELY = 0.5, 0.25
+BROKEN = 1.2
+"""Effective rank below which a layer's states are one axis, of an attention sink as a rule."""
 ENOUGH_ABILITY = 0.5
 """Share of problems within the target's reach above which ability is no obstacle."""
 _AGREED, _RANK_COSTS, _BEGAN = 0.6, 0.2, 0.5
@@ -111,7 +113,8 @@ class Diagnosis:
     """The forecast.
 
     Attributes:
-        score: from 0 (will not work) to 1; the ability factor times the probe's share, or times `geometry` without a probe.
+        score: from 0 (will not work) to 1; the ability factor times the probe's score, or without a probe times `geometry`,
+            which says how good the map is and not whether the transfer works.
         verdict: the score as a sentence.
         reasons: what stands in the way, in numbers, and what to do about it; then what was not looked at.
         geometry: mean over layers of coverage times agreement.
@@ -215,7 +218,9 @@ def diagnose(
         if a in direction.layers
     )
     rank, geometry = aligner.maps.rank, fmean(layer.geometry for layer in layers)
-    seen = geometry if probe is None or probe.share is None else probe.share
+    seen = geometry if probe is None or probe.score is None else probe.score
+    if any(_is_broken(layer) for layer in layers):
+        seen = min(seen, UNLIKELY / 2)
     score = seen * (1.0 if ability is None else min(1.0, ability / ENOUGH_ABILITY))
     reasons = (*_obstacles(layers, rank, ability, probe), *_not_looked_at(layers, ability, probe))
     return Diagnosis(score, _verdict(score, probe), reasons, layers, geometry, rank, ability, probe)
@@ -299,7 +304,7 @@ def _states(
     kept = _spread(found[0].shape[1], max_tokens)
     by_layer = [dict(enumerate(side[:, kept])) for side in found]
     rule = SinkRule.of(aligner.sinks, *by_layer)
-    stays = rule.kept(*by_layer)
+    stays = rule.kept(by_layer[0], by_layer[1])
     source, target = (torch.stack([rule.tamed(i, b, h)[stays] for b, h in side.items()]) for i, side in enumerate(by_layer))
     return source, target
 
@@ -336,9 +341,11 @@ def _check_states(source: Tensor, target: Tensor, aligner: SubspaceAligner) -> N
 
 
 def _verdict(score: float, probe: Probe | None) -> str:
-    basis = "geometry alone: a probe is much surer" if probe is None or probe.share is None else "what a probe saw"
+    if probe is None or probe.score is None:
+        quality = "good" if score >= LIKELY else "fair" if score >= UNLIKELY else "poor"
+        return f"The map is {quality} (score {score:.2f}, by geometry alone); whether the transfer works, only a probe says."
     forecast = "likely to work" if score >= LIKELY else "uncertain" if score >= UNLIKELY else "unlikely to work"
-    return f"The transfer is {forecast} (score {score:.2f}, by {basis})."
+    return f"The transfer is {forecast} (score {score:.2f}, by what a probe saw)."
 
 
 def _obstacles(layers: Sequence[LayerDiagnosis], rank: int, ability: float | None, probe: Probe | None) -> list[str]:
@@ -348,6 +355,16 @@ def _obstacles(layers: Sequence[LayerDiagnosis], rank: int, ability: float | Non
         found.append(
             f"The target solves {ability:.0%} of the problems even when it is asked to, or tries several times: steering "
             "unlocks what is there and adds nothing; choose a target that saw the capability in training, or easier problems."
+        )
+    if broken := [layer for layer in layers if _is_broken(layer)]:
+        found.append(
+            f"The states that the map was fitted on have effective rank 1 at {_named(broken)}: a few tokens of huge norm "
+            'outweigh all others, and the map is broken there. Leave them out: sinks="drop", or skip_first=True.'
+        )
+    if probe is not None and probe.share and probe.minus is not None and probe.minus >= probe.share:
+        found.append(
+            f"Minus the direction does as well ({probe.minus:.0%}): it is the strength that changes the first token, not the "
+            "direction."
         )
     found += _low(layers, rank, ("coverage", "full_agreement"))
     if costly := [layer for layer in layers if _loses_by_rank(layer)]:
@@ -364,6 +381,11 @@ def _obstacles(layers: Sequence[LayerDiagnosis], rank: int, ability: float | Non
         )
     found += _low(layers, rank, ("stability", "own_cosine"))
     return found or ["Nothing that was looked at stands in the way."]
+
+
+def _is_broken(layer: LayerDiagnosis) -> bool:
+    """Whether one axis holds nearly all of the states' variance on either side."""
+    return any(rank is not None and rank < BROKEN for rank in (layer.source_rank, layer.target_rank))
 
 
 def _low(layers: Sequence[LayerDiagnosis], rank: int, names: Sequence[str]) -> Iterator[str]:

@@ -22,6 +22,8 @@ from unlock_lens.hosts.remote import Where
 
 AT_ONCE = 2**28
 """How many log-probabilities are in memory at once: a gigabyte of float32, whatever the vocabulary and the length."""
+FARTHEST = 16
+"""Tokens after an edit up to which its price is told one by one."""
 Steer = SteeringHook | Sequence[SteeringHook] | None
 
 
@@ -33,11 +35,17 @@ class Price:
         kl: mean of KL(unsteered || steered) over next-token distributions, in nats a token.
         perplexity: of the text, steered.
         perplexity_unsteered: of the text, unsteered.
+        kl_of_prompt: the same KL summed over the tokens that follow one prompt, mean over prompts, in nats.
+        kl_worst: its mean over the 5% of tokens where it is highest, in nats.
+        kl_by_distance: its mean at the first, second, ... token after the edit, up to the 16th.
     """
 
     kl: float
     perplexity: float
     perplexity_unsteered: float
+    kl_of_prompt: float = 0.0
+    kl_worst: float = 0.0
+    kl_by_distance: tuple[float, ...] = ()
 
 
 def next_token_log_probs(
@@ -150,14 +158,20 @@ def price(
     else:
         prompts, following = _cut(list(texts), prompt_end)
         pairs = _Pairs.of(variant_of(model, prompts, add_special_tokens, remote), following)
-    divergence, steered_nats, plain_nats, n = 0.0, 0.0, 0.0, 0
+    steered_nats, plain_nats = 0.0, 0.0
+    divergences: list[Tensor] = []
     for plain, steered in zip(pairs.scored(None, batch_size), pairs.scored(steer, batch_size), strict=True):
-        divergence += float((kl_divergence(plain.log_probs, steered.log_probs) * plain.mask).sum())
+        found = kl_divergence(plain.log_probs, steered.log_probs)
+        divergences += [of_row[: int(length)] for of_row, length in zip(found, plain.mask.sum(dim=1), strict=True)]
         steered_nats -= float((steered.of_tokens() * plain.mask).sum())
         plain_nats -= float((plain.of_tokens() * plain.mask).sum())
-        n += int(plain.mask.sum())
-    perplexities = (float(torch.tensor(nats / n).exp()) for nats in (steered_nats, plain_nats))
-    return Price(divergence / n, *perplexities)
+    each = torch.cat(divergences)
+    perplexities = [float(torch.tensor(nats / len(each)).exp()) for nats in (steered_nats, plain_nats)]
+    longest = min(max(map(len, divergences)), FARTHEST)
+    by_distance = tuple(float(torch.stack([row[i] for row in divergences if len(row) > i]).mean()) for i in range(longest))
+    worst = each.topk(max(1, len(each) // 20)).values
+    of_prompt = float(torch.stack([row.sum() for row in divergences]).mean())
+    return Price(float(each.mean()), perplexities[0], perplexities[1], of_prompt, float(worst.mean()), by_distance)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Float
@@ -31,6 +31,8 @@ class Probe:
         by_alpha: strength and share, for each.
         n_differing: prompts whose first token differs between unsteered and unlocked.
         skipped: why there is no share.
+        minus: the share with minus the direction; a direction that works does not work turned round.
+        nulls: the shares of directions without a capability, each at its best strength.
 
     Example:
         >>> import unlock_lens as ul
@@ -48,6 +50,18 @@ class Probe:
     n_prompts: int
     n_differing: int
     skipped: str | None = None
+    minus: float | None = None
+    nulls: tuple[float, ...] = ()
+
+    @property
+    def score(self) -> float | None:
+        """The share, less what noise reaches: 0 where minus the direction does as well, and times the nulls that do worse."""
+        if self.share is None:
+            return None
+        if self.minus is not None and self.minus >= self.share:
+            return 0.0
+        worse = sum(null < self.share for null in self.nulls)
+        return self.share * (worse / len(self.nulls) if self.nulls else 1.0)
 
     @classmethod
     def run(
@@ -58,6 +72,7 @@ class Probe:
         alphas: Sequence[float] = ALPHAS,
         batch_size: int = 8,
         hook: Callable[[float], SteeringHook] | None = None,
+        nulls: Sequence[CapabilityDirection] = (),
     ) -> Probe:
         """Steer the target with the transported direction and look at its first tokens.
 
@@ -68,6 +83,7 @@ class Probe:
             alphas: strengths.
             batch_size: prompts in one forward pass.
             hook: what steers at a strength; by default the norm-preserving edit of the last prompt token at every layer.
+            nulls: directions without a capability, through the same map (`controls.random_like` of the source's, transported).
 
         Raises:
             InvalidInput: different numbers of prompts, or no strengths.
@@ -82,14 +98,22 @@ class Probe:
             return cls(None, None, (), len(target), 0, skipped)
 
         def first_tokens(of: Variant, steer: SteeringHook | None = None) -> Tensor:
-            return next_token_log_probs(of.model, of.prompts, steer, batch_size, of.add_special_tokens, of.remote)
+            return next_token_log_probs(of, None, steer, batch_size)
 
         found = [first_tokens(target), first_tokens(unlocked)]
         # Sizes of a family pad their unembedding differently; beyond the shorter one there are no tokens.
         width = min(log_probs.shape[1] for log_probs in found)
         hook = hook or (lambda alpha: SteeringHook(direction, alpha))
-        steered = {alpha: first_tokens(target, hook(alpha))[:, :width] for alpha in alphas}
-        return cls.of(found[0][:, :width], found[1][:, :width], steered)
+
+        def seen(of: CapabilityDirection) -> Probe:
+            steered = {alpha: first_tokens(target, replace(hook(alpha), direction=of))[:, :width] for alpha in alphas}
+            return cls.of(found[0][:, :width], found[1][:, :width], steered)
+
+        own = seen(hook(alphas[0]).direction if alphas else direction)
+        if own.share is None:
+            return own
+        shares = [seen(null).share or 0.0 for null in nulls]
+        return replace(own, minus=seen(-hook(alphas[0]).direction).share, nulls=tuple(shares))
 
     @classmethod
     def of(
@@ -127,6 +151,7 @@ class Probe:
     def from_json(cls, given: Mapping[str, Any]) -> Probe:
         """From the fields as JSON holds them (`dataclasses.asdict`)."""
         read: dict[str, Any] = {**given, "by_alpha": tuple((float(alpha), float(share)) for alpha, share in given["by_alpha"])}
+        read["nulls"] = tuple(given.get("nulls", ()))
         return cls(**read)
 
 

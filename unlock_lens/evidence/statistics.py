@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import count
 
 import numpy as np
 
@@ -13,6 +12,8 @@ from unlock_lens.errors import InvalidInput
 WORTHWHILE = 0.2
 """The gain that a sweep should be able to show."""
 POWER, CONFIDENCE = 0.8, 0.95
+LOSSES = 0.1
+"""Share of problems that steering is expected to lose, unless a pilot says otherwise."""
 
 
 def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -97,57 +98,80 @@ def bootstrap_difference(
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def detectable_difference(n: int, base_rate: float, power: float = POWER, confidence: float = CONFIDENCE) -> float | None:
+def detectable_difference(
+    n: int, base_rate: float, power: float = POWER, confidence: float = CONFIDENCE, losses: float = LOSSES
+) -> float | None:
     """The smallest gain over `base_rate` that n paired problems show with this power, by the exact McNemar test.
 
-    This is the favourable case in which nothing is lost: each problem is gained with the probability that is returned.
+    Some problems are lost while others are gained: `losses` of all problems are, or as many as were right before if those are
+    fewer. A pilot says how many really are; 0 is the favourable case.
 
     Returns:
-        The gain as a share, or None if not even a perfect score would be shown.
+        The net gain as a share, or None if not even the largest possible one would be shown.
 
     Raises:
-        InvalidInput: n below 1, a base rate outside 0..1, power or confidence not between 0 and 1.
+        InvalidInput: n below 1, a base rate or losses outside 0..1, power or confidence not between 0 and 1.
 
     Example:
-        >>> round(detectable_difference(100, base_rate=0.1), 3), detectable_difference(5, base_rate=0.1)
+        >>> round(detectable_difference(100, base_rate=0.1, losses=0), 3), detectable_difference(5, base_rate=0.1)
         (0.078, None)
     """
-    from scipy.stats import beta
-
-    if n < 1 or not 0 <= base_rate <= 1:
-        raise InvalidInput(f"{n} problems with a base rate of {base_rate} were given; expected at least 1, and 0 to 1")
+    if n < 1 or not (0 <= base_rate <= 1 and 0 <= losses <= 1):
+        raise InvalidInput(
+            f"{n} problems with a base rate of {base_rate} and losses of {losses} were given; expected at least 1, and 0 to 1"
+        )
     if not (0 < power < 1 and 0 < confidence < 1):
         raise InvalidInput(f"power {power} and confidence {confidence} were given; both lie between 0 and 1")
-    needed = _least_gained(confidence)
-    if needed > n:
+    lost = min(losses, base_rate)
+    low, high = lost, 1 - base_rate  # of the share that is gained
+    if high < low or power_of(n, high, lost, confidence) < power:
         return None
-    # P(at least k of n are gained) is the beta(k, n - k + 1) distribution function of the chance of each.
-    gain = float(beta.ppf(power, needed, n - needed + 1))
-    return gain if gain <= 1 - base_rate else None
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (low, middle) if power_of(n, middle, lost, confidence) >= power else (middle, high)
+    return high - lost
 
 
-def sample_size_in_words(n: int, base_rate: float) -> str | None:
+def power_of(n: int, gained: float, lost: float, confidence: float = CONFIDENCE) -> float:
+    """The chance that the exact McNemar test shows a gain, where these shares of n problems are expected to be gained and lost.
+
+    Example:
+        >>> round(power_of(100, gained=0.3, lost=0.1), 2)
+        0.88
+    """
+    from scipy.stats import binom
+
+    changed = np.arange(n + 1)
+    # With d changed problems the test needs at least this many gained ones.
+    needed = binom.isf((1 - confidence) / 2, changed, 0.5) + 1
+    share = gained / (gained + lost) if gained + lost else 0.0
+    return float((binom.pmf(changed, n, min(gained + lost, 1.0)) * binom.sf(needed - 1, changed, share)).sum())
+
+
+def sample_size_in_words(n: int, base_rate: float, losses: float = LOSSES) -> str | None:
     """What n problems are too few for, or None if they can show a gain of 20 points (or all that is left to gain).
 
     Example:
         >>> print(sample_size_in_words(10, base_rate=0.14))
-        10 problems can only show a gain above 67 points (from 14%); take at least 39 to show 20 points
+        10 problems cannot show any gain (from 14%, 10% lost); take at least 84 to show 20 points
     """
-    from scipy.stats import nbinom
-
-    gain, wanted = detectable_difference(n, base_rate), min(WORTHWHILE, 1 - base_rate)
+    gain, wanted = detectable_difference(n, base_rate, losses=losses), min(WORTHWHILE, 1 - base_rate)
     if wanted == 0:
         return "a share of 100% leaves no gain to show; take harder problems"
     if gain is not None and gain <= wanted:
         return None
     can = f"can only show a gain above {_points(gain)}" if gain is not None else "cannot show any gain"
-    needed = _least_gained(CONFIDENCE)
-    enough = needed + int(nbinom.ppf(POWER, needed, wanted))
-    return f"{n} problems {can} (from {base_rate:.0%}); take at least {enough} to show {_points(wanted)}"
+    lost = min(losses, base_rate)
+    told = f"from {base_rate:.0%}, {lost:.0%} lost" if lost else f"from {base_rate:.0%}"
+    return f"{n} problems {can} ({told}); take at least {_enough(wanted, lost)} to show {_points(wanted)}"
 
 
-def _least_gained(confidence: float) -> int:
-    return next(gained for gained in count(1) if mcnemar(gained, 0) <= 1 - confidence)
+def _enough(wanted: float, lost: float) -> int:
+    """The least number of problems that show this net gain."""
+    high = 1
+    while power_of(high, min(wanted + lost, 1 - lost), lost) < POWER:
+        high *= 2
+    return next(n for n in range(high // 2, high + 1) if power_of(n, min(wanted + lost, 1 - lost), lost) >= POWER)
 
 
 def _points(share: float) -> str:

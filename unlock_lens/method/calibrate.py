@@ -17,8 +17,8 @@ from unlock_lens.method.reduce import LayerFactors
 
 Layers = Mapping[int, Float[Tensor, "_ _"]]
 """The states [token, d_model] of one model at the calibration tokens, by layer."""
-Sinks = Literal["keep", "drop", "rescale"]
-SINKS = ("keep", "drop", "rescale")
+Sinks = Literal["auto", "keep", "drop", "rescale"]
+SINKS = ("auto", "keep", "drop", "rescale")
 SINK = 10.0
 """A token is an attention sink where its norm is above this many times the median norm of its layer."""
 
@@ -28,7 +28,8 @@ class SinkRule:
     """What becomes of attention sinks, tokens (often the first) whose huge norm would rule every map that is fitted on them.
 
     Attributes:
-        how: "keep" them, "drop" a token that is a sink at any layer of either model, or "rescale": scale it to the median norm.
+        how: "keep" them; "drop" a token that is a sink at any layer of either model; "auto": drop those alone that stand first
+            in their text; or "rescale": scale them to the median norm.
         typical: median norm of each layer, of source and target.
 
     Source: Sun et al., "Massive Activations in Large Language Models", arXiv:2402.17762.
@@ -42,17 +43,19 @@ class SinkRule:
         """With the median norms of these states."""
         if how == "keep":
             return cls()
-        medians = [{layer: float(_norms(states).median()) for layer, states in side.items()} for side in (source, target)]
+        medians = [
+            {layer: float(_norms(states.detach()).median()) for layer, states in side.items()} for side in (source, target)
+        ]
         return cls(how, (medians[0], medians[1]))
 
-    def kept(self, source: Layers, target: Layers) -> Bool[Tensor, " n"]:
-        """The tokens that are fitted on."""
+    def kept(self, source: Layers, target: Layers, first: Bool[Tensor, " n"] | None = None) -> Bool[Tensor, " n"]:
+        """The tokens that are fitted on; `first` says which of them stand first in their text."""
         kept = torch.ones(len(next(iter(source.values()))), dtype=torch.bool)
-        if self.how == "drop":
+        if self.how == "drop" or (self.how == "auto" and first is not None and bool(first.any())):
             for side, layers in enumerate((source, target)):
                 for layer, states in layers.items():
                     kept &= ~self._far(side, layer, states).cpu()
-        return kept
+        return kept | ~first if self.how == "auto" and first is not None else kept
 
     def tamed(self, side: int, layer: int, states: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_model"]:
         """The states of one layer of source (0) or target (1), sinks scaled down where that is asked for."""
@@ -122,6 +125,7 @@ class Held:
         fold: the fold of each token.
         centered: whether H are distances from the mean.
         rule: for attention sinks.
+        first: which tokens stand first in their text; None where that is not known.
     """
 
     layer_map: Mapping[int, int]
@@ -130,11 +134,12 @@ class Held:
     fold: Int[Tensor, " n"]
     centered: bool
     rule: SinkRule = field(default_factory=SinkRule)
+    first: Bool[Tensor, " n"] | None = None
     _last: dict[tuple[int, int | None], tuple[Axes, Tensor]] = field(default_factory=dict)
     _kept: Bool[Tensor, " n"] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_kept", self.rule.kept(self.source, self.target))
+        object.__setattr__(self, "_kept", self.rule.kept(self.source, self.target, self.first))
 
     @property
     def n(self) -> int:

@@ -29,8 +29,7 @@ def path(name: str) -> Path:
 def smallest() -> SweepConfig:
     """The embedded family's sweep at one rank and strength, on few problems: it takes seconds, for examples and tests."""
     whole = load("zoo").model_dump(mode="json")
-    few = {"extract": 100, "train": 20, "test": 40}
+    few = {"extract": 100, "train": 20, "test": 100}
     grid = {"aligner": ["text"], "n": [100], "rank": [48], "alpha": [0.5]}
-    return SweepConfig.parse(
-        {**whole, "sizes": few, "grid": grid, "controls": ["random", "anti_mean", "shuffled"], "control_seeds": 1, "others": []}
-    )
+    controls = {"controls": ["random", "anti_mean", "shuffled"], "control_seeds": 1, "nulls": 19}
+    return SweepConfig.parse({**whole, "sizes": few, "grid": grid, **controls, "others": []})

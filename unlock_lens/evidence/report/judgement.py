@@ -91,8 +91,8 @@ def verdict(results: Results) -> Verdict:
     status = _status(results, arms, against, nulls)
     name = f"“{results.capability}”" if results.capability else "The capability"
     found = (
-        _gain(arms), _null_sources(nulls), _comparisons(results, against), _naive(arms), _references(arms), _behaviour(results, arms),
-        specificity(results), _price(arms), _sharper(arms), _limits(results, arms),
+        _gain(arms), _null_sources(nulls), _comparisons(results, against), _naive(arms), _references(arms),
+        _behaviour(results, arms), specificity(results), _price(arms), _sharper(arms), _limits(results, arms),
     )  # fmt: skip
     return Verdict(status, f"{name} {_headline(status, results, arms, against, nulls)}.", tuple(text for text in found if text))
 
