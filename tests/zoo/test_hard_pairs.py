@@ -83,7 +83,7 @@ def test_plain_prompts_of_the_varied_pair_lean(size: str) -> None:
 def test_the_paper_s_calibration_works_on_the_varied_pair(source: str, target: str) -> None:
     """Also where ours does; what needs no source reaches only the prompts that lean."""
     names, own = (f"{source}-varied", f"{target}-varied"), direction_of(f"{target}-varied", "think")
-    paper = moved(*names, "think", EXTRACT.direct, rank=16, centered=False, positions="last")
+    paper = moved(*names, "think", EXTRACT.direct, rank=8, centered=False, positions="last")
     text = moved(*names, "think", zoo.text(mix="varied"), rank=48, centered=True, positions="all")
     assert share(names[1], paper, "think") >= 0.95
     assert share(names[1], text, "think") >= 0.95
