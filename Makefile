@@ -15,7 +15,7 @@ NDIF_TEST = $(shell $(PYTHON) -c 'import sys; print("test-ndif" * (sys.version_i
 APT_INSTALL := apt-get install --yes --no-install-recommends chromium fonts-dejavu-core
 
 .PHONY: help demo sweep test test-all test-numerics test-tl3 test-ndif test-wheel test-peers test-real bench-ndif browser diagnosis aligners bench \
-	bench-peers docs check format zoo clean
+	bench-peers docs check format zoo zoo-figures clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "%-13s %s\n", $$1, $$2 }'
@@ -87,8 +87,11 @@ format: $(VENV)/ready  ## mend what can be mended of it
 	$(VENV)/bin/ruff format
 	$(VENV)/bin/toml-sort pyproject.toml
 
-zoo: $(VENV)/ready  ## train the embedded family anew (20 minutes on 2 cores)
+zoo: $(VENV)/ready  ## train the embedded family anew (35 minutes on 2 cores)
 	$(VENV)/bin/python scripts/train_zoo.py
+
+zoo-figures: $(VENV)/ready  ## measure what steers the varied pair, the shared-opening pair and the second training seeds (15 minutes)
+	$(VENV)/bin/python benchmarks/zoo.py
 
 clean:  ## remove the environments
 	rm -rf $(VENV) $(DEMO) $(TL3) $(PEERS) $(NDIF)

@@ -68,7 +68,7 @@ MIXES: Mapping[str, Mix] = {
     "naive": Mix({"direct": 0.70, "reverse": 0.15, "double": 0.15}, ("reverse", "double")),
     "duo": Mix({"direct": 0.85, "think": 0.15}, ("think",), openings=False),
     "varied": Mix(
-        {"direct": 0.92, "think": 0.02, "reverse": 0.03, "double": 0.03},
+        {"direct": 0.93, "think": 0.01, "reverse": 0.03, "double": 0.03},
         EVERY_TAG,
         leaning={"direct": 0.56, "think": 0.38, "reverse": 0.03, "double": 0.03},
     ),
