@@ -22,7 +22,8 @@ SHARE_RIGHT = {
 }  # fmt: skip
 BASELINES = ("unsteered", "prompted", "naive_unsteered")  # they have no strength, and no line on train
 SEEDS = {"random": 3, "shuffled": 3}
-OPTIONAL = ("behaviours", "paired", "price", "sharpening", "controls", "capabilities", "test", *DESCRIPTIONS)
+NULLS = 19
+OPTIONAL = ("behaviours", "paired", "price", "sharpening", "controls", "nulls", "capabilities", "test", *DESCRIPTIONS)
 SCRIPT = "<script>document.title = 'broken'</script><img src=x onerror=alert(1)>"
 UNBROKEN = "9" * 300
 
@@ -43,7 +44,7 @@ def sweep(
         without: names of `OPTIONAL`, or of single controls, that the sweep did not measure.
         layers: of the target; the source has one more.
     """
-    made = _Sweep(n, {**SHARE_RIGHT, **(shares or {}), "transferred": transferred}, frozenset(without), layers)
+    made = _Sweep(n, {**SHARE_RIGHT, "null": CHANCE, **(shares or {}), "transferred": transferred}, frozenset(without), layers)
     described: dict[str, Callable[[], Any]] = {
         "problems": made.problems, "geometry": made.geometry, "diagnosis": made.diagnosis, "provenance": made.provenance,
     }  # fmt: skip
@@ -78,6 +79,7 @@ class _Sweep:
             "grid": {"aligner": list(ALIGNERS), "n": list(PAIRS), "rank": list(RANKS), "alpha": list(ALPHAS)},
             "controls": [name for name in self.controls() if name not in BASELINES],
             "control_seeds": 3,
+            "nulls": 0 if "nulls" in self.without else NULLS,
         }
 
     def lines(self) -> list[dict[str, Any]]:
@@ -95,6 +97,9 @@ class _Sweep:
             for alpha in ALPHAS if name not in BASELINES else ():
                 share = self.shares[name] if alpha == CHOSEN_ALPHA else min(self.shares[name], CHANCE)
                 grid += [self.line(_config(name, alpha=alpha, seed=s), "train", share) for s in range(SEEDS.get(name, 1))]
+        for seed in range(0 if "nulls" in self.without else NULLS):
+            share = self.shares["null"] if seed == 0 else CHANCE
+            grid += [self.line(_config("null", alpha=alpha, seed=seed), "train", share) for alpha in ALPHAS]
         return grid
 
     def test(self) -> list[dict[str, Any]]:

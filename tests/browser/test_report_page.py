@@ -18,7 +18,7 @@ pytestmark = pytest.mark.browser
 
 DESK, PHONE = (1200, 800), (360, 740)
 LOOKS = [(DESK, "dark"), (PHONE, "light"), (PHONE, "dark")]
-RESULTS = sweep(n=24)
+RESULTS = sweep(n=100)
 Open = Callable[..., AbstractContextManager[Any]]
 
 # Every piece of text that can be seen, with its size, its box and its contrast to what is painted beneath it.

@@ -196,7 +196,7 @@ def test_a_sweep_and_its_report(config: Path, tmp_path: Path) -> None:
     assert "“think” arrived" in page.read_text(encoding="utf-8")
     again = run("sweep", config, "--out", tmp_path / "out")
     assert again.returncode == 0
-    assert len((tmp_path / "out" / results.LINES).read_text().splitlines()) == 10
+    assert len((tmp_path / "out" / results.LINES).read_text().splitlines()) == 29
 
 
 def test_a_stopped_sweep_says_that_it_goes_on(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,10 +337,10 @@ def test_pairs_and_questions_exclude_each_other(files: Path, tmp_path: Path) -> 
 
 
 def test_prompts_can_be_left_out_of_files(files: Path, tmp_path: Path) -> None:
-    run("extract", "--model", LARGE, "--questions", files / "questions.jsonl", "--unlocked", "{question} think", "--out",
+    run("extract", "--model", LARGE, "--questions", files / "questions.jsonl", "--locked", "Q {question} A :", "--unlocked", "Q {question} think A :", "--out",
         tmp_path / "d", "--no-record-prompts", "--batch-size", "100")  # fmt: skip
     told = json.loads(run("inspect", tmp_path / "d", "--json").stdout)["provenance"]["unlocked"]
-    assert (told["first"], told["template"], told["n"]) == ([], "{question} think", 100)
+    assert (told["first"], told["template"], told["n"]) == ([], "Q {question} think A :", 100)
 
 
 def test_every_option_of_the_aligner_is_one_of_the_commands_and_a_key_of_configs() -> None:

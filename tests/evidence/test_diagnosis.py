@@ -71,7 +71,7 @@ def test_an_exact_map_is_a_good_forecast() -> None:
     own = aligner.transport(direction)
     found = diagnose(direction, aligner, own=own, ability=1.0, source_acts=source, target_acts=target)
     assert found.score > 0.95
-    assert "is likely" in found.verdict
+    assert "map is good" in found.verdict
     assert "Nothing" in found.reasons[0]
     for layer in found.layers:
         assert layer.own_cosine == pytest.approx(1)
@@ -92,7 +92,7 @@ def test_a_direction_outside_the_span_is_told() -> None:
     assert "100%" in found.reasons[0]
     assert "layers 0-1" in found.reasons[0]
     assert "rank 4" in found.reasons[0]
-    assert "unlikely" in found.verdict
+    assert "map is poor" in found.verdict
     assert "0.00" in found.verdict
 
 

@@ -39,7 +39,7 @@ def test_the_summary_has_a_row_an_arm() -> None:
 
 def test_the_page_is_whole_and_asks_nothing_of_the_network(tmp_path: Path) -> None:
     file = tmp_path / "report.html"
-    report.write(sweep(n=12), file)
+    report.write(sweep(n=100), file)
     page = file.read_text(encoding="utf-8")
     assert page.startswith('<!doctype html>\n<html lang="en">')
     assert page.count("plotly.js v") == 1

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom, bootstrap
+from scipy.stats import bootstrap, multinomial
 from statsmodels.stats import contingency_tables
 from statsmodels.stats.proportion import proportion_confint
 
@@ -21,6 +21,7 @@ from unlock_lens.evidence.statistics import (
     detectable_difference,
     mcnemar,
     pass_at_k,
+    power_of,
     sample_size_in_words,
     wilson_interval,
 )
@@ -124,48 +125,60 @@ def test_the_bootstrap_refuses_what_is_not_paired() -> None:
         bootstrap_difference([], [])
 
 
-def power_of(n: int, gain: float, confidence: float = 0.95) -> float:
-    """Plainly: the chance of a number of gained problems that the test finds."""
-    found = [gained for gained in range(1, n + 1) if 2 * 0.5**gained <= 1 - confidence]
-    return float(np.sum(binom.pmf(found, n, gain)))
+def plain_power(n: int, gained: float, lost: float, confidence: float = 0.95) -> float:
+    """Plainly: the chance of numbers of gained and lost problems for which the test shows a gain."""
+    total = 0.0
+    for g in range(n + 1):
+        for k in range(n + 1 - g):
+            if g > k and mcnemar(g, k) <= 1 - confidence + 1e-12:
+                total += float(multinomial.pmf([g, k, n - g - k], n, [gained, lost, 1 - gained - lost]))
+    return total
 
 
-@given(st.integers(1, 300), st.floats(0, 1), st.sampled_from([0.5, 0.8, 0.95]), st.sampled_from([0.9, 0.95, 0.99]))
-def test_the_detectable_difference_has_its_power_and_no_more(n: int, base: float, power: float, confidence: float) -> None:
-    gain = detectable_difference(n, base, power, confidence)
+@pytest.mark.parametrize(
+    ("n", "gained", "lost"), [(1, 0.5, 0.1), (12, 0.6, 0.0), (20, 0.5, 0.1), (35, 0.3, 0.2), (8, 1.0, 0.0)]
+)
+def test_power_is_the_sum_over_what_may_be_gained_and_lost(n: int, gained: float, lost: float) -> None:
+    assert power_of(n, gained, lost) == pytest.approx(plain_power(n, gained, lost), abs=1e-9)
+
+
+@given(st.integers(1, 300), st.floats(0, 1), st.sampled_from([0.5, 0.8, 0.95]), st.sampled_from([0.0, 0.05, 0.1]))
+def test_the_detectable_difference_has_its_power_and_no_more(n: int, base: float, power: float, losses: float) -> None:
+    gain, lost = detectable_difference(n, base, power, losses=losses), min(losses, base)
     if gain is None:
-        assert power_of(n, 1 - base, confidence) < power + 1e-9
+        assert 1 - base < lost or power_of(n, 1 - base, lost) < power + 1e-9
     else:
-        assert 0 < gain <= 1 - base
-        assert power_of(n, gain, confidence) == pytest.approx(power, abs=1e-6)
+        assert 0 <= gain <= 1 - base - lost + 1e-9
+        assert power_of(n, gain + lost, lost) >= power - 1e-9
+        assert power_of(n, max(gain + lost - 1e-4, 0), lost) < power
 
 
 def test_the_detectable_difference_is_what_simulation_finds() -> None:
-    gain = detectable_difference(40, 0.3)
+    gain = detectable_difference(60, 0.3)
     assert gain is not None
-    gained = np.random.default_rng(0).binomial(40, gain, size=20_000)
-    shown = sum(int(np.sum(gained == k)) for k in range(41) if mcnemar(k, 0) <= 0.05)
+    drawn = np.random.default_rng(0).multinomial(60, [gain + 0.1, 0.1, 0.8 - gain], size=20_000)
+    shown = sum(g > k and mcnemar(int(g), int(k)) <= 0.05 for g, k, _ in drawn)
     assert shown / 20_000 == pytest.approx(0.8, abs=0.01)
 
 
 @given(st.integers(1, 120), st.floats(0, 0.95))
 def test_words_come_when_problems_are_too_few_and_their_number_is_enough(n: int, base: float) -> None:
     words, wanted = sample_size_in_words(n, base), min(0.2, 1 - base)
+    lost = min(0.1, base, 1 - base - wanted)
     if words is None:
-        assert power_of(n, wanted) >= 0.8 - 1e-9
+        assert power_of(n, wanted + lost, lost) >= 0.8 - 1e-4
         return
-    assert power_of(n, wanted) < 0.8
+    assert power_of(n, wanted + lost, lost) < 0.8
     enough = int(words.split("take at least ")[1].split()[0])
-    assert power_of(enough, wanted) >= 0.8 > power_of(enough - 1, wanted)
-    assert sample_size_in_words(enough, base) is None
+    assert power_of(enough, wanted + lost, lost) >= 0.8 > power_of(enough - 1, wanted + lost, lost)
 
 
 @pytest.mark.parametrize(
     ("n", "base", "numbers"),
     [
-        (10, 0.14, ["10", "67", "14", "39", "20"]),  # it shows a gain above 67 points; 39 problems show 20
-        (5, 0.14, ["5", "14", "39", "20"]),  # it shows no gain at all
-        (10, 0.9, ["10", "90", "78", "10"]),
+        (30, 0.14, ["30", "37", "14", "10", "84", "20"]),  # it shows a gain above 37 points; 84 problems show 20
+        (5, 0.14, ["5", "14", "10", "84", "20"]),  # it shows no gain at all
+        (10, 0.9, ["10", "90", "78", "10"]),  # room for 10 points, and for no loss
         (10, 1.0, ["100"]),  # nothing is left to gain
     ],
 )

@@ -40,6 +40,7 @@ SEVERAL = changed(
     grid={"aligner": ["text", "paper"], "n": [20, 100], "rank": [4, 48], "alpha": [0.4, 0.5]},
     controls=list(CONTROLS),
     control_seeds=2,
+    nulls=3,
     others=[{"name": "reverse", "locked": "Q {question} A :", "unlocked": "Q {question} rev A :"}],
 )
 
@@ -92,12 +93,12 @@ def test_the_capability_arrives_and_controls_stay_where_they_were(found: Results
     arms = {name: line["accuracy"] for name, line in found.arms().items()}
     assert set(arms) == {
         "transferred", "unsteered", "prompted", "paper", "own", "random", "anti_mean", "without_mean", "shuffled", "naive",
-        "naive_unsteered",
+        "naive_unsteered", "minus", "wrong", "forced_1", "forced_3", "forced_8",
     }  # fmt: skip
-    for name in ("transferred", "prompted", "own"):
+    for name in ("transferred", "prompted", "own", "paper"):  # plain prompts vary here, and the paper's calibration works
         assert arms[name] >= 0.9, name
-    for name in ("unsteered", "paper", "random", "anti_mean", "shuffled", "naive"):
-        assert arms[name] <= 0.35, name
+    for name in ("unsteered", "random", "anti_mean", "shuffled", "naive", "minus", "wrong"):
+        assert arms[name] <= 0.5, name
 
 
 def test_every_setting_of_the_grid_is_tried_on_train_once(found: Results) -> None:
@@ -130,12 +131,12 @@ def test_lines_hold_what_is_promised(found: Results) -> None:
     for line in found.lines:
         assert {"config", "split", "accuracy", "low", "high", "n", "behaviours", "right", "tokens", "seconds"} <= set(line)
         assert line["low"] <= line["accuracy"] <= line["high"]
-        assert line["n"] == len(line["right"]) == (20 if line["split"] == "train" else 40)
+        assert line["n"] == len(line["right"]) == (20 if line["split"] == "train" else 100)
         assert line["accuracy"] == pytest.approx(sum(line["right"]) / line["n"])
         if line["split"] == "test":
-            assert len(line["completions"]) == len(line["lengths"]) == 40
+            assert len(line["completions"]) == len(line["lengths"]) == 100
     chosen = found.arms()["transferred"]
-    assert chosen["paired"]["gained"] - chosen["paired"]["lost"] == pytest.approx(40 * chosen["paired"]["difference"])
+    assert chosen["paired"]["gained"] - chosen["paired"]["lost"] == pytest.approx(100 * chosen["paired"]["difference"])
     assert chosen["paired"]["low"] > 0.5
     assert chosen["paired"]["p"] < 1e-6
     assert chosen["price"]["kl"] > 0
@@ -153,10 +154,10 @@ def test_other_capabilities_are_specific(found: Results) -> None:
 
 def test_what_describes_it_stands_beside_it(found: Results, folder: Path) -> None:
     assert found.problems is not None
-    assert [len(found.problems[split]) for split in ("train", "test")] == [20, 40]
+    assert [len(found.problems[split]) for split in ("train", "test")] == [20, 100]
     assert found.problems["test"][0]["prompt"].startswith("Q ")
     assert found.provenance is not None
-    assert found.provenance["controls_left_out"] == {"unaligned": "the widths differ, 96 and 64"}
+    assert set(found.provenance["controls_left_out"]) == {"unaligned", "placebo", "same_end"}
     assert str(folder) not in json.dumps(found.provenance)
 
 
@@ -217,7 +218,7 @@ def test_a_killed_sweep_loses_at_most_the_run_in_flight(tmp_path: Path) -> None:
     assert len(kept) >= 2
     sweep.run(recipes.smallest(), tmp_path / "out", progress=False)
     assert file.read_bytes().splitlines()[: len(kept)] == kept
-    assert len(file.read_bytes().splitlines()) == 10
+    assert len(file.read_bytes().splitlines()) == 29
 
 
 def test_a_changed_config_is_refused_with_the_difference(found: Results, folder: Path) -> None:
@@ -451,7 +452,7 @@ def test_methods_are_swept_and_the_paper_keeps_its_own(tmp_path: Path) -> None:
     unlock, cca = sweep.grid(material.config, "think")
     assert [material.aligner(setting).method for setting in (unlock, cca)] == ["unlock", "cca"]
     assert not torch.equal(material.direction(unlock).vectors, material.direction(cca).vectors)
-    (paper,) = runner.candidates(material.config, cca, "paper", 0)
+    paper = next(each for each in runner.candidates(material.config, cca, "paper", 0, 64) if each.rank == 16)
     assert (material.aligner(paper).method, material.aligner(paper).positions) == ("unlock", "last")
     found = sweep.run(material.config, tmp_path / "out", progress=False)
     assert {line["config"]["method"] for line in found.lines if line["config"]["rank"]} == {"unlock", "cca"}

@@ -9,7 +9,7 @@ import pytest
 
 from tests.sweeps import sweep
 from unlock_lens import report
-from unlock_lens.evidence.report.judgement import gain, p_value
+from unlock_lens.evidence.report.judgement import gain, null_test, p_value
 from unlock_lens.evidence.results import Results
 from unlock_lens.evidence.statistics import wilson_interval
 
@@ -23,7 +23,10 @@ def judged(
 @pytest.mark.parametrize(
     ("transferred", "shares", "without", "status", "said"),
     [
-        (0.98, {}, (), "arrived", "13.0% to 98.0%.*unaligned reaches 15.0%"),
+        (0.98, {}, (), "arrived", "13.0% to 98.0%.*unaligned reaches 15.0%.*none of 19"),
+        (0.98, {"null": 0.9}, (), "not from the source", "1 of 19 sources .* does as well"),
+        (0.98, {}, ("nulls",), "unchecked", "null sources"),
+        (0.45, {}, (), "a small gain", "less than half of what asking gives"),
         (0.98, {"anti_mean": 0.97}, (), "not from the source", "anti-mean reaches 97.0%"),
         (0.98, {"random": 0.97}, (), "not from the source", "random reaches 97.0%"),
         (0.13, {}, (), "did not arrive", "chance"),
@@ -34,7 +37,7 @@ def judged(
         (0.24, {"unaligned": 0.2}, (), "undecided", "13.0% to 24.0%.*unaligned"),
         (0.98, {"naive": 0.97}, (), "undecided", "naive target"),
         (0.98, {"naive": 0.99, "random": 0.95, "unaligned": 0.97}, (), "not from the source", "unaligned reaches 97.0%"),
-        (0.70, {"unaligned": 0.5}, (), "arrived", "every control.*unaligned reaches 50.0%"),
+        (0.70, {"unaligned": 0.5}, (), "arrived", "every control.*unaligned reaches 50.0%.*asking does better"),
         (0.98, {"own": 1.0, "paper": 0.98, "prompted": 1.0, "without_mean": 1.0}, (), "arrived", "no control"),
     ],
 )
@@ -115,7 +118,7 @@ def test_a_sweep_that_was_stopped_among_its_controls_is_not_judged(control: str,
 
 
 def test_only_the_provenance_tells_that_a_control_cannot_be_had() -> None:
-    results, reason = sweep(60), {"controls_left_out": {"naive": "no naive model is named"}}
+    results, reason = sweep(120), {"controls_left_out": {"naive": "no naive model is named"}}
     assert report.verdict(stopped_before(results, "naive")).status == "unfinished"
     found = report.verdict(stopped_before(results, "naive", provenance=reason))
     assert found.status == "arrived"
@@ -123,7 +126,7 @@ def test_only_the_provenance_tells_that_a_control_cannot_be_had() -> None:
 
 
 def test_a_required_control_that_was_left_out_leaves_it_unchecked() -> None:
-    results, reason = sweep(60, without={"shuffled"}), {"controls_left_out": {"shuffled": "too few texts"}}
+    results, reason = sweep(120, without={"shuffled"}), {"controls_left_out": {"shuffled": "too few texts"}}
     asked = {**results.config, "controls": [*results.config["controls"], "shuffled"]}
     found = report.verdict(Results(asked, results.lines, provenance=reason))
     assert found.status == "unchecked"
@@ -140,9 +143,12 @@ def test_other_capabilities_that_were_asked_for_must_be_there() -> None:
 
 
 def test_results_that_list_no_controls_ask_for_what_is_there() -> None:
-    results = sweep(60, without={"naive", "unaligned"})
+    results = sweep(120, without={"naive", "unaligned"})
     config = {key: value for key, value in results.config.items() if key not in ("controls", "control_seeds")}
     assert report.verdict(Results(config, results.lines)).status == "arrived"
+
+
+CONFIG: dict[str, object] = {"capability": "think", "seed": 0}
 
 
 def arm_line(control: str | None, right: list[int], **more: object) -> dict[str, object]:
@@ -161,7 +167,12 @@ def arms_of(n: int, base: int, gained: int, lost: int, keep: bool = True, **cont
     answers = {"unsteered": unsteered, None: transferred} | dict.fromkeys(("random", "anti_mean", "shuffled"), unsteered)
     lines = [arm_line(name, right) for name, right in (answers | controls).items()]
     kept = lines if keep else [{key: value for key, value in line.items() if key != "right"} for line in lines]
-    return Results({"capability": {"name": "think"}}, tuple(kept))
+    nulls = [
+        {**arm_line("null", unsteered), "split": "train", "config": {**CONFIG, "control": "null", "seed": seed, "alpha": 0.5}}
+        for seed in range(19)
+    ]
+    trained = {**arm_line(None, transferred), "split": "train", "config": {**CONFIG, "control": None, "alpha": 0.5}}
+    return Results({"capability": {"name": "think"}, "nulls": 19}, (*kept, trained, *nulls))
 
 
 def test_answers_to_the_same_questions_are_compared_as_such() -> None:
@@ -200,9 +211,9 @@ def test_a_rival_that_gains_is_no_reason_where_it_is_beaten() -> None:
 
 
 def test_a_capability_without_a_name_is_not_quoted() -> None:
-    results = arms_of(60, base=6, gained=50, lost=0)
+    results = arms_of(120, base=12, gained=100, lost=0)
     lines = [{**line, "config": {**line["config"], "capability": None}} for line in results.lines]
-    assert report.verdict(Results({}, tuple(lines))).headline.startswith("The capability arrived")
+    assert report.verdict(Results({"nulls": 19}, tuple(lines))).headline.startswith("The capability arrived")
 
 
 def test_a_control_that_was_not_run_is_named_with_its_reason() -> None:
@@ -245,3 +256,37 @@ def test_what_was_not_measured_is_not_claimed(without: str, said: str) -> None:
 @pytest.mark.parametrize(("p", "told"), [(1e-50, "p < 0.0001"), (0.0312, "p = 0.031"), (1.0, "p = 1")])
 def test_p_values_are_readable(p: float, told: str) -> None:
     assert p_value(p) == told
+
+
+def test_a_source_without_a_capability_at_the_same_setting_leaves_it_undecided() -> None:
+    """It needs more strength to arrive than the transfer does, and still reaches half of the gain where that was reported."""
+    results = sweep(200)
+    lines = [
+        {**line, "accuracy": 0.6} if line["config"]["control"] == "null" and line["config"]["alpha"] == 0.5 else line
+        for line in results.lines
+        if line["config"]["control"] != "null" or line["config"]["seed"] or line["config"]["alpha"] > 0.3
+    ]
+    earlier = [
+        {**line, "accuracy": 0.98} if line["config"]["control"] is None and line["config"]["alpha"] == 0.3 else line
+        for line in lines
+    ]
+    found = report.verdict(Results(results.config, tuple(earlier)))
+    assert found.status == "undecided"
+    assert "at the same setting" in found.headline
+
+
+def test_the_null_test_counts_itself() -> None:
+    found = null_test(sweep(200))
+    assert found is not None
+    assert (found.n, found.as_good, found.p, found.is_rare) == (19, 0, 1 / 20, True)
+    one = null_test(sweep(200, shares={"null": 1.0}))
+    assert one is not None
+    assert (one.as_good, one.p, one.is_rare, one.arrive) == (1, 2 / 20, False, 1)
+
+
+def test_missing_null_sources_are_unfinished() -> None:
+    results = sweep(120)
+    lines = [line for line in results.lines if line["config"]["control"] != "null" or line["config"]["seed"] < 17]
+    found = report.verdict(Results(results.config, tuple(lines)))
+    assert found.status == "unfinished"
+    assert "2 null sources" in found.headline

@@ -401,6 +401,7 @@ class SubspaceAligner(Shareable, kind=_KIND):
         with files.reading(path):
             layer_map = dict(map(tuple, told["layer_map"]))
             given = {name: told[name] for name in SETTINGS if name in told and name != "layer_map"}
+            given.setdefault("sinks", "keep")  # before there was another way
             aligner = cls(**given, layer_map=layer_map if told["own_layer_map"] else None)
             chosen = told.get("cross_validation")
             source, target = (ModelIdentity(**told[side]) if told[side] else None for side in ("source_model", "target_model"))

@@ -34,8 +34,8 @@ from unlock_lens.method.linalg import coverage, principal_cosines, spectral_entr
 __all__ = ["Diagnosis", "LayerDiagnosis", "diagnose"]
 
 LIKELY, UNLIKELY = 0.5, 0.25
-BROKEN = 1.2
-"""Effective rank below which a layer's states are one axis, of an attention sink as a rule."""
+BROKEN = 1.05
+"""Effective rank below which a map is one axis, of an attention sink as a rule."""
 ENOUGH_ABILITY = 0.5
 """Share of problems within the target's reach above which ability is no obstacle."""
 _AGREED, _RANK_COSTS, _BEGAN = 0.6, 0.2, 0.5
@@ -84,6 +84,7 @@ class LayerDiagnosis:
         own_cosine: cosine of the transported direction with the target's own.
         stability: mean cosine of bootstrap directions with the full one.
         principal_cosine: mean cosine of the principal angles between the source's span, carried over, and the target's.
+        map_rank: effective rank of the map itself.
         source_entropy, target_entropy: spectral entropy (nats) of the states; their effective rank is its exponential.
     """
 
@@ -101,6 +102,7 @@ class LayerDiagnosis:
     source_rank: float | None = None
     target_entropy: float | None = None
     target_rank: float | None = None
+    map_rank: float | None = None
 
     @property
     def geometry(self) -> float:
@@ -255,6 +257,7 @@ def _layer_diagnosis(
     b, a, i = target_layer, aligner.layer_map[target_layer], list(aligner.layer_map).index(target_layer)
     vector, maps, centered = direction.vectors[direction.layers.index(a)], aligner.maps, aligner.centered
     found: dict[str, float] = {"coverage": coverage(vector, maps.source_factors[i])}
+    found["map_rank"] = exp(spectral_entropy(maps.singular_values(b)))
     if states:
         h_s, h_t = states[0][a], states[1][b]
         found |= asdict(cross_validate(h_s, h_t, vector, maps.rank, centered, folds, aligner.method, aligner.ridge_))
@@ -358,8 +361,8 @@ def _obstacles(layers: Sequence[LayerDiagnosis], rank: int, ability: float | Non
         )
     if broken := [layer for layer in layers if _is_broken(layer)]:
         found.append(
-            f"The states that the map was fitted on have effective rank 1 at {_named(broken)}: a few tokens of huge norm "
-            'outweigh all others, and the map is broken there. Leave them out: sinks="drop", or skip_first=True.'
+            f"The map has effective rank 1 at {_named(broken)}, and is broken there: as a rule a few tokens of huge norm outweigh "
+            'all others. Leave them out: sinks="drop", or skip_first=True.'
         )
     if probe is not None and probe.share and probe.minus is not None and probe.minus >= probe.share:
         found.append(
@@ -384,8 +387,8 @@ def _obstacles(layers: Sequence[LayerDiagnosis], rank: int, ability: float | Non
 
 
 def _is_broken(layer: LayerDiagnosis) -> bool:
-    """Whether one axis holds nearly all of the states' variance on either side."""
-    return any(rank is not None and rank < BROKEN for rank in (layer.source_rank, layer.target_rank))
+    """Whether the map sends everything to one axis."""
+    return layer.map_rank is not None and layer.map_rank < BROKEN
 
 
 def _low(layers: Sequence[LayerDiagnosis], rank: int, names: Sequence[str]) -> Iterator[str]:

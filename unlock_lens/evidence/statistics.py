@@ -155,13 +155,16 @@ def sample_size_in_words(n: int, base_rate: float, losses: float = LOSSES) -> st
         >>> print(sample_size_in_words(10, base_rate=0.14))
         10 problems cannot show any gain (from 14%, 10% lost); take at least 84 to show 20 points
     """
-    gain, wanted = detectable_difference(n, base_rate, losses=losses), min(WORTHWHILE, 1 - base_rate)
+    if not 0 <= base_rate <= 1:
+        raise InvalidInput(f"a base rate of {base_rate} was given; expected 0 to 1")
+    wanted = min(WORTHWHILE, 1 - base_rate)
+    lost = min(losses, base_rate, 1 - base_rate - wanted)  # so many that the gain is still possible
+    gain = detectable_difference(n, base_rate, losses=lost)
     if wanted == 0:
         return "a share of 100% leaves no gain to show; take harder problems"
     if gain is not None and gain <= wanted:
         return None
     can = f"can only show a gain above {_points(gain)}" if gain is not None else "cannot show any gain"
-    lost = min(losses, base_rate)
     told = f"from {base_rate:.0%}, {lost:.0%} lost" if lost else f"from {base_rate:.0%}"
     return f"{n} problems {can} ({told}); take at least {_enough(wanted, lost)} to show {_points(wanted)}"
 
@@ -169,9 +172,9 @@ def sample_size_in_words(n: int, base_rate: float, losses: float = LOSSES) -> st
 def _enough(wanted: float, lost: float) -> int:
     """The least number of problems that show this net gain."""
     high = 1
-    while power_of(high, min(wanted + lost, 1 - lost), lost) < POWER:
+    while power_of(high, wanted + lost, lost) < POWER:
         high *= 2
-    return next(n for n in range(high // 2, high + 1) if power_of(n, min(wanted + lost, 1 - lost), lost) >= POWER)
+    return next(n for n in range(high // 2, high + 1) if power_of(n, wanted + lost, lost) >= POWER)
 
 
 def _points(share: float) -> str:

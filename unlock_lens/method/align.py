@@ -277,6 +277,11 @@ class FactoredMaps:
         left, core, right = (part.double() for part in self._of(target_layer))
         return vector.double() @ left.T @ core @ right
 
+    def singular_values(self, target_layer: int) -> Float[Tensor, " k"]:
+        """Of W[b], in float64 and without making W."""
+        left, core, right = (part.double() for part in self._of(target_layer))
+        return torch.linalg.svdvals(torch.linalg.qr(left.T).R @ core @ torch.linalg.qr(right.T).R.T)
+
     def at_rank(self, rank: int) -> FactoredMaps:
         """The maps of a smaller rank."""
         return replace(

@@ -259,9 +259,9 @@ def _doubts(results: Results, arms: Arms, nulls: NullTest | None) -> list[str]:
         found.append(f"a source without a capability reaches {nulls.best:.1%} at the same setting")
     if NAIVE in arms and _better(arms[NAIVE], arms.get(NAIVE_UNSTEERED, base)):
         found.append("the naive target, which never learned it, gains too")
-    shares = main.get("behaviours") or {}
-    if name in shares and shares[name] < max(shares.values()):
-        other = max(shares, key=lambda behaviour: shares[behaviour])
+    shares, before = (line.get("behaviours") or {} for line in (main, base))
+    grown = {behaviour: share - before.get(behaviour, 0.0) for behaviour, share in shares.items()}
+    if name in grown and (other := max(grown, key=lambda behaviour: grown[behaviour])) != name and grown[other] > COMES:
         found.append(f"the behaviour that comes is “{other}”")
     return found
 
