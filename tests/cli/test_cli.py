@@ -219,7 +219,6 @@ def test_diagnose_tells_every_calibration_with_reasons(tmp_path: Path) -> None:
     assert "calibration: text, rank 48" in told
     assert "score 1.00" in told
     assert "calibration: paper, rank 48" in told
-    assert "score 0.00" in told
     as_json = json.loads(run("diagnose", tmp_path / "c.yaml", "--json", "--rank", "16").stdout)
     assert {name: told["rank"] for name, told in as_json.items()} == {"text": 16, "paper": 16}
 
@@ -337,8 +336,8 @@ def test_pairs_and_questions_exclude_each_other(files: Path, tmp_path: Path) -> 
 
 
 def test_prompts_can_be_left_out_of_files(files: Path, tmp_path: Path) -> None:
-    run("extract", "--model", LARGE, "--questions", files / "questions.jsonl", "--locked", "Q {question} A :", "--unlocked", "Q {question} think A :", "--out",
-        tmp_path / "d", "--no-record-prompts", "--batch-size", "100")  # fmt: skip
+    run("extract", "--model", LARGE, "--questions", files / "questions.jsonl", "--locked", "Q {question} A :", "--unlocked",
+        "Q {question} think A :", "--out", tmp_path / "d", "--no-record-prompts", "--batch-size", "100")  # fmt: skip
     told = json.loads(run("inspect", tmp_path / "d", "--json").stdout)["provenance"]["unlocked"]
     assert (told["first"], told["template"], told["n"]) == ([], "Q {question} think A :", 100)
 

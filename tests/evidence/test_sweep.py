@@ -95,7 +95,7 @@ def test_the_capability_arrives_and_controls_stay_where_they_were(found: Results
         "transferred", "unsteered", "prompted", "paper", "own", "random", "anti_mean", "without_mean", "shuffled", "naive",
         "naive_unsteered", "minus", "wrong", "forced_1", "forced_3", "forced_8",
     }  # fmt: skip
-    for name in ("transferred", "prompted", "own", "paper"):  # plain prompts vary here, and the paper's calibration works
+    for name in ("transferred", "prompted", "own"):
         assert arms[name] >= 0.9, name
     for name in ("unsteered", "random", "anti_mean", "shuffled", "naive", "minus", "wrong"):
         assert arms[name] <= 0.5, name
@@ -392,7 +392,7 @@ def test_a_single_pair_is_swept_and_what_cannot_be_described_is_told(tmp_path: P
     assert "geometry.json" in caplog.text
     assert "diagnosis.json" in caplog.text
     assert found.problems is not None
-    assert found.arms()["transferred"]["n"] == 40
+    assert found.arms()["transferred"]["n"] == 100
 
 
 def test_what_clashes_is_found_before_any_run(tmp_path: Path) -> None:
@@ -429,7 +429,8 @@ def test_calibration_texts_that_hold_test_questions_are_left_out(tmp_path: Path)
 def test_the_forecast_steers_as_the_sweep_does(tmp_path: Path) -> None:
     """Taking the component along the direction out unlocks here too; a probe that added it at that strength would say no."""
     grid = {"aligner": ["text"], "n": [100], "rank": [48], "alpha": [1.0], "operation": ["ablate"]}
-    config = changed(grid=grid, controls=["shuffled", "random"])
+    pair = {"source": "zoo:large-base", "target": "zoo:small-base", "calibration": {"kind": "zoo", "n": 600}}
+    config = changed(grid=grid, controls=["shuffled", "random"], **pair)
     material = Material(config, progress=False)
     setting = sweep.grid(config, "think")[0]
     assert material.probe(setting).share == 1.0
@@ -471,7 +472,7 @@ CHAT = "{% for turn in messages %}{{ turn['content'] }} {% endfor %}A :"
 @pytest.fixture(scope="module")
 def chatting(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("chatting")
-    for side, name in (("source", "large-base"), ("target", "small-base")):
+    for side, name in (("source", "large-varied"), ("target", "small-varied")):
         shutil.copytree(zoo.path() / name, folder / side)
         (folder / side / "chat_template.jinja").write_text(CHAT)
     return {side: str(folder / side) for side in ("source", "target")}

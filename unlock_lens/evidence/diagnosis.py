@@ -361,8 +361,8 @@ def _obstacles(layers: Sequence[LayerDiagnosis], rank: int, ability: float | Non
         )
     if broken := [layer for layer in layers if _is_broken(layer)]:
         found.append(
-            f"The map has effective rank 1 at {_named(broken)}, and is broken there: as a rule a few tokens of huge norm outweigh "
-            'all others. Leave them out: sinks="drop", or skip_first=True.'
+            f"The map has effective rank 1 at {_named(broken)}, and is broken there: as a rule a few tokens of huge norm "
+            'outweigh all others. Leave them out: sinks="drop", or skip_first=True.'
         )
     if probe is not None and probe.share and probe.minus is not None and probe.minus >= probe.share:
         found.append(

@@ -214,9 +214,9 @@ class Material:
         kind, seed = NULLS[setting.seed % len(NULLS)], self._drawn(setting.seed)
         if kind == "noise":
             return controls.random_like(like, seed)
-        if kind == "states":
-            return controls.noise_of_states(like, self.states("source", setting.aligner or "text", setting.n), seed)
-        return controls.halves(like, self._locked_states(setting), seed)
+        if kind == "halves":
+            return controls.halves(like, self._locked_states(setting), seed)
+        return controls.noise_of_states(like, self.states("source", setting.aligner or "text", None), seed)
 
     def _locked_states(self, setting: Setting) -> Tensor:
         """The source's states at the end of its locked prompts, at all layers."""
