@@ -155,16 +155,16 @@ class Backend(Runs):
         """Ids of the completions; what follows a row's end-of-sequence token means nothing."""
 
     @abstractmethod
-    def attached(self, edits: Edits) -> AbstractContextManager[None]:
-        """Edits every run of the model inside the block."""
+    def attached(self, edits: Edits, mask: Tensor | None = None) -> AbstractContextManager[None]:
+        """Edits every run of the model inside the block; `mask` is that of the whole prompts, where passes do not tell."""
 
     @abstractmethod
-    def fwd_hooks(self, edits: Edits, last: Int[Tensor, " batch"] | None) -> list[tuple[str, Callable[..., Any]]]:
-        """TransformerLens' native form; `last` as in `Chunk`."""
+    def fwd_hooks(self, edits: Edits, mask: Tensor | None = None) -> list[tuple[str, Callable[..., Any]]]:
+        """TransformerLens' native form; `mask` as in `attached`."""
 
     @abstractmethod
-    def apply(self, edits: Edits, tracer: Any) -> None:
-        """Nnsight's native form, inside a trace body."""
+    def apply(self, edits: Edits, tracer: Any, layer: int | None = None) -> None:
+        """Nnsight's native form, inside a trace body; with a layer, that one in the current pass."""
 
 
 def end_tokens(generation_config: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -15,15 +15,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.hosts.base import Batch, Edits, Generation, Pass, Pending, Server
+from unlock_lens.hosts.positions import Given, as_rows, residual_of
 from unlock_lens.hosts.remote import Remote
 from unlock_lens.hosts.tracing import (
-    acts_on_steps,
-    apply_edits,
+    Place,
     edit_blocks,
+    edit_every_step,
     generation_options,
     inputs_of,
     open_loops_end_quietly,
-    residual_of,
+    tokens_first,
     unembedding_paths,
 )
 from unlock_lens.hosts.transport import Job, host_of, model_key
@@ -56,7 +57,9 @@ def reduced(model: Any, blocks: str, passes: Sequence[Pass], layers: Sequence[in
                 ids, rows, columns, places = small[0].long(), small[1].long(), small[2].long(), small[3].long()
                 with model.trace({"input_ids": ids, "attention_mask": mask.long(), "use_cache": False}) as tracer:
                     for i, layer in enumerate(layers):
-                        reduction.add(i, residual_of(model.get(blocks)[layer].output).detach()[rows, columns], places, sign)
+                        states = residual_of(model.get(blocks)[layer].output).detach()
+                        states = as_rows(states, ids.shape[0], ids.shape[1], tokens_first(model))
+                        reduction.add(i, states[rows, columns], places, sign)
                     tracer.stop()
             found = nnsight.save(reduction.result())
     return found
@@ -65,10 +68,11 @@ def reduced(model: Any, blocks: str, passes: Sequence[Pass], layers: Sequence[in
 def traced_log_probs(model: Any, blocks: str, batch: Batch, edits: Edits, prompt_length: int, where: Any) -> Any:
     """One traced and edited forward pass; `where` says on which machine."""
     inputs, chunk = inputs_of(batch), Chunk(prompt_length)
+    place = Place(Given(batch.ids), chunk, None)
     found = None
     with torch.no_grad():
         with model.trace(inputs, **where):
-            edit_blocks(model, blocks, edits, chunk)
+            edit_blocks(model, blocks, edits, chunk, place)
             logits = model.output.logits[:, prompt_length - 1 :]
             found = nnsight.save(logits.float().log_softmax(-1).cpu())
     return found
@@ -78,7 +82,7 @@ def generated(model: Any, blocks: str, batches: Sequence[Batch], edits: Edits, h
     """Ids of the completions of all batches, generated in one session: {"0": [row, new token], ...}."""
     # A body is shipped with what it names, so it names no batch and no backend.
     read = [(inputs_of(batch), batch.ids.shape[1]) for batch in batches]
-    seed, options, every_step = how.seed, generation_options(how), acts_on_steps(edits) or not how.use_cache
+    seed, options = how.seed, generation_options(how)
     found = None
     with open_loops_end_quietly():
         with model.session(**where):
@@ -88,7 +92,7 @@ def generated(model: Any, blocks: str, batches: Sequence[Batch], edits: Edits, h
             for i, (inputs, length) in enumerate(read):
                 with model.generate(**options) as tracer:
                     with tracer.invoke(inputs):
-                        apply_edits(model, blocks, edits, tracer if every_step else None)
+                        edit_every_step(model, blocks, edits, tracer, Given(inputs["input_ids"]))
                     with tracer.invoke():
                         whole = nnsight.save(tracer.result)
                 completions[str(i)] = whole[:, length:].clone().cpu()  # a view would come back with all that it is a view of

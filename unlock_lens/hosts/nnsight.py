@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +17,17 @@ from torch import Tensor
 
 from unlock_lens.errors import UnsupportedModel
 from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, end_tokens, state_of
+from unlock_lens.hosts.guard import check_thread, running, steering, tell_of_dropout
 from unlock_lens.hosts.ndif import NdifServer, generated, traced_log_probs
+from unlock_lens.hosts.positions import as_rows, of_mask, residual_of
 from unlock_lens.hosts.remote import Remote
 from unlock_lens.hosts.tracing import (
     apply_edits,
+    edit_every_step,
     identity_and_blocks,
     inputs_of,
     open_loops_end_quietly,
-    residual_of,
+    tokens_first,
     unembedding_paths,
 )
 from unlock_lens.method.apply import at_least_float32
@@ -91,12 +95,13 @@ class NNsightBackend(Backend):
         self, batch: Batch, layers: Sequence[int], rows: Int[Tensor, " picked"], columns: Int[Tensor, " picked"], keep: Keep
     ) -> None:
         self._tell_loading()
-        model, blocks = self.model, self.blocks
+        model, blocks, turned = self.model, self.blocks, tokens_first(self.model)
         stops: list[Exception] = []
-        with torch.no_grad():
+        with running(model._module), torch.no_grad():
             with model.trace({**inputs_of(batch), "use_cache": False}) as tracer:
                 for i, layer in enumerate(layers):
-                    keep(i, at_least_float32(residual_of(model.get(blocks)[layer].output).detach()[rows, columns]))
+                    states = residual_of(model.get(blocks)[layer].output).detach()
+                    keep(i, at_least_float32(as_rows(states, *batch.ids.shape, turned)[rows, columns]))
                 try:
                     tracer.stop()
                 except Exception as stop:
@@ -105,7 +110,8 @@ class NNsightBackend(Backend):
         _forget(stops)
 
     def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
-        return traced_log_probs(self.model, self.blocks, batch, edits, prompt_length, {})
+        with running(self.model._module):
+            return traced_log_probs(self.model, self.blocks, batch, edits, prompt_length, {})
 
     @torch.no_grad()
     def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
@@ -119,24 +125,29 @@ class NNsightBackend(Backend):
 
     def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
         self._tell_loading()
-        return generated(self.model, self.blocks, [batch], edits, how, {})["0"]
+        with running(self.model._module):
+            return generated(self.model, self.blocks, [batch], edits, how, {})["0"]
 
     @contextmanager
-    def attached(self, edits: Edits) -> Generator[None, None, None]:
-        model, blocks = self.model, self.blocks
+    def attached(self, edits: Edits, mask: Tensor | None = None) -> Generator[None, None, None]:
+        model, blocks, thread = self.model, self.blocks, threading.get_ident()
+        prompt = None if mask is None else of_mask(mask)
+        tell_of_dropout(model._module, "its noise is in what is steered")
         with model.edit(inplace=True) as tracer:
-            apply_edits(model, blocks, edits, tracer)
+            check_thread(thread)
+            edit_every_step(model, blocks, edits, tracer, prompt)
         ours = model._edits[-1]
         try:
-            with open_loops_end_quietly():
+            with steering(model._module), open_loops_end_quietly():
                 yield
         finally:
             model._edits = [edit for edit in model._edits if edit is not ours]
 
-    def apply(self, edits: Edits, tracer: Any) -> None:
-        apply_edits(self.model, self.blocks, edits, tracer)
+    def apply(self, edits: Edits, tracer: Any, layer: int | None = None) -> None:
+        tell_of_dropout(self.model._module, "its noise is in what is steered")
+        apply_edits(self.model, self.blocks, edits, tracer, layer)
 
-    def fwd_hooks(self, edits: Edits, last: Any) -> list[Any]:
+    def fwd_hooks(self, edits: Edits, mask: Tensor | None = None) -> list[Any]:
         raise UnsupportedModel(
             "fwd_hooks are TransformerLens' form; for an nnsight model take steer.apply(lm) in its trace, or steer.attached(lm)"
         )
