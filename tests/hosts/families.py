@@ -1,4 +1,4 @@
-"""Families that hosts trip over, as tiny random models: blocks that give lists or stacks, no cache, no attention, recurrence."""
+"""Families that hosts trip over, tiny and random: blocks that give lists or stacks, no cache, no attention, recurrence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from scripts.train_zoo import make_tokenizer
 from unlock_lens.zoo.family import MIXES
 
 _LLAMA: dict[str, Any] = {
-    "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 128,
+    "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "max_position_embeddings": 128,
 }  # fmt: skip
 _GPT: dict[str, Any] = {"n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 128}
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unlock_lens.hosts.guard import running
 from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.hosts.remote import Remote
+from unlock_lens.hosts.trust import (
+    batch_is_its_rows,
+    batch_writes_its_rows,
+    cache_is_the_sequence,
+    rope_looks_at_the_longest,
+)
 from unlock_lens.method.apply import Edit
 from unlock_lens.method.reduce import Reduction
 
+logger = logging.getLogger(__name__)
+_INSTEAD = {
+    "padding": "gives padded rows other numbers than rows alone (a recurrence reads the padding, or the mask is not used as "
+    "it should be); rows of equal length are batched instead, without a mask",
+    "rows of equal length": "gives rows of equal length other numbers together than alone; each runs alone instead",
+    "cache": "writes something else with its KV cache than without; it is not used",
+}
 Edits = Mapping[int, Sequence[Edit]]
 """For each edited layer its edits, in the order in which they are made."""
 
@@ -25,10 +41,15 @@ Keep = Callable[[int, Tensor], None]
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass reads: ids and mask, padded on the left."""
+    """What one forward pass reads: ids and mask, padded on the left; all ids are tokens where there is no mask."""
 
     ids: Int[Tensor, "row token"]
-    mask: Int[Tensor, "row token"]
+    mask: Int[Tensor, "row token"] | None
+
+    @property
+    def full_mask(self) -> Int[Tensor, "row token"]:
+        """The mask, whether there is one or not."""
+        return torch.ones_like(self.ids) if self.mask is None else self.mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +143,8 @@ class Backend(Runs):
     tokenizer: Any
     end_tokens: Sequence[int]
     """Ids of the tokens that end a completion."""
+    found: dict[str, bool]
+    """What was measured of the model, once for each adapter that is made."""
 
     @abstractmethod
     def __init__(self, model: Any) -> None:
@@ -144,15 +167,129 @@ class Backend(Runs):
             UnsupportedModel: this model cannot run there.
         """
 
+    @property
     @abstractmethod
+    def root(self) -> Any:
+        """The module that runs: the Hugging Face model inside the host's, where there is one."""
+
     def capture(
         self, batch: Batch, layers: Sequence[int], rows: Int[Tensor, " picked"], columns: Int[Tensor, " picked"], keep: Keep
     ) -> None:
-        """Give `keep` the states of ascending `layers` at the tokens (rows[i], columns[i]), while the pass runs."""
+        """Give `keep` the states of ascending `layers` at the tokens (rows[i], columns[i]).
 
-    @abstractmethod
+        Raises:
+            UnsupportedModel: a layer that does not run, or whose states have another shape.
+        """
+        with running(self.root):
+            if self._reads(batch):
+                self._capture(batch, layers, rows, columns, keep)
+                return
+            held: dict[int, Tensor] = {}
+            for of_rows, part in self._parts(batch, self._reads(batch, even=True)):
+                picked = torch.isin(rows, of_rows).nonzero().squeeze(1)
+                here = torch.searchsorted(of_rows, rows[picked])
+                there = columns[picked] - (batch.ids.shape[1] - part.ids.shape[1])
+
+                def place(i: int, states: Tensor, picked: Tensor = picked) -> None:
+                    whole = held.setdefault(i, states.new_full((len(rows), states.shape[-1]), float("nan")))
+                    whole[picked.to(states.device)] = states
+
+                if len(picked):
+                    self._capture(part, layers, here, there, place)
+            for i, states in held.items():
+                keep(i, states)
+
+    def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
+        with running(self.root):
+            if self._reads(batch):
+                return self._log_probs(batch, edits, prompt_length)
+            found: list[Tensor] = [torch.empty(0)] * len(batch.ids)
+            for rows, part in self._parts(batch, self._reads(batch, even=True)):
+                cut = batch.ids.shape[1] - part.ids.shape[1]
+                for row, predicted in zip(rows.tolist(), self._log_probs(part, edits, prompt_length - cut), strict=True):
+                    found[row] = predicted
+            return torch.stack(found)
+
     def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
         """Ids of the completions; what follows a row's end-of-sequence token means nothing."""
+        with running(self.root):
+            if how.use_cache and not self._holds("cache", self._cache_holds):
+                how = replace(how, use_cache=False)
+            if self._writes(batch, how.use_cache):
+                return self._generate(batch, edits, how)
+            new = torch.full((len(batch.ids), how.max_new_tokens), self.end_tokens[0] if self.end_tokens else 0)
+            for rows, part in self._parts(batch, self._writes(batch, how.use_cache, even=True)):
+                made = self._generate(part, edits, how)
+                new[rows, : made.shape[1]] = made
+            return new
+
+    @abstractmethod
+    def _capture(
+        self, batch: Batch, layers: Sequence[int], rows: Int[Tensor, " picked"], columns: Int[Tensor, " picked"], keep: Keep
+    ) -> None:
+        """`capture` of rows that are batched as they are, while the pass runs."""
+
+    @abstractmethod
+    def _log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
+        """`log_probs` of rows that are batched as they are."""
+
+    @abstractmethod
+    def _generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
+        """`generate` of rows that are batched as they are."""
+
+    @abstractmethod
+    def _decode(self, ids: Tensor, mask: Tensor | None, cached: bool) -> tuple[Tensor, Tensor]:
+        """The host's own greedy generation of `trust.STEPS` tokens, [row, token], and their logits."""
+
+    def _read(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """States of the last layer, [row, token, d_model]."""
+        found: list[Tensor] = []
+        rows, columns = torch.ones_like(ids).nonzero().unbind(1)
+        batch = Batch(ids, mask)
+        self._capture(batch, [self.identity.n_layers - 1], rows, columns, lambda i, states: found.append(states))
+        return found[0].unflatten(0, ids.shape).cpu()
+
+    def _parts(self, batch: Batch, even: bool) -> Iterator[tuple[Int[Tensor, " row"], Batch]]:
+        """Rows of one length, or each row alone, without padding and mask."""
+        lengths = torch.full((len(batch.ids),), batch.ids.shape[1]) if batch.mask is None else batch.mask.sum(dim=1)
+        for length in lengths.unique().tolist():
+            of_length = (lengths == length).nonzero().squeeze(1)
+            for rows in [of_length] if even else of_length.split(1):
+                yield rows, Batch(batch.ids[rows, batch.ids.shape[1] - length :], None)
+
+    def _reads(self, batch: Batch, even: bool = False) -> bool:
+        """Whether rows may be read together: with padding and mask, or of equal length."""
+        return (even or self._rope_allows(batch)) and self._holds(
+            "rows of equal length" if even else "padding",
+            lambda: batch_is_its_rows(self._read, self.tokenizer, self._dtype, even),
+        )
+
+    def _writes(self, batch: Batch, cached: bool, even: bool = False) -> bool:
+        """Whether they may be completed together."""
+        return self._reads(batch, even) and self._holds(
+            f"{'rows of equal length' if even else 'padding'}, {'with' if cached else 'without'} cache",
+            lambda: batch_writes_its_rows(self._decode, self.tokenizer, self._dtype, cached, even),
+        )
+
+    def _rope_allows(self, batch: Batch) -> bool:
+        uneven = batch.mask is not None and not bool(batch.mask.all())
+        config = getattr(self.root, "config", None)
+        return not (uneven and config is not None and rope_looks_at_the_longest(config.get_text_config(), batch.ids.shape[1]))
+
+    def _cache_holds(self) -> bool:
+        return cache_is_the_sequence(self._decode, self.tokenizer, self._dtype)
+
+    def _holds(self, name: str, measure: Callable[[], bool]) -> bool:
+        """What was measured; once for each model, and what does not hold is said."""
+        if name not in self.found:
+            self.found[name] = measure()
+            if not self.found[name]:
+                logger.warning("%s %s", self.identity.name, _INSTEAD[name.partition(",")[0]])
+        return self.found[name]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next((part.dtype for part in self.root.parameters() if part.is_floating_point()), torch.float32)
 
     @abstractmethod
     def attached(self, edits: Edits, mask: Tensor | None = None) -> AbstractContextManager[None]:

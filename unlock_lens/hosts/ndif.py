@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.hosts.base import Batch, Edits, Generation, Pass, Pending, Server
-from unlock_lens.hosts.positions import Given, as_rows, residual_of
+from unlock_lens.hosts.positions import Given, as_rows, residual_of, takes
 from unlock_lens.hosts.remote import Remote
 from unlock_lens.hosts.tracing import (
     Place,
@@ -47,7 +47,11 @@ def reduced(model: Any, blocks: str, passes: Sequence[Pass], layers: Sequence[in
     """All passes in one session; each ends after the last layer that is read."""
     # Small integers travel; the server widens them.
     read = [
-        ([part.to(torch.int32) for part in (one.batch.ids, one.rows, one.columns, one.places)], one.batch.mask.bool(), one.sign)
+        (
+            [part.to(torch.int32) for part in (one.batch.ids, one.rows, one.columns, one.places)],
+            one.batch.full_mask.bool(),
+            one.sign,
+        )
         for one in passes
     ]
     found = None
@@ -67,13 +71,15 @@ def reduced(model: Any, blocks: str, passes: Sequence[Pass], layers: Sequence[in
 
 def traced_log_probs(model: Any, blocks: str, batch: Batch, edits: Edits, prompt_length: int, where: Any) -> Any:
     """One traced and edited forward pass; `where` says on which machine."""
-    inputs, chunk = inputs_of(batch), Chunk(prompt_length)
+    inputs, chunk, predicted = inputs_of(batch), Chunk(prompt_length), batch.ids.shape[1] - prompt_length + 1
     place = Place(Given(batch.ids), chunk, None)
+    asked = {"logits_to_keep": predicted, "use_cache": False}
+    inputs = {**inputs, **{name: value for name, value in asked.items() if takes(model._module, name)}}
     found = None
     with torch.no_grad():
         with model.trace(inputs, **where):
             edit_blocks(model, blocks, edits, chunk, place)
-            logits = model.output.logits[:, prompt_length - 1 :]
+            logits = model.output.logits[:, -predicted:]
             found = nnsight.save(logits.float().log_softmax(-1).cpu())
     return found
 

@@ -17,19 +17,21 @@ from torch import Tensor
 
 from unlock_lens.errors import UnsupportedModel
 from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, end_tokens, state_of
-from unlock_lens.hosts.guard import check_thread, running, steering, tell_of_dropout
+from unlock_lens.hosts.guard import check_thread, steering, tell_of_dropout
 from unlock_lens.hosts.ndif import NdifServer, generated, traced_log_probs
 from unlock_lens.hosts.positions import as_rows, of_mask, residual_of
 from unlock_lens.hosts.remote import Remote
 from unlock_lens.hosts.tracing import (
     apply_edits,
     edit_every_step,
+    generation_options,
     identity_and_blocks,
     inputs_of,
     open_loops_end_quietly,
     tokens_first,
     unembedding_paths,
 )
+from unlock_lens.hosts.trust import STEPS
 from unlock_lens.method.apply import at_least_float32
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class NNsightBackend(Backend):
         self.tokenizer = model.tokenizer
         self.end_tokens = end_tokens(getattr(model._module, "generation_config", None), model.tokenizer)
         self.identity, self.blocks = identity_and_blocks(model)
+        self.found = {}
 
     @staticmethod
     def made_from(model: Any) -> tuple[Any, ...]:
@@ -91,17 +94,21 @@ class NNsightBackend(Backend):
             told = "%s is open without weights, which are loaded here now; for a server give remote="
             logger.warning(told, self.identity.name)
 
-    def capture(
+    @property
+    def root(self) -> Any:
+        self._tell_loading()
+        return self.model._module
+
+    def _capture(
         self, batch: Batch, layers: Sequence[int], rows: Int[Tensor, " picked"], columns: Int[Tensor, " picked"], keep: Keep
     ) -> None:
-        self._tell_loading()
         model, blocks, turned = self.model, self.blocks, tokens_first(self.model)
         stops: list[Exception] = []
-        with running(model._module), torch.no_grad():
+        with torch.no_grad():
             with model.trace({**inputs_of(batch), "use_cache": False}) as tracer:
                 for i, layer in enumerate(layers):
                     states = residual_of(model.get(blocks)[layer].output).detach()
-                    keep(i, at_least_float32(as_rows(states, *batch.ids.shape, turned)[rows, columns]))
+                    keep(i, at_least_float32(as_rows(states, batch.ids.shape[0], batch.ids.shape[1], turned)[rows, columns]))
                 try:
                     tracer.stop()
                 except Exception as stop:
@@ -109,9 +116,8 @@ class NNsightBackend(Backend):
                     raise
         _forget(stops)
 
-    def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
-        with running(self.model._module):
-            return traced_log_probs(self.model, self.blocks, batch, edits, prompt_length, {})
+    def _log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
+        return traced_log_probs(self.model, self.blocks, batch, edits, prompt_length, {})
 
     @torch.no_grad()
     def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
@@ -123,10 +129,15 @@ class NNsightBackend(Backend):
             )
         return head(norm(residual.to(head.weight))).float().cpu()
 
-    def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
-        self._tell_loading()
-        with running(self.model._module):
-            return generated(self.model, self.blocks, [batch], edits, how, {})["0"]
+    def _generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
+        return generated(self.model, self.blocks, [batch], edits, how, {})["0"]
+
+    def _decode(self, ids: Tensor, mask: Tensor | None, cached: bool) -> tuple[Tensor, Tensor]:
+        options = generation_options(Generation(STEPS, cached)) | {"output_logits": True, "return_dict_in_generate": True}
+        inputs = {name: of.to(self.model.device) for name, of in inputs_of(Batch(ids, mask)).items()}
+        with self.model.generate(inputs, **options) as tracer:
+            found = tracer.result.save()
+        return found.sequences[:, ids.shape[1] :].cpu(), torch.stack(found.logits, dim=1).cpu()
 
     @contextmanager
     def attached(self, edits: Edits, mask: Tensor | None = None) -> Generator[None, None, None]:

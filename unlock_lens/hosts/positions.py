@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -119,8 +120,9 @@ def of_mask(mask: Tensor) -> Given:
 
 def chunk_of(given: Given, prompt: Given | None) -> Chunk:
     """The same as edits take it; prompts that nobody tells of end with this pass."""
-    seen = given.seen or 0
-    return Chunk(seen + given.length, seen, given.last) if prompt is None else Chunk(prompt.length, seen, prompt.last)
+    if prompt is None:
+        return Chunk((given.seen or 0) + given.length, given.seen or 0, given.last)
+    return Chunk(prompt.length, prompt.length if given.seen is None else given.seen, prompt.last)
 
 
 class Progress:
@@ -196,7 +198,12 @@ def _for_rows(prompt: Given, rows: int, generating: bool) -> Tensor | None:
 
 def takes(module: Any, name: str) -> bool:
     """Whether a model's forward names a keyword."""
-    return name in inspect.signature(type(module).forward).parameters
+    return name in _keywords(type(module))
+
+
+@cache
+def _keywords(kind: type) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def residual_of(output: Any) -> Tensor:

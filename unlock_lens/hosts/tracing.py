@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from unlock_lens.errors import InvalidInput, UnsupportedModel
 from unlock_lens.hosts.base import Batch, Edits, Generation
@@ -30,6 +31,25 @@ from unlock_lens.hosts.positions import (
     with_residual,
 )
 from unlock_lens.method.apply import Chunk
+
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version")
+_PLAIN: dict[str, Any] = {
+    "early_stopping": False,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "length_penalty": 1.0,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "remove_invalid_values": False,
+    "repetition_penalty": 1.0,
+    "return_dict_in_generate": False,
+    "typical_p": 1.0,
+}
+"""What options do nothing at, where they may not be None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +97,13 @@ def edit_every_step(model: Any, blocks: str, edits: Edits, tracer: Any, prompt: 
     """
     if not edits:
         return
-    chunk, settled = None, False
-    for _ in tracer.iter[:]:
+    chunk, settled = Chunk(0), False
+    for step in tracer.iter[:]:
         place = None
         if not settled:
             place = place_of(model, blocks, edits, prompt)
-            again = chunk is not None and not place.chunk.seen
-            chunk = place.chunk if chunk is None else replace(place.chunk, prompt_length=chunk.prompt_length, last=chunk.last)
+            again = step > 0 and not place.chunk.seen
+            chunk = replace(place.chunk, prompt_length=chunk.prompt_length, last=chunk.last) if step else place.chunk
             settled = again or chunk.seen >= chunk.prompt_length
         if chunk.seen >= chunk.prompt_length and not acts_on_steps(edits):
             break  # the prompt is in the cache, edited
@@ -158,6 +178,8 @@ def given_now(model: Any, blocks: str, first: int, run: Any) -> Given:
         args, kwargs = model.inputs
         given = given_to(args, kwargs)
         entered += 1
+        if given is not None and given.seen is None and entered == 1:  # an empty cache that keeps no count
+            given = replace(given, seen=0)
     elif key in seen_here and seen_here[key][0] == entered:
         given = seen_here[key][1]
     elif entered == 1:  # a block was read before the edit
@@ -175,8 +197,7 @@ def ids_given(run: Any, group: Any = None) -> Given:
     given = prompt_given(*run.interleaver.batcher.assemble(None))
     if given is None:
         raise UnsupportedModel("the run is given no ids; a decoder of text is needed")
-    narrow = group is not None and run.interleaver.batcher.batching
-    return given.of_rows(slice(group[0], sum(group))) if narrow else given
+    return given.of_rows(slice(group[0], sum(group))) if group and run.interleaver.batcher.batching else given
 
 
 def generates(model: Any, run: Any) -> bool:
@@ -247,22 +268,19 @@ def open_loops_end_quietly() -> Generator[None, None, None]:
 
 
 def generation_options(how: Generation) -> dict[str, Any]:
-    """All of them named, so that a model's own generation config (penalties, top-k) changes nothing."""
-    plain = {
-        "max_new_tokens": how.max_new_tokens,
-        "use_cache": how.use_cache,
-        "repetition_penalty": 1.0,
-        "no_repeat_ngram_size": 0,
-        "num_beams": 1,
-    }
+    """All that there are, so that of a model's own generation config nothing but its special tokens matters."""
+    names = [name for name in vars(GenerationConfig()) if not name.startswith("_") and name not in _KEPT]
+    options: dict[str, Any] = dict.fromkeys(names)
+    options |= {name: value for name, value in _PLAIN.items() if name in options}
+    options |= {"max_new_tokens": how.max_new_tokens, "use_cache": how.use_cache}
     if not how.temperature:
-        return {**plain, "do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-    return {**plain, "do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
+        return {**options, "do_sample": False}
+    return {**options, "do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
 
 
 def inputs_of(batch: Batch) -> dict[str, Tensor]:
     """As models take them."""
-    return {"input_ids": batch.ids, "attention_mask": batch.mask}
+    return {"input_ids": batch.ids} | ({} if batch.mask is None else {"attention_mask": batch.mask})
 
 
 def identity_and_blocks(model: Any) -> tuple[ModelIdentity, str]:

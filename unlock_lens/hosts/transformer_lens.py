@@ -16,11 +16,12 @@ from torch.utils.hooks import RemovableHandle
 
 from unlock_lens.errors import UnsupportedModel
 from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, end_tokens, state_of
-from unlock_lens.hosts.guard import running, steering, tell_of_dropout
+from unlock_lens.hosts.guard import steering, tell_of_dropout
 from unlock_lens.hosts.identity import Basis, ModelIdentity, fingerprint, model_name
 from unlock_lens.hosts.listening import Listener, heard_pattern
 from unlock_lens.hosts.positions import Progress, as_rows, from_rows, given_to, residual_of, takes, with_residual
 from unlock_lens.hosts.remote import Remote
+from unlock_lens.hosts.trust import STEPS
 from unlock_lens.method.apply import Chunk, Edit, at_least_float32
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,14 @@ Hook = Callable[..., Tensor | None]
 
 _ENTRY = "blocks.0.hook_resid_pre"
 _PATTERN = "blocks.0.attn.hook_pattern"
+
+
+_HOOKED = {
+    "cache": True,
+    **{f"padding, {how} cache": False for how in ("with", "without")},
+    **{f"rows of equal length, {how} cache": True for how in ("with", "without")},
+}
+"""HookedTransformer.generate takes no mask and guesses it from pad tokens: prompts of one length need none."""
 
 
 class _Enough(Exception):
@@ -163,7 +172,7 @@ class TransformerLensBackend(Backend):
             architecture=getattr(getattr(wrapped, "config", None), "model_type", None),
         )
         self._is_bridge = wrapped is not None
-        self._found: dict[str, bool] = {}
+        self.found = {} if self._is_bridge else dict(_HOOKED)
 
     @staticmethod
     def made_from(model: Any) -> tuple[Any, ...]:
@@ -176,14 +185,14 @@ class TransformerLensBackend(Backend):
         )
 
     @torch.no_grad()
-    def capture(
+    def _capture(
         self, batch: Batch, layers: Sequence[int], rows: Int[Tensor, " picked"], columns: Int[Tensor, " picked"], keep: Keep
     ) -> None:
         left = set(range(len(layers)))
 
         def keeping(i: int) -> Hook:
             def hook_fn(states: Tensor, hook: Any = None) -> None:
-                keep(i, at_least_float32(as_rows(states, *batch.ids.shape)[rows, columns]))
+                keep(i, at_least_float32(as_rows(states, batch.ids.shape[0], batch.ids.shape[1])[rows, columns]))
                 left.discard(i)
                 if not left:
                     raise _Enough
@@ -191,7 +200,7 @@ class TransformerLensBackend(Backend):
             return hook_fn
 
         try:
-            with running(self._root), _hooked(self.model, {layer: keeping(i) for i, layer in enumerate(layers)}, self._fires):
+            with _hooked(self.model, {layer: keeping(i) for i, layer in enumerate(layers)}, self._fires):
                 self._run(batch, return_type=None)
         except _Enough:
             return
@@ -200,10 +209,10 @@ class TransformerLensBackend(Backend):
         )
 
     @torch.no_grad()
-    def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
+    def _log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
         predicted = batch.ids.shape[1] - prompt_length + 1
         keeps = self._is_bridge and takes(self.model.original_model, "logits_to_keep")
-        with running(self._root), self._editing_each(edits, Chunk(prompt_length), len(batch.ids)):
+        with self._editing_each(edits, Chunk(prompt_length), len(batch.ids)):
             logits = self._run(batch, return_type="logits", **({"logits_to_keep": predicted} if keeps else {}))
         return logits[:, -predicted:].float().log_softmax(-1).cpu()
 
@@ -225,31 +234,34 @@ class TransformerLensBackend(Backend):
             raise UnsupportedModel(f"the hook points of layers {missed} never fired, so that nothing was steered there")
 
     def _run(self, batch: Batch, **how: Any) -> Any:
-        padded = {} if self._is_bridge else {"padding_side": "left", "prepend_bos": False}
-        ids, mask = batch.ids.to(self._device), batch.mask.to(self._device)
-        return self.model(ids, attention_mask=mask, **padded, **how)
+        if self._is_bridge:
+            how |= {"use_cache": False} if takes(self.root, "use_cache") else {}
+        else:
+            how |= {"padding_side": "left", "prepend_bos": False}
+        mask = None if batch.mask is None else batch.mask.to(self._device)
+        return self.model(batch.ids.to(self._device), attention_mask=mask, **how)
 
     @property
     def _fires(self) -> bool:
         """Whether blocks reach their hook points: a few families give lists, which TransformerBridge passes by."""
         if not self._is_bridge:
             return True
-        if "fires" not in self._found:
+        if "fires" not in self.found:
             fired: list[bool] = []
             ids = torch.zeros(1, 2, dtype=torch.long, device=self._device)
             with torch.no_grad():
                 self.model.run_with_hooks(
                     ids, return_type=None, stop_at_layer=1, fwd_hooks=[(_output_of(0), lambda states, hook: fired.append(True))]
                 )
-            self._found["fires"] = bool(fired)
-        return self._found["fires"]
+            self.found["fires"] = bool(fired)
+        return self.found["fires"]
 
     @torch.no_grad()
     def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
         return self.model.unembed(self.model.ln_final(residual.to(self.model.W_U))).float().cpu()
 
     @property
-    def _root(self) -> Any:
+    def root(self) -> Any:
         """The Hugging Face model, or a HookedTransformer itself."""
         return self.model.original_model if self._is_bridge else self.model
 
@@ -258,49 +270,42 @@ class TransformerLensBackend(Backend):
         return self.model.W_E.device
 
     @torch.no_grad()
-    def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
-        with running(self._root):
-            return self._generated(batch, edits, how)
-
-    def _generated(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
-        if self._is_bridge:
-            return self._generate(batch.ids, edits, how, attention_mask=batch.mask.to(self._device))
-        return self._generate_by_length(batch, edits, how)
-
-    def _generate_by_length(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
-        # HookedTransformer.generate takes no mask and guesses it from pad tokens: prompts of one length need none.
-        lengths = batch.mask.sum(dim=1)
-        new = torch.full((len(lengths), how.max_new_tokens), self.end_tokens[0] if self.end_tokens else 0)
-        for length in lengths.unique().tolist():
-            rows = (lengths == length).nonzero().squeeze(1)
-            made = self._generate(batch.ids[rows, -length:], edits, how)
-            new[rows, : made.shape[1]] = made
-        return new
-
-    def _generate(
-        self, ids: Int[Tensor, "row token"], edits: Edits, how: Generation, **more: Any
-    ) -> Int[Tensor, "row new_token"]:
+    def _generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
         sampling = {"do_sample": True, "temperature": how.temperature} if how.temperature else {"do_sample": False}
-        with _Generating(self.model, edits, ids, how.use_cache, self._fires):
-            whole = self.model.generate(
-                ids.to(self._device),
+        with _Generating(self.model, edits, batch.ids, how.use_cache, self._fires):
+            whole = self._written(
+                batch.ids,
+                batch.mask,
                 max_new_tokens=how.max_new_tokens,
                 stop_at_eos=bool(self.end_tokens),
                 eos_token_id=list(self.end_tokens) or None,
                 use_past_kv_cache=how.use_cache,
-                prepend_bos=False,
-                return_type="tokens",
-                verbose=False,
                 **sampling,
-                **more,
             )
-        return whole[:, ids.shape[1] :].cpu()
+        return whole[:, batch.ids.shape[1] :].cpu()
+
+    def _written(self, ids: Tensor, mask: Tensor | None, **how: Any) -> Any:
+        masked = {} if mask is None else {"attention_mask": mask.to(self._device)}
+        return self.model.generate(
+            ids.to(self._device), prepend_bos=False, return_type="tokens", verbose=False, **masked, **how
+        )
+
+    @torch.no_grad()
+    def _decode(self, ids: Tensor, mask: Tensor | None, cached: bool) -> tuple[Tensor, Tensor]:
+        how = {"max_new_tokens": STEPS, "do_sample": False, "stop_at_eos": False, "output_logits": True}
+        if cached or not getattr(self.model.cfg, "is_stateful", False):
+            found = self._written(ids, mask, use_past_kv_cache=cached, **how)
+        else:  # TransformerLens leaves these to transformers
+            masked = {} if mask is None else {"attention_mask": mask}
+            how |= {"return_dict_in_generate": True, "return_type": "tokens", "use_past_kv_cache": False}
+            found = self.model.hf_generate(ids.to(self._device), **masked, **how)
+        return found.sequences[:, ids.shape[1] :].cpu(), torch.stack(tuple(found.logits), dim=1).cpu()
 
     @contextmanager
     def attached(self, edits: Edits, mask: Tensor | None = None) -> Generator[None, None, None]:
         progress, fires = Progress(mask), self._fires
-        tell_of_dropout(self._root, "its noise is in what is steered")
-        with steering(self._root):
+        tell_of_dropout(self.root, "its noise is in what is steered")
+        with steering(self.root):
             listener, hooks = self._steering(edits, progress)
             try:
                 with self.model.hooks(fwd_hooks=self._listening(listener)), _hooked(self.model, hooks, fires):
@@ -319,7 +324,7 @@ class TransformerLensBackend(Backend):
 
     def _steering(self, edits: Edits, progress: Progress) -> tuple[Listener, dict[int, Hook]]:
         """Hooks that keep the progress alive, and who tells it."""
-        root = self._root if self._is_bridge else None
+        root = self.root if self._is_bridge else None
         listener = Listener(progress, edits, root, self.tokenizer.pad_token_id)
 
         def editing(layer: int, of_layer: Sequence[Edit]) -> Hook:
