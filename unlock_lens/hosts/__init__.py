@@ -7,15 +7,16 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from unlock_lens.errors import InvalidInput, UnsupportedModel, require
-from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Pass, Pending, Server
+from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Pass, Pending, Server, Watched
 from unlock_lens.hosts.remote import Remote, Where, remote_of
 
 BACKENDS = ("transformer_lens", "nnsight")
 
 __all__ = ["Backend", "Batch", "Edits", "Generation", "Pass", "Pending", "Server", "backend_of", "open_model", "placed"]
 
-_made: WeakKeyDictionary[Any, tuple[tuple[Any, ...], Backend]] = WeakKeyDictionary()
-"""For each model what its adapter was made from, and the adapter without the model, which would keep its own key alive."""
+_made: WeakKeyDictionary[Any, tuple[tuple[Any, ...], Watched, Backend]] = WeakKeyDictionary()
+"""For each model what its adapter was made from, its weights, and the adapter without the model, which would keep its own key
+alive."""
 
 
 def backend_of(model: Any) -> Backend:
@@ -26,10 +27,10 @@ def backend_of(model: Any) -> Backend:
     """
     kind = _kind_of(model)
     made = _made.get(model)
-    if made is None or made[0] != kind.made_from(model):
+    if made is None or made[0] != kind.made_from(model) or not made[1].same(made[2].module_of(model)):
         fresh = kind(model)  # refuses first what cannot be served
-        made = _made[model] = kind.made_from(model), _with_model(fresh, None)
-    return _with_model(made[1], model)
+        made = _made[model] = kind.made_from(model), Watched(kind.module_of(model)), _with_model(fresh, None)
+    return _with_model(made[2], model)
 
 
 def _with_model(backend: Backend, model: Any) -> Backend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -11,7 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from unlock_lens.hosts.guard import running
 from unlock_lens.hosts.identity import ModelIdentity
@@ -167,10 +168,15 @@ class Backend(Runs):
             UnsupportedModel: this model cannot run there.
         """
 
-    @property
+    @staticmethod
     @abstractmethod
-    def root(self) -> Any:
+    def module_of(model: Any) -> Any:
         """The module that runs: the Hugging Face model inside the host's, where there is one."""
+
+    @property
+    def root(self) -> Any:
+        """`module_of` this model."""
+        return self.module_of(self.model)
 
     def capture(
         self, batch: Batch, layers: Sequence[int], rows: Int[Tensor, " picked"], columns: Int[Tensor, " picked"], keep: Keep
@@ -180,6 +186,7 @@ class Backend(Runs):
         Raises:
             UnsupportedModel: a layer that does not run, or whose states have another shape.
         """
+        self._check_loaded()
         with running(self.root):
             if self._reads(batch):
                 self._capture(batch, layers, rows, columns, keep)
@@ -200,6 +207,7 @@ class Backend(Runs):
                 keep(i, states)
 
     def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
+        self._check_loaded()
         with running(self.root):
             if self._reads(batch):
                 return self._log_probs(batch, edits, prompt_length)
@@ -212,6 +220,7 @@ class Backend(Runs):
 
     def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
         """Ids of the completions; what follows a row's end-of-sequence token means nothing."""
+        self._check_loaded()
         with running(self.root):
             if how.use_cache and not self._holds("cache", self._cache_holds):
                 how = replace(how, use_cache=False)
@@ -222,6 +231,9 @@ class Backend(Runs):
                 made = self._generate(part, edits, how)
                 new[rows, : made.shape[1]] = made
             return new
+
+    def _check_loaded(self) -> None:
+        """Say so where the weights have yet to be loaded."""
 
     @abstractmethod
     def _capture(
@@ -316,3 +328,46 @@ def state_of(weight: Tensor | None) -> tuple[Any, ...]:
     if weight is None or weight.is_meta:
         return ()
     return id(weight), weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version
+
+
+class Watched:
+    """Tells quickly whether all weights of a model, and its adapters, are still those that they were.
+
+    Args:
+        root: the module that holds them; it is not kept alive.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self._root = weakref.ref(root)
+        self._weights = [(weakref.ref(weight), _state(weight)) for weight in root.parameters()]
+        self._switches = [(weakref.ref(part), _switch(part)) for part in root.modules() if "_disable_adapters" in vars(part)]
+        self._size = _size(root)
+
+    def same(self, root: nn.Module) -> bool:
+        """Whether nothing was changed in place, replaced, added, or switched off."""
+        return (
+            self._root() is root
+            and all((weight := held()) is not None and _state(weight) == state for held, state in self._weights)
+            and all((part := held()) is not None and _switch(part) == state for held, state in self._switches)
+            and self._size == _size(root)
+        )
+
+
+def _state(weight: Tensor) -> tuple[int, int]:
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+
+
+def _switch(part: Any) -> tuple[bool, str]:
+    return bool(part._disable_adapters), str(getattr(part, "active_adapters", ""))
+
+
+def _size(root: nn.Module) -> tuple[int, ...]:
+    """How many modules are in the last block of each list, where adapters go."""
+    found, at = list[int](), list(root.children())
+    while at:
+        part = at.pop()
+        if isinstance(part, nn.ModuleList) and len(part):
+            found.append(sum(1 for _ in part[-1].modules()))
+        else:
+            at += part.children()
+    return tuple(found)

@@ -88,16 +88,16 @@ class NNsightBackend(Backend):
             logger.warning("%s is open here with weights; the server runs its own checkpoint of that name, not these", name)
         return NdifServer(self.model, self.blocks, server)
 
-    def _tell_loading(self) -> None:
+    def _check_loaded(self) -> None:
         """A `remote=` that was forgotten would load what the machine may not hold."""
-        if self.model._module.get_input_embeddings().weight.is_meta:
-            told = "%s is open without weights, which are loaded here now; for a server give remote="
-            logger.warning(told, self.identity.name)
+        if getattr(self.model, "dispatched", True):
+            return
+        logger.warning("%s is open without weights, which are loaded here now; for a server give remote=", self.identity.name)
+        self.model.dispatch()
 
-    @property
-    def root(self) -> Any:
-        self._tell_loading()
-        return self.model._module
+    @staticmethod
+    def module_of(model: Any) -> Any:
+        return model._module
 
     def _capture(
         self, batch: Batch, layers: Sequence[int], rows: Int[Tensor, " picked"], columns: Int[Tensor, " picked"], keep: Keep

@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 
 from unlock_lens.errors import InvalidInput, UnsupportedModel
 from unlock_lens.hosts.base import Batch, Edits, Generation
-from unlock_lens.hosts.identity import ModelIdentity, fingerprint, model_name
+from unlock_lens.hosts.identity import ModelIdentity, fingerprint, model_name, stored, weights_print
 from unlock_lens.hosts.positions import (
     CACHES,
     Given,
@@ -291,6 +291,8 @@ def identity_and_blocks(model: Any) -> tuple[ModelIdentity, str]:
     """
     config, module = model.config.get_text_config(), model._module
     n_layers, embedding = int(config.num_hidden_layers), module.get_input_embeddings().weight
+    if embedding.is_meta and getattr(model, "dispatched", False):  # accelerate keeps it elsewhere
+        embedding = stored(module.get_input_embeddings())
     identity = ModelIdentity(
         name=model_name(str(getattr(model, "repo_id", None) or model.config._name_or_path)),
         n_layers=n_layers,
@@ -298,6 +300,7 @@ def identity_and_blocks(model: Any) -> tuple[ModelIdentity, str]:
         fingerprint=None if embedding.is_meta else fingerprint(embedding),
         revision=getattr(model, "revision", None),
         architecture=config.model_type,
+        weights=weights_print(module),
     )
     lists = [name for name, part in module.named_modules() if isinstance(part, torch.nn.ModuleList) and len(part) == n_layers]
     if not lists:

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from unlock_lens.errors import UnsupportedModel
 from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, end_tokens, state_of
 from unlock_lens.hosts.guard import steering, tell_of_dropout
-from unlock_lens.hosts.identity import Basis, ModelIdentity, fingerprint, model_name
+from unlock_lens.hosts.identity import Basis, ModelIdentity, fingerprint, model_name, stored, weights_print
 from unlock_lens.hosts.listening import Listener, heard_pattern
 from unlock_lens.hosts.positions import Progress, as_rows, from_rows, given_to, residual_of, takes, with_residual
 from unlock_lens.hosts.remote import Remote
@@ -168,8 +168,9 @@ class TransformerLensBackend(Backend):
             n_layers=int(model.cfg.n_layers),
             d_model=int(model.cfg.d_model),
             basis=_basis(model),
-            fingerprint=fingerprint(model.W_E),
+            fingerprint=fingerprint(embedding_of(model)),
             architecture=getattr(getattr(wrapped, "config", None), "model_type", None),
+            weights=weights_print(wrapped or model, processed=bool(getattr(model, "_weights_processed", wrapped is None))),
         )
         self._is_bridge = wrapped is not None
         self.found = {} if self._is_bridge else dict(_HOOKED)
@@ -260,14 +261,14 @@ class TransformerLensBackend(Backend):
     def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
         return self.model.unembed(self.model.ln_final(residual.to(self.model.W_U))).float().cpu()
 
-    @property
-    def root(self) -> Any:
-        """The Hugging Face model, or a HookedTransformer itself."""
-        return self.model.original_model if self._is_bridge else self.model
+    @staticmethod
+    def module_of(model: Any) -> Any:
+        return getattr(model, "original_model", model)
 
     @property
     def _device(self) -> torch.device:
-        return self.model.W_E.device
+        weight = self.model.W_E
+        return torch.device(self.model.cfg.device or "cpu") if weight.is_meta else weight.device
 
     @torch.no_grad()
     def _generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
@@ -370,10 +371,16 @@ def _published_tokenizer(name: str) -> Any:
         return None
 
 
+def embedding_of(model: Any) -> Tensor:
+    """The embedding, of which W_E is empty where accelerate keeps it elsewhere."""
+    weight = model.W_E
+    return weight.detach() if not weight.is_meta else stored(model.original_model.get_input_embeddings())
+
+
 def _basis(model: Any) -> Basis:
     # Processed LayerNorm weights write nothing along the d_model mean, the embedding first of all.
     if model.cfg.normalization_type not in ("LN", "LNPre"):
         return "raw"
-    embedding = model.W_E.detach().float()
+    embedding = embedding_of(model).float()
     centered = embedding.mean(-1).abs() <= 1e-5 * embedding.abs().mean(-1)  # a row of zeros, of a pad token, has no mean
     return "centered" if bool(centered.all()) else "raw"
