@@ -84,7 +84,8 @@ def test_where_rows_are_not_batched_the_same_comes_out(host: str, folders: Any) 
         lambda: completion_log_probs(model, PROMPTS, ["S 3 4 = 4", "= 1", "R 3", "W 1 2 3 4 5", "S"], steer),
     )
     batched, written = [run() for run in measured], ul.generate(model, PROMPTS, steer, max_new_tokens=STEPS)
-    backend_of(model).found.update(dict.fromkeys(backend_of(model).found, False))
+    found = backend_of(model).found
+    found.update({name: False for name, holds in found.items() if isinstance(holds, bool)})
     for run, want in zip(measured, batched, strict=True):
         torch.testing.assert_close(run(), want, rtol=1e-4, atol=1e-4)
     assert ul.generate(model, PROMPTS, steer, max_new_tokens=STEPS) == written

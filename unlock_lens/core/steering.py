@@ -60,7 +60,7 @@ class SteeringHook:
     check_model: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.direction, CapabilityDirection):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not _is_a(self.direction, CapabilityDirection):
             raise InvalidInput(
                 f"direction is a {type(self.direction).__name__}; give a CapabilityDirection (its load() reads one)"
             )
@@ -185,6 +185,11 @@ class SteeringHook:
         return direction
 
 
+def _is_a(given: Any, kind: type) -> bool:
+    """An instance, also of the class as it was before a module was reloaded."""
+    return isinstance(given, kind) or (type(given).__module__, type(given).__qualname__) == (kind.__module__, kind.__qualname__)
+
+
 def rebuilt(direction: tuple[Any, ...], settings: Mapping[str, Any]) -> SteeringHook:
     """A hook that was pickled (`hosts.shipping.arrived`)."""
     return SteeringHook(CapabilityDirection(*direction), **settings)
@@ -200,7 +205,7 @@ def as_hooks(steer: SteeringHook | Sequence[SteeringHook] | None) -> list[Steeri
         return []
     given: list[Any] = [*steer] if isinstance(steer, list | tuple) else [steer]
     for hook in given:
-        if not isinstance(hook, SteeringHook):
+        if not _is_a(hook, SteeringHook):
             raise InvalidInput(
                 f"steer was given a {type(hook).__name__}; wrap a direction as SteeringHook(direction, alpha=0.5)"
             )

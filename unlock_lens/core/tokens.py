@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Literal
 
@@ -28,6 +29,8 @@ def one_token(variant: Variant, position: int = -1) -> Chosen:
         InvalidInput: a prompt without that token.
     """
     check_position(variant, position)
+    if position == -1:
+        check_last_token(variant)
     tokens = torch.full_like(variant.tokens.lengths, position) + (variant.tokens.lengths if position < 0 else 0)
     return tokens.split(1)
 
@@ -54,6 +57,28 @@ def check_position(variant: Variant, position: int) -> None:
             f"position {position} was asked for, but prompt {prompt} ({variant.prompts[prompt][:40]!r}) has "
             f"{int(variant.tokens.lengths[prompt])} tokens; every prompt needs {needed}"
         )
+
+
+def check_last_token(variant: Variant) -> None:
+    """Warn of prompts whose last token is a special one, which edits and reads of the last prompt token would mean.
+
+    Raises:
+        InvalidInput: the tokenizer itself ends every prompt with such a token.
+    """
+    tokenizer, last = variant.backend.tokenizer, variant.tokens.ids[:, -1].tolist()
+    if not variant.add_special_tokens or not (special := set(last) & set(tokenizer.all_special_ids)):
+        return
+    token = tokenizer.convert_ids_to_tokens(min(special))
+    if len(set(last)) == 1 and not any(prompt.rstrip().endswith(token) for prompt in variant.prompts):
+        raise InvalidInput(
+            f"the tokenizer of {variant.backend.identity.name} ends every prompt with {token!r}, which would be its last "
+            "token; pass add_special_tokens=False (with prepend_bos=True, if the model wants BOS)"
+        )
+    warnings.warn(
+        f"the last token of {sum(i in special for i in last)} prompts is special ({token!r}); what is meant for the last "
+        "prompt token acts there",
+        stacklevel=4,
+    )
 
 
 def check_positions(positions: Positions) -> None:
@@ -145,8 +170,19 @@ def pairs_by_end(source: list[Span], target: list[Span]) -> list[tuple[int, int]
     """
     if source == target:
         return [(token, token) for token in range(len(source))]
-    ends = [{end: token for token, (start, end) in enumerate(spans) if end > start} for spans in (source, target)]
+    ends = [{end: token for token, (start, end) in _read(spans)} for spans in (source, target)]
     return [(ends[0][end], ends[1][end]) for end in sorted(ends[0].keys() & ends[1].keys())]
+
+
+def _read(spans: list[Span]) -> Iterator[tuple[int, Span]]:
+    """Tokens that stand in the text; not one whose characters the next token has too, having read none of them itself.
+
+    A space that a tokenizer puts in front of a text is such a token: its span is that of the first character.
+    """
+    for token, (start, end) in enumerate(spans):
+        following = spans[token + 1] if token + 1 < len(spans) else (end, end)
+        if end > start and not (following[0] <= start and following[1] > end):
+            yield token, (start, end)
 
 
 def _strided(pairs: Int[Tensor, "pair 2"], positions: Positions) -> Int[Tensor, "kept 2"]:

@@ -57,7 +57,7 @@ def next_token_log_probs(
         >>> model.tokenizer.decode([int(likeliest)])
         'S'
     """
-    check_prompts(prompts)
+    prompts = check_prompts(prompts)
     backend = backend_of(model)
     host = placed(backend, remote)
     edits = edits_for(backend, as_hooks(steer))
@@ -119,8 +119,8 @@ def completion_log_probs(
 
     The end of a completion is not counted: it may have been cut there.
     """
-    found = torch.zeros(len(prompts))
     pairs = _Pairs.of(model, prompts, completions, add_special_tokens, remote)
+    found = torch.zeros(len(pairs.following))
     for scored in pairs.scored(steer, batch_size):
         found[scored.rows] = (scored.of_tokens() * scored.mask).sum(1)
     return found
@@ -182,16 +182,20 @@ class _Pairs:
 
     @classmethod
     def of(cls, model: Any, prompts: Sequence[str], completions: Sequence[str], special: bool, remote: Where) -> _Pairs:
+        prompts, completions = check_prompts(prompts), tuple(completions)
         if len(prompts) != len(completions):
             raise InvalidInput(f"{len(prompts)} prompts and {len(completions)} completions were given; one for each is needed")
-        check_prompts(prompts)
         backend = backend_of(model)
-        written = backend.tokenizer(list(completions), add_special_tokens=False)["input_ids"]
-        return cls(backend, placed(backend, remote), tokenize(backend.tokenizer, prompts, special), written)
+        tokens = tokenize(backend.tokenizer, prompts, special)
+        rows = [ids[mask.bool()].tolist() for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
+        written = [
+            _continued(backend.tokenizer, row, *pair, special) for row, *pair in zip(rows, prompts, completions, strict=True)
+        ]
+        return cls(backend, placed(backend, remote), tokens, written)
 
     @classmethod
     def of_texts(cls, model: Any, texts: Sequence[str], special: bool, prompt_end: str | None, remote: Where) -> _Pairs:
-        check_prompts(texts)
+        texts = check_prompts(texts)
         backend = backend_of(model)
         if prompt_end is not None:
             prompts, ends, following = zip(*(line.partition(prompt_end) for line in texts), strict=True)
@@ -217,6 +221,21 @@ class _Pairs:
             batch = Batch(torch.cat([prompts.ids, tokens], 1), torch.cat([prompts.mask, torch.ones_like(mask)], 1))
             log_probs = self.host.log_probs(batch, edits, prompts.ids.shape[1])
             yield _Scored(rows, log_probs[:, :-1], tokens, mask)
+
+
+def _continued(tokenizer: Any, prompt_ids: list[int], prompt: str, completion: str, special: bool) -> list[int]:
+    """Ids of a completion as they follow the prompt's: a tokenizer may put a space before whatever stands first.
+
+    Where a token of the whole text would reach over the border, which the model that writes cannot do, the completion's own
+    tokens are taken, without what the tokenizer puts before them.
+    """
+    whole: list[int] = tokenizer(prompt + completion, add_special_tokens=special)["input_ids"]
+    if whole[: len(prompt_ids)] == prompt_ids:
+        return whole[len(prompt_ids) :]
+    own: list[int] = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    after: list[int] = tokenizer("\n" + completion, add_special_tokens=False)["input_ids"]
+    before: list[int] = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    return after[len(before) :] if after[: len(before)] == before and after != own else own
 
 
 def _right_padded(rows: list[list[int]]) -> tuple[Int[Tensor, "row token"], Int[Tensor, "row token"]]:

@@ -12,6 +12,12 @@ from unlock_lens.hosts.remote import Remote, Where, remote_of
 
 BACKENDS = ("transformer_lens", "nnsight")
 
+_NOT_YET = {
+    "VLLM": "its blocks give the residual stream in two parts, and its batches have no rows",
+    "RemoteBridge": "its hooks run in another process",
+}
+"""Hosts' models that would be taken for those that are served."""
+
 __all__ = ["Backend", "Batch", "Edits", "Generation", "Pass", "Pending", "Server", "backend_of", "open_model", "placed"]
 
 _made: WeakKeyDictionary[Any, tuple[tuple[Any, ...], Watched, Backend]] = WeakKeyDictionary()
@@ -41,6 +47,11 @@ def _with_model(backend: Backend, model: Any) -> Backend:
 
 def _kind_of(model: Any) -> type[Backend]:
     packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}
+    if refused := [base.__name__ for base in type(model).__mro__ if base.__name__ in _NOT_YET]:
+        raise UnsupportedModel(
+            f"a {refused[0]} was given, which is not served yet: {_NOT_YET[refused[0]]}. Open the model as a TransformerLens "
+            "TransformerBridge or an nnsight TransformersModel"
+        )
     if "transformer_lens" in packages:
         from unlock_lens.hosts.transformer_lens import TransformerLensBackend
 

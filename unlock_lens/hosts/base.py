@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from unlock_lens.errors import InvalidInput, UnsupportedModel
 from unlock_lens.hosts.guard import running
 from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.hosts.remote import Remote
@@ -21,12 +24,14 @@ from unlock_lens.hosts.trust import (
     batch_is_its_rows,
     batch_writes_its_rows,
     cache_is_the_sequence,
+    factor_of,
     rope_looks_at_the_longest,
 )
 from unlock_lens.method.apply import Edit
 from unlock_lens.method.reduce import Reduction
 
 logger = logging.getLogger(__name__)
+_OF_POSITIONS = re.compile(r"(wpe|pos_embed|positions?_embed|embed_positions)[^.]*$")
 _INSTEAD = {
     "padding": "gives padded rows other numbers than rows alone (a recurrence reads the padding, or the mask is not used as "
     "it should be); rows of equal length are batched instead, without a mask",
@@ -108,8 +113,10 @@ class Runs(ABC):
     def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
         """Logits that the model's own final norm and unembedding make of residual states, before any soft cap.
 
+        What a family multiplies them with is measured on the model's own logits, with a handful of tokens.
+
         Raises:
-            UnsupportedModel: weights that are not on this machine, or no final norm.
+            UnsupportedModel: weights that are not on this machine, no final norm, or logits that something else goes into.
         """
 
 
@@ -144,7 +151,7 @@ class Backend(Runs):
     tokenizer: Any
     end_tokens: Sequence[int]
     """Ids of the tokens that end a completion."""
-    found: dict[str, bool]
+    found: dict[str, Any]
     """What was measured of the model, once for each adapter that is made."""
 
     @abstractmethod
@@ -187,6 +194,7 @@ class Backend(Runs):
             UnsupportedModel: a layer that does not run, or whose states have another shape.
         """
         self._check_loaded()
+        self._check_length(batch)
         with running(self.root):
             if self._reads(batch):
                 self._capture(batch, layers, rows, columns, keep)
@@ -208,6 +216,8 @@ class Backend(Runs):
 
     def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
         self._check_loaded()
+        self._check_head()
+        self._check_length(batch)
         with running(self.root):
             if self._reads(batch):
                 return self._log_probs(batch, edits, prompt_length)
@@ -221,19 +231,55 @@ class Backend(Runs):
     def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
         """Ids of the completions; what follows a row's end-of-sequence token means nothing."""
         self._check_loaded()
+        self._check_head()
+        self._check_length(batch)
+        room = how.max_new_tokens if self._positions is None else self._positions - batch.ids.shape[1] + 1
         with running(self.root):
-            if how.use_cache and not self._holds("cache", self._cache_holds):
-                how = replace(how, use_cache=False)
-            if self._writes(batch, how.use_cache):
-                return self._generate(batch, edits, how)
-            new = torch.full((len(batch.ids), how.max_new_tokens), self.end_tokens[0] if self.end_tokens else 0)
-            for rows, part in self._parts(batch, self._writes(batch, how.use_cache, even=True)):
-                made = self._generate(part, edits, how)
-                new[rows, : made.shape[1]] = made
-            return new
+            new = self._generated(batch, edits, replace(how, max_new_tokens=min(room, how.max_new_tokens)))
+        ended = torch.isin(new, torch.tensor(self.end_tokens, dtype=torch.long)).any(dim=1)
+        if room < how.max_new_tokens and not bool(ended.all()):
+            warnings.warn(
+                f"completions were cut after {room} new tokens: {self.identity.name} has {self._positions} learned positions",
+                stacklevel=3,
+            )
+        return new
+
+    def _generated(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
+        if how.use_cache and not self._holds("cache", self._cache_holds):
+            how = replace(how, use_cache=False)
+        if self._writes(batch, how.use_cache):
+            return self._generate(batch, edits, how)
+        new = torch.full((len(batch.ids), how.max_new_tokens), self.end_tokens[0] if self.end_tokens else 0)
+        for rows, part in self._parts(batch, self._writes(batch, how.use_cache, even=True)):
+            made = self._generate(part, edits, how)
+            new[rows, : made.shape[1]] = made
+        return new
 
     def _check_loaded(self) -> None:
         """Say so where the weights have yet to be loaded."""
+
+    def _check_head(self) -> None:
+        """Raise UnsupportedModel where the model predicts no tokens."""
+        if not getattr(self.root, "can_generate", lambda: True)():
+            raise UnsupportedModel(
+                f"{type(self.root).__name__} predicts no next token, having no language-model head; open the model as a "
+                'causal language model, with task="text-generation"'
+            )
+
+    def _check_length(self, batch: Batch) -> None:
+        """Raise InvalidInput where prompts are longer than the positions that a model has learned."""
+        if self._positions is not None and batch.ids.shape[1] > self._positions:
+            raise InvalidInput(
+                f"a prompt of {batch.ids.shape[1]} tokens was given; {self.identity.name} has {self._positions} learned "
+                "positions: shorten it"
+            )
+
+    @property
+    def _positions(self) -> int | None:
+        """How many positions there are, where each has an embedding that was learned."""
+        if "positions" not in self.found:
+            self.found["positions"] = _learned_positions(self.root)
+        return self.found["positions"]
 
     @abstractmethod
     def _capture(
@@ -314,6 +360,32 @@ class Backend(Runs):
     @abstractmethod
     def apply(self, edits: Edits, tracer: Any, layer: int | None = None) -> None:
         """Nnsight's native form, inside a trace body; with a layer, that one in the current pass."""
+
+
+def _learned_positions(root: nn.Module) -> int | None:
+    learned = [
+        part.num_embeddings
+        for name, part in root.named_modules()
+        if isinstance(part, nn.Embedding) and _OF_POSITIONS.search(name.removesuffix("._original_component"))
+    ]
+    told = getattr(getattr(root, "config", None), "max_position_embeddings", None)
+    return min([*learned, told] if isinstance(told, int) else learned) if learned else None
+
+
+def scaled(name: str, config: Any, written: Tensor, ours: Tensor, own: Tensor) -> Tensor:
+    """Logits in the size that the model gives them: `ours` are what norm and unembedding make where the model gives `own`.
+
+    Raises:
+        UnsupportedModel: no factor leads from one to the other.
+    """
+    cap = getattr(config, "final_logit_softcapping", None)
+    factor = factor_of(ours, own, cap, ours.dtype)
+    if factor is None:
+        raise UnsupportedModel(
+            f"the logits of {name} are not those of its final norm and unembedding alone, so that the logit lens would show "
+            "something else than the model writes"
+        )
+    return factor * written.float()
 
 
 def end_tokens(generation_config: Any, tokenizer: Any) -> tuple[int, ...]:

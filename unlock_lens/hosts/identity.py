@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -116,13 +117,23 @@ def stored(embedding: nn.Module) -> Tensor:
     Raises:
         UnsupportedModel: it is nowhere on this machine.
     """
-    for part in embedding.modules():
+    for hook in _of_accelerate(embedding):
+        if hook.weights_map is not None and "weight" in hook.weights_map:
+            return hook.weights_map["weight"].detach()
+    raise UnsupportedModel("the token embedding has no values on this machine; load the model's weights")
+
+
+def executed_on(module: nn.Module) -> torch.device:
+    """Where accelerate runs a module that it keeps elsewhere."""
+    return next((torch.device(hook.execution_device) for hook in _of_accelerate(module)), torch.device("cpu"))
+
+
+def _of_accelerate(module: nn.Module) -> Iterator[Any]:
+    for part in module.modules():
         hook = getattr(part, "_hf_hook", None)
         for one in (hook, *getattr(hook, "hooks", ())):
-            kept = getattr(one, "weights_map", None)
-            if kept is not None and "weight" in kept:
-                return kept["weight"].detach()
-    raise UnsupportedModel("the token embedding has no values on this machine; load the model's weights")
+            if hasattr(one, "weights_map"):
+                yield one
 
 
 def _plain_name(name: str) -> str:

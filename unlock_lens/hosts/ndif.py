@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unlock_lens.hosts.base import Batch, Edits, Generation, Pass, Pending, Server
+from unlock_lens.hosts.base import Batch, Edits, Generation, Pass, Pending, Server, scaled
 from unlock_lens.hosts.positions import Given, as_rows, residual_of, takes
 from unlock_lens.hosts.remote import Remote
 from unlock_lens.hosts.tracing import (
@@ -28,6 +28,7 @@ from unlock_lens.hosts.tracing import (
     unembedding_paths,
 )
 from unlock_lens.hosts.transport import Job, host_of, model_key
+from unlock_lens.hosts.trust import two_rows
 from unlock_lens.method.apply import Chunk
 from unlock_lens.method.reduce import Reduction
 
@@ -106,14 +107,17 @@ def generated(model: Any, blocks: str, batches: Sequence[Batch], edits: Edits, h
     return found
 
 
-def unembedded(model: Any, blocks: str, residual: Tensor, where: Any) -> Any:
-    """A trace of one token, in which the model's own norm and unembedding are called on other states."""
+def unembedded(model: Any, blocks: str, last: int, ids: Tensor, residual: Tensor, where: Any) -> Any:
+    """A trace of a few tokens, in which the model's own norm and unembedding are called on other states, and on its own."""
     norm, head = unembedding_paths(model, blocks)
     found = None
     with torch.no_grad():
-        with model.trace(torch.zeros(1, 1, dtype=torch.long), **where):
-            states = residual.to(model.get(norm).weight)
-            found = nnsight.save(model.get(head)(model.get(norm)(states)).float().cpu())
+        with model.trace({"input_ids": ids, "use_cache": False}, **where):
+            states = residual_of(model.get(blocks)[last].output)
+            states = as_rows(states, ids.shape[0], ids.shape[1], tokens_first(model))
+            own = model.output.logits
+            written, ours = (model.get(head)(model.get(norm)(some)) for some in (residual.to(states), states))
+            found = nnsight.save([written.cpu(), ours.cpu(), own.cpu()])
     return found
 
 
@@ -145,7 +149,9 @@ class NdifServer(Server):
         return self._sent(traced_log_probs, batch, edits, prompt_length).result()
 
     def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
-        return self._sent(unembedded, residual).result()
+        last, ids = int(self.model.config.get_text_config().num_hidden_layers) - 1, two_rows(self.model.tokenizer)[0]
+        found = self._sent(unembedded, last, ids.unsqueeze(0), residual).result()
+        return scaled(str(self.model.repo_id), self.model.config.get_text_config(), *found)
 
     def _sent(self, traced: Callable[..., Any], *asked: Any) -> Pending:
         """The request that such a function makes of its traces."""

@@ -16,9 +16,9 @@ from nnsight.modeling.mixins.remotable import Remotable
 from torch import Tensor
 
 from unlock_lens.errors import UnsupportedModel
-from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, end_tokens, state_of
-from unlock_lens.hosts.guard import check_thread, steering, tell_of_dropout
-from unlock_lens.hosts.ndif import NdifServer, generated, traced_log_probs
+from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, end_tokens, scaled, state_of
+from unlock_lens.hosts.guard import check_thread, running, steering, tell_of_dropout
+from unlock_lens.hosts.ndif import NdifServer, generated, traced_log_probs, unembedded
 from unlock_lens.hosts.positions import as_rows, of_mask, residual_of
 from unlock_lens.hosts.remote import Remote
 from unlock_lens.hosts.tracing import (
@@ -29,9 +29,8 @@ from unlock_lens.hosts.tracing import (
     inputs_of,
     open_loops_end_quietly,
     tokens_first,
-    unembedding_paths,
 )
-from unlock_lens.hosts.trust import STEPS
+from unlock_lens.hosts.trust import STEPS, two_rows
 from unlock_lens.method.apply import at_least_float32
 
 logger = logging.getLogger(__name__)
@@ -119,15 +118,16 @@ class NNsightBackend(Backend):
     def _log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
         return traced_log_probs(self.model, self.blocks, batch, edits, prompt_length, {})
 
-    @torch.no_grad()
     def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
-        norm, head = (self.model._module.get_submodule(path) for path in unembedding_paths(self.model, self.blocks))
-        if head.weight.is_meta:
+        if not getattr(self.model, "dispatched", True):
             raise UnsupportedModel(
                 f"{self.identity.name} is open without weights, and its unembedding is needed; give remote=, "
                 "or open it with dispatch=True"
             )
-        return head(norm(residual.to(head.weight))).float().cpu()
+        ids = two_rows(self.tokenizer)[0].unsqueeze(0)
+        with running(self.root):
+            found = unembedded(self.model, self.blocks, self.identity.n_layers - 1, ids, residual, {})
+        return scaled(self.identity.name, self.model.config.get_text_config(), *found)
 
     def _generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
         return generated(self.model, self.blocks, [batch], edits, how, {})["0"]

@@ -302,10 +302,37 @@ def identity_and_blocks(model: Any) -> tuple[ModelIdentity, str]:
         architecture=config.model_type,
         weights=weights_print(module),
     )
-    lists = [name for name, part in module.named_modules() if isinstance(part, torch.nn.ModuleList) and len(part) == n_layers]
-    if not lists:
-        raise UnsupportedModel(f"{type(module).__name__} has no list of {n_layers} blocks; a decoder is needed")
-    return identity, min(lists, key=lambda name: name.count("."))
+    return identity, path_of_blocks(module, n_layers)
+
+
+def path_of_blocks(module: Any, n_layers: int) -> str:
+    """The path of the list of a text decoder's blocks.
+
+    Raises:
+        UnsupportedModel: an encoder-decoder, no list of that length, or several that might be it.
+    """
+    kind = type(module).__name__
+    if getattr(module.config, "is_encoder_decoder", False):
+        raise UnsupportedModel(f"{kind} is an encoder-decoder; a decoder is needed")
+    decoder = module.get_decoder() if hasattr(module, "get_decoder") else module
+    lists = (part for part in (decoder or module).modules() if isinstance(part, torch.nn.ModuleList) and len(part) == n_layers)
+    inside = [blocks for blocks in lists if any(True for _ in blocks[0].children())]  # a list of projections holds no blocks
+    names = [name for name, part in module.named_modules() if any(part is found for found in inside)]
+    if not names:
+        raise UnsupportedModel(f"{kind} has no list of {n_layers} blocks; a decoder is needed")
+    depth = min(name.count(".") for name in names)
+    outermost = [name for name in names if name.count(".") == depth]
+    if len(outermost) > 1:
+        raise UnsupportedModel(
+            f"{kind} has several lists of {n_layers} blocks, {', '.join(outermost)}; nothing tells which is it"
+        )
+    return outermost[0]
+
+
+def _is_as_wide(norm: Any, width: int) -> bool:
+    """Whether a norm is one of the residual stream."""
+    weight = getattr(norm, "weight", None)
+    return weight is None or weight.shape[-1] == width
 
 
 def unembedding_paths(model: Any, blocks: str) -> tuple[str, str]:
@@ -315,8 +342,8 @@ def unembedding_paths(model: Any, blocks: str) -> tuple[str, str]:
         UnsupportedModel: it has no such norm or no unembedding.
     """
     module, decoder = model._module, blocks.rpartition(".")[0]
-    beside = module.get_submodule(decoder).named_children()
-    norms = [name for name, part in beside if "norm" in type(part).__name__.lower()]
+    beside, width = module.get_submodule(decoder).named_children(), int(module.config.get_text_config().hidden_size)
+    norms = [name for name, part in beside if "norm" in type(part).__name__.lower() and _is_as_wide(part, width)]
     heads = [name for name, part in module.named_modules() if part is module.get_output_embeddings()]
     if not norms or not heads:
         raise UnsupportedModel(f"{type(module).__name__} has no norm beside its {blocks}, or no unembedding that can be read")

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
+from importlib.util import find_spec
 from itertools import chain, repeat
 from typing import Any, Literal
 
@@ -15,13 +16,13 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from unlock_lens.errors import UnsupportedModel
-from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, end_tokens, state_of
-from unlock_lens.hosts.guard import steering, tell_of_dropout
-from unlock_lens.hosts.identity import Basis, ModelIdentity, fingerprint, model_name, stored, weights_print
+from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, end_tokens, scaled, state_of
+from unlock_lens.hosts.guard import running, steering, tell_of_dropout
+from unlock_lens.hosts.identity import Basis, ModelIdentity, executed_on, fingerprint, model_name, stored, weights_print
 from unlock_lens.hosts.listening import Listener, heard_pattern
 from unlock_lens.hosts.positions import Progress, as_rows, from_rows, given_to, residual_of, takes, with_residual
 from unlock_lens.hosts.remote import Remote
-from unlock_lens.hosts.trust import STEPS
+from unlock_lens.hosts.trust import STEPS, two_rows
 from unlock_lens.method.apply import Chunk, Edit, at_least_float32
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,14 @@ class _Enough(Exception):
 def open_bridge(name: str, dtype: str) -> Any:
     """A TransformerBridge on a folder or hub id."""
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoConfig
 
+    config = AutoConfig.from_pretrained(name)
+    if not find_spec("torchvision") and any(hasattr(config, of) for of in ("vision_config", "audio_config")):
+        raise UnsupportedModel(
+            f"{name} is multimodal, and TransformerLens would install torchvision with pip while it opens it; install "
+            "torchvision yourself, or open the model in nnsight"
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return TransformerBridge.boot_transformers(name, device=device, dtype=getattr(torch, dtype))
 
@@ -158,6 +166,8 @@ class TransformerLensBackend(Backend):
         missing = [name for name in needed if name not in model.hook_dict]
         if missing:
             raise UnsupportedModel(f"{type(model).__name__} has no hook point {missing[0]}; a decoder is needed")
+        if getattr(getattr(wrapped, "config", None), "is_encoder_decoder", False):
+            raise UnsupportedModel(f"{type(wrapped).__name__} is an encoder-decoder; a decoder is needed")
         if model.tokenizer is None:
             raise UnsupportedModel(f"the {type(model).__name__} has no tokenizer; load it with tokenizer=")
         self.model = model
@@ -259,7 +269,18 @@ class TransformerLensBackend(Backend):
 
     @torch.no_grad()
     def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
-        return self.model.unembed(self.model.ln_final(residual.to(self.model.W_U))).float().cpu()
+        norm, head = (getattr(self.model, name, None) for name in ("ln_final", "unembed"))
+        if norm is None or head is None:
+            raise UnsupportedModel(f"{self.identity.name} has no final norm or no unembedding, which the logit lens needs")
+        batch, states = Batch(two_rows(self.tokenizer)[0].unsqueeze(0), None), list[Tensor]()
+        with running(self.root):
+            with _hooked(self.model, {self.identity.n_layers - 1: lambda h, hook=None: states.append(h)}, self._fires):
+                own = self._run(batch, return_type="logits")
+            last = as_rows(states[0], batch.ids.shape[0], batch.ids.shape[1])
+            written, ours = (head(norm(some)) for some in (residual.to(last), last))
+        config = getattr(self.root, "config", None)
+        found = (part.cpu() for part in (written, ours, own))
+        return scaled(self.identity.name, config.get_text_config() if self._is_bridge else self.model.cfg, *found)
 
     @staticmethod
     def module_of(model: Any) -> Any:
@@ -268,7 +289,7 @@ class TransformerLensBackend(Backend):
     @property
     def _device(self) -> torch.device:
         weight = self.model.W_E
-        return torch.device(self.model.cfg.device or "cpu") if weight.is_meta else weight.device
+        return executed_on(self.root.get_input_embeddings()) if weight.is_meta else weight.device
 
     @torch.no_grad()
     def _generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
@@ -287,9 +308,15 @@ class TransformerLensBackend(Backend):
 
     def _written(self, ids: Tensor, mask: Tensor | None, **how: Any) -> Any:
         masked = {} if mask is None else {"attention_mask": mask.to(self._device)}
-        return self.model.generate(
-            ids.to(self._device), prepend_bos=False, return_type="tokens", verbose=False, **masked, **how
-        )
+        told = self.model.cfg.device
+        if str(told) == "meta":  # where accelerate keeps weights elsewhere, and no tensors can be made
+            self.model.cfg.device = self._device
+        try:
+            return self.model.generate(
+                ids.to(self._device), prepend_bos=False, return_type="tokens", verbose=False, **masked, **how
+            )
+        finally:
+            self.model.cfg.device = told
 
     @torch.no_grad()
     def _decode(self, ids: Tensor, mask: Tensor | None, cached: bool) -> tuple[Tensor, Tensor]:

@@ -108,3 +108,19 @@ def rope_looks_at_the_longest(config: Any, longest: int) -> bool:
             if longest > original:
                 return True
     return False
+
+
+def factor_of(ours: Tensor, own: Tensor, cap: float | None, dtype: torch.dtype) -> float | None:
+    """By what the model multiplies logits of its norm and unembedding, before its soft cap; None where that is not all.
+
+    What is the same for all tokens of a place does not matter, nor tokens that the model never writes.
+    """
+    usable = (ours.isfinite() & own.isfinite()).flatten(0, -2).all(dim=0)
+    ours, own = ours[..., usable].double(), own[..., usable].double()
+    if cap:
+        bounded = own.abs() < 0.99 * cap
+        ours, own = ours[bounded], cap * torch.atanh(own[bounded] / cap)
+    else:
+        ours, own = (logits - logits.mean(dim=-1, keepdim=True) for logits in (ours, own))
+    factor = float((ours * own).sum() / ours.square().sum())
+    return factor if close(factor * ours, own, dtype) else None
