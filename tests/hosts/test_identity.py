@@ -114,16 +114,21 @@ class Adapted(nn.Module):
     def disable_adapters(self) -> bool:
         return self._disable_adapters
 
+    def switch_off(self) -> None:
+        self._disable_adapters = True
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.base_layer(x)
 
 
 def test_adapters_count_and_whether_they_act() -> None:
-    model = copy.deepcopy(family("llama"))
+    model: Any = copy.deepcopy(family("llama"))
     prints = [weights_print(model)]
-    adapted = model.model.layers[2].mlp.down_proj = Adapted(model.model.layers[2].mlp.down_proj)
+    mlp: Any = model.model.layers[2].mlp
+    adapted: Any = Adapted(mlp.down_proj)
+    mlp.down_proj = adapted
     prints.append(weights_print(model))
-    adapted._disable_adapters = True
+    adapted.switch_off()
     prints.append(weights_print(model))
     same = [[identity_with(a).is_same_model(identity_with(b)) for b in prints] for a in prints]
     assert same == [[i == j for j in range(3)] for i in range(3)]
@@ -152,8 +157,8 @@ def test_folded_weights_are_those_of_the_same_model(folders: Any) -> None:
 
 @pytest.mark.parametrize("change", ["in place", "replaced", "adapted", "switched"])
 def test_a_change_of_any_weight_is_seen(change: str) -> None:
-    hf = copy.deepcopy(family("llama"))
-    mlp = hf.model.layers[2].mlp
+    hf: Any = copy.deepcopy(family("llama"))
+    mlp: Any = hf.model.layers[2].mlp
     if change == "switched":
         mlp.down_proj = Adapted(mlp.down_proj)
     model = in_nnsight(hf)
@@ -164,9 +169,9 @@ def test_a_change_of_any_weight_is_seen(change: str) -> None:
         elif change == "replaced":
             mlp.up_proj.weight = nn.Parameter(-mlp.up_proj.weight)
         elif change == "adapted":
-            mlp.down_proj = Adapted(mlp.down_proj)
+            mlp.down_proj = Adapted(hf.get_submodule("model.layers.2.mlp.down_proj"))
         else:
-            mlp.down_proj._disable_adapters = True
+            mlp.down_proj.switch_off()
     assert backend_of(model).identity.weights != before.weights
     assert not backend_of(model).identity.is_same_model(before)
 

@@ -115,7 +115,7 @@ class Int8(torch.nn.Module):
         self.weight = torch.nn.Parameter((linear.weight.detach() / scale).round().to(torch.int8), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.float() @ (self.weight.float() * self.scale).T
+        return x.float() @ (self.weight.float() * self.get_buffer("scale")).T
 
 
 def test_a_quantized_head_reads_states_as_they_are() -> None:

@@ -56,13 +56,13 @@ def test_the_text_decoder_of_a_multimodal_model_is_taken() -> None:
     model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=22))
     path = path_of_blocks(model, 3)
     assert "language_model" in path
-    assert type(model.get_submodule(path)[0]).__name__ == "LlamaDecoderLayer"
+    assert type(next(model.get_submodule(path).children())).__name__ == "LlamaDecoderLayer"
 
 
 def test_two_lists_that_might_be_it_are_an_error() -> None:
     blocks = [nn.ModuleList(nn.Sequential(nn.Linear(2, 2)) for _ in range(3)) for _ in range(2)]
-    module = nn.Module()
-    module.one, module.other, module.config = *blocks, SimpleNamespace()  # pyright: ignore[reportAttributeAccessIssue]
+    module: Any = nn.Module()
+    module.one, module.other, module.config = *blocks, SimpleNamespace()
     with pytest.raises(ul.UnsupportedModel, match="one, other"):
         path_of_blocks(module, 3)
     del module.other

@@ -91,6 +91,12 @@ def test_the_file_holds_what_llama_cpp_reads(file: Path) -> None:
     assert np.array_equal(reader.tensors[1].data, direction.vectors[1].numpy())
 
 
+@pytest.mark.parametrize("count", [None, 1, 32])
+def test_a_count_that_llama_cpp_does_not_read_is_no_matter(file: Path, count: int | None) -> None:
+    """Some writers give the layers of the model."""
+    assert from_gguf(write(file, ones(1, 2), count=count)).layers == (1, 2)
+
+
 def test_layer_0_has_no_place(file: Path) -> None:
     for lossy in (False, True):
         with pytest.raises(ul.InvalidInput, match=r"\[0\]"):

@@ -15,7 +15,7 @@ from torch import Tensor
 from unlock_lens.core.jobs import Request, check_resumable, collect, in_requests, key_of
 from unlock_lens.core.progress import shown
 from unlock_lens.core.steering import SteeringHook, as_hooks, edits_for
-from unlock_lens.core.tokens import check_last_token
+from unlock_lens.core.tokens import check_last_token, warn_of_last_token
 from unlock_lens.core.variant import Variant, variant_of
 from unlock_lens.errors import InvalidInput
 from unlock_lens.hosts import Batch, Edits, Generation, Server
@@ -78,6 +78,7 @@ def generate(
     server = backend.on(where) if where else None
     edits = edits_for(backend, as_hooks(steer))
     check_last_token(variant)
+    warn_of_last_token(variant)
     tokens = variant.tokens
     how = Generation(max_new_tokens, use_cache, temperature)
     if server and temperature:

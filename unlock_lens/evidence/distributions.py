@@ -5,7 +5,7 @@ Arguments and errors of functions that take a model are those of `generate`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,7 +42,7 @@ class Price:
 
 def next_token_log_probs(
     model: Any,
-    prompts: Sequence[str],
+    prompts: Iterable[str],
     steer: Steer = None,
     batch_size: int = 8,
     add_special_tokens: bool = True,
@@ -83,8 +83,8 @@ def entropy(log_probs: Float[Tensor, "*batch vocabulary"]) -> Float[Tensor, "*ba
 
 def first_token_entropies(
     model: Any,
-    prompts: Sequence[str],
-    completions: Sequence[str],
+    prompts: Iterable[str],
+    completions: Iterable[str],
     steer: Steer = None,
     n_tokens: int = 8,
     batch_size: int = 8,
@@ -108,8 +108,8 @@ def first_token_entropies(
 
 def completion_log_probs(
     model: Any,
-    prompts: Sequence[str],
-    completions: Sequence[str],
+    prompts: Iterable[str],
+    completions: Iterable[str],
     steer: Steer = None,
     batch_size: int = 8,
     add_special_tokens: bool = True,
@@ -128,7 +128,7 @@ def completion_log_probs(
 
 def price(
     model: Any,
-    texts: Sequence[str],
+    texts: Iterable[str],
     steer: SteeringHook | Sequence[SteeringHook],
     batch_size: int = 8,
     add_special_tokens: bool = True,
@@ -181,20 +181,18 @@ class _Pairs:
     following: list[list[int]]
 
     @classmethod
-    def of(cls, model: Any, prompts: Sequence[str], completions: Sequence[str], special: bool, remote: Where) -> _Pairs:
+    def of(cls, model: Any, prompts: Iterable[str], completions: Iterable[str], special: bool, remote: Where) -> _Pairs:
         prompts, completions = check_prompts(prompts), tuple(completions)
         if len(prompts) != len(completions):
             raise InvalidInput(f"{len(prompts)} prompts and {len(completions)} completions were given; one for each is needed")
         backend = backend_of(model)
         tokens = tokenize(backend.tokenizer, prompts, special)
         rows = [ids[mask.bool()].tolist() for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
-        written = [
-            _continued(backend.tokenizer, row, *pair, special) for row, *pair in zip(rows, prompts, completions, strict=True)
-        ]
+        written = _continued(backend.tokenizer, rows, prompts, completions, special)
         return cls(backend, placed(backend, remote), tokens, written)
 
     @classmethod
-    def of_texts(cls, model: Any, texts: Sequence[str], special: bool, prompt_end: str | None, remote: Where) -> _Pairs:
+    def of_texts(cls, model: Any, texts: Iterable[str], special: bool, prompt_end: str | None, remote: Where) -> _Pairs:
         texts = check_prompts(texts)
         backend = backend_of(model)
         if prompt_end is not None:
@@ -223,19 +221,24 @@ class _Pairs:
             yield _Scored(rows, log_probs[:, :-1], tokens, mask)
 
 
-def _continued(tokenizer: Any, prompt_ids: list[int], prompt: str, completion: str, special: bool) -> list[int]:
-    """Ids of a completion as they follow the prompt's: a tokenizer may put a space before whatever stands first.
+def _continued(
+    tokenizer: Any, rows: Sequence[list[int]], prompts: Sequence[str], completions: Sequence[str], special: bool
+) -> list[list[int]]:
+    """Ids of completions as they follow the prompts' rows: a tokenizer may put a space before whatever stands first.
 
-    Where a token of the whole text would reach over the border, which the model that writes cannot do, the completion's own
-    tokens are taken, without what the tokenizer puts before them.
+    Where a token of the whole text reaches over the border, which a model that goes on from the prompt cannot write, it is the
+    completion's own tokens, after a line break instead of the prompt.
     """
-    whole: list[int] = tokenizer(prompt + completion, add_special_tokens=special)["input_ids"]
-    if whole[: len(prompt_ids)] == prompt_ids:
-        return whole[len(prompt_ids) :]
-    own: list[int] = tokenizer(completion, add_special_tokens=False)["input_ids"]
-    after: list[int] = tokenizer("\n" + completion, add_special_tokens=False)["input_ids"]
-    before: list[int] = tokenizer("\n", add_special_tokens=False)["input_ids"]
-    return after[len(before) :] if after[: len(before)] == before and after != own else own
+    joint = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+    wholes: list[list[int]] = tokenizer(joint, add_special_tokens=special)["input_ids"]
+    found: list[list[int]] = []
+    for row, whole, completion in zip(rows, wholes, completions, strict=True):
+        if whole[: len(row)] == row:
+            found.append(whole[len(row) :])
+            continue
+        own, before, after = tokenizer([completion, "\n", f"\n{completion}"], add_special_tokens=False)["input_ids"]
+        found.append(after[len(before) :] if before and after[: len(before)] == before else own)
+    return found
 
 
 def _right_padded(rows: list[list[int]]) -> tuple[Int[Tensor, "row token"], Int[Tensor, "row token"]]:

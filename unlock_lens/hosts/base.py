@@ -47,15 +47,19 @@ Keep = Callable[[int, Tensor], None]
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass reads: ids and mask, padded on the left; all ids are tokens where there is no mask."""
+    """What one forward pass reads: ids and mask, padded on the left.
+
+    Where it is not `masked`, all ids are tokens, and the model is given no mask.
+    """
 
     ids: Int[Tensor, "row token"]
-    mask: Int[Tensor, "row token"] | None
+    mask: Int[Tensor, "row token"]
+    masked: bool = True
 
-    @property
-    def full_mask(self) -> Int[Tensor, "row token"]:
-        """The mask, whether there is one or not."""
-        return torch.ones_like(self.ids) if self.mask is None else self.mask
+    @classmethod
+    def of(cls, ids: Tensor, mask: Tensor | None) -> Batch:
+        """With a mask, or without."""
+        return cls(ids, torch.ones_like(ids) if mask is None else mask, mask is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,17 +307,17 @@ class Backend(Runs):
         """States of the last layer, [row, token, d_model]."""
         found: list[Tensor] = []
         rows, columns = torch.ones_like(ids).nonzero().unbind(1)
-        batch = Batch(ids, mask)
+        batch = Batch.of(ids, mask)
         self._capture(batch, [self.identity.n_layers - 1], rows, columns, lambda i, states: found.append(states))
         return found[0].unflatten(0, ids.shape).cpu()
 
     def _parts(self, batch: Batch, even: bool) -> Iterator[tuple[Int[Tensor, " row"], Batch]]:
         """Rows of one length, or each row alone, without padding and mask."""
-        lengths = torch.full((len(batch.ids),), batch.ids.shape[1]) if batch.mask is None else batch.mask.sum(dim=1)
+        lengths = batch.mask.sum(dim=1)
         for length in lengths.unique().tolist():
             of_length = (lengths == length).nonzero().squeeze(1)
             for rows in [of_length] if even else of_length.split(1):
-                yield rows, Batch(batch.ids[rows, batch.ids.shape[1] - length :], None)
+                yield rows, Batch.of(batch.ids[rows, batch.ids.shape[1] - length :], None)
 
     def _reads(self, batch: Batch, even: bool = False) -> bool:
         """Whether rows may be read together: with padding and mask, or of equal length."""
@@ -330,7 +334,7 @@ class Backend(Runs):
         )
 
     def _rope_allows(self, batch: Batch) -> bool:
-        uneven = batch.mask is not None and not bool(batch.mask.all())
+        uneven = not bool(batch.mask.all())
         config = getattr(self.root, "config", None)
         return not (uneven and config is not None and rope_looks_at_the_longest(config.get_text_config(), batch.ids.shape[1]))
 
@@ -413,33 +417,29 @@ class Watched:
         self._root = weakref.ref(root)
         self._weights = [(weakref.ref(weight), _state(weight)) for weight in root.parameters()]
         self._switches = [(weakref.ref(part), _switch(part)) for part in root.modules() if "_disable_adapters" in vars(part)]
-        self._size = _size(root)
+        lists = [part for part in root.modules() if isinstance(part, nn.ModuleList) and len(part)]
+        self._blocks = [weakref.ref(part) for blocks in lists for part in blocks[-1].modules()]
+        self._inside = _inside(self._blocks)
 
     def same(self, root: nn.Module) -> bool:
         """Whether nothing was changed in place, replaced, added, or switched off."""
-        return (
-            self._root() is root
-            and all((weight := held()) is not None and _state(weight) == state for held, state in self._weights)
-            and all((part := held()) is not None and _switch(part) == state for held, state in self._switches)
-            and self._size == _size(root)
-        )
+        if self._root() is not root:
+            return False
+        for held, (place, version) in self._weights:  # nothing is called but what must be: this is done in every call of ours
+            if (weight := held()) is None or weight.data_ptr() != place or (version is not None and weight._version != version):
+                return False
+        switched = all((part := held()) is not None and _switch(part) == state for held, state in self._switches)
+        return switched and self._inside == _inside(self._blocks)
 
 
-def _state(weight: Tensor) -> tuple[int, int]:
-    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+def _state(weight: Tensor) -> tuple[int, int | None]:
+    return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
 def _switch(part: Any) -> tuple[bool, str]:
     return bool(part._disable_adapters), str(getattr(part, "active_adapters", ""))
 
 
-def _size(root: nn.Module) -> tuple[int, ...]:
-    """How many modules are in the last block of each list, where adapters go."""
-    found, at = list[int](), list(root.children())
-    while at:
-        part = at.pop()
-        if isinstance(part, nn.ModuleList) and len(part):
-            found.append(sum(1 for _ in part[-1].modules()))
-        else:
-            at += part.children()
-    return tuple(found)
+def _inside(blocks: Sequence[weakref.ref[nn.Module]]) -> list[list[int]]:
+    """Which modules are inside these, the last block of each list among them: adapters take the places of others."""
+    return [[id(inner) for inner in vars(part)["_modules"].values()] if (part := held()) is not None else [] for held in blocks]

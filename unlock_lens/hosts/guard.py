@@ -22,6 +22,14 @@ class _Use:
     lock: Any = field(default_factory=threading.RLock)
     steerer: int | None = None
     hooks: int = 0
+    parts: list[weakref.ref[nn.Module]] = field(default_factory=list)
+    """The modules inside, so that looking at their modes takes no walk."""
+
+    def training(self, module: nn.Module) -> list[nn.Module]:
+        """Which modules are in training mode."""
+        if module.training or not self.parts:
+            self.parts = [weakref.ref(part) for part in module.modules()]
+        return [part for held in self.parts if (part := held()) is not None and part.training]
 
     def check(self) -> None:
         """Raise InvalidInput where another thread steers the model."""
@@ -59,7 +67,7 @@ def running(module: nn.Module) -> Generator[None, None, None]:
     use.check()
     with use.lock:
         use.check()
-        training = [part for part in module.modules() if part.training]
+        training = use.training(module)
         if not training:
             yield
             return
@@ -95,7 +103,7 @@ def steering(module: nn.Module) -> Generator[None, None, None]:
 
 def tell_of_dropout(module: nn.Module, but: str) -> None:
     """Warn once of a model that was left in training mode with dropout, which puts noise into every number."""
-    if not any(part.training for part in module.modules()) or module in _told_of_dropout or not _drops(module):
+    if module in _told_of_dropout or not _use_of(module).training(module) or not _drops(module):
         return
     _told_of_dropout.add(module)
     warnings.warn(

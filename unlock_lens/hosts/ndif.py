@@ -50,7 +50,7 @@ def reduced(model: Any, blocks: str, passes: Sequence[Pass], layers: Sequence[in
     read = [
         (
             [part.to(torch.int32) for part in (one.batch.ids, one.rows, one.columns, one.places)],
-            one.batch.full_mask.bool(),
+            one.batch.mask.bool(),
             one.sign,
         )
         for one in passes

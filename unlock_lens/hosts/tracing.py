@@ -280,7 +280,7 @@ def generation_options(how: Generation) -> dict[str, Any]:
 
 def inputs_of(batch: Batch) -> dict[str, Tensor]:
     """As models take them."""
-    return {"input_ids": batch.ids} | ({} if batch.mask is None else {"attention_mask": batch.mask})
+    return {"input_ids": batch.ids} | ({"attention_mask": batch.mask} if batch.masked else {})
 
 
 def identity_and_blocks(model: Any) -> tuple[ModelIdentity, str]:

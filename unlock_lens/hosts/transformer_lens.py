@@ -249,7 +249,7 @@ class TransformerLensBackend(Backend):
             how |= {"use_cache": False} if takes(self.root, "use_cache") else {}
         else:
             how |= {"padding_side": "left", "prepend_bos": False}
-        mask = None if batch.mask is None else batch.mask.to(self._device)
+        mask = batch.mask.to(self._device) if batch.masked else None
         return self.model(batch.ids.to(self._device), attention_mask=mask, **how)
 
     @property
@@ -272,15 +272,14 @@ class TransformerLensBackend(Backend):
         norm, head = (getattr(self.model, name, None) for name in ("ln_final", "unembed"))
         if norm is None or head is None:
             raise UnsupportedModel(f"{self.identity.name} has no final norm or no unembedding, which the logit lens needs")
-        batch, states = Batch(two_rows(self.tokenizer)[0].unsqueeze(0), None), list[Tensor]()
+        batch, states = Batch.of(two_rows(self.tokenizer)[0].unsqueeze(0), None), list[Tensor]()
         with running(self.root):
             with _hooked(self.model, {self.identity.n_layers - 1: lambda h, hook=None: states.append(h)}, self._fires):
                 own = self._run(batch, return_type="logits")
             last = as_rows(states[0], batch.ids.shape[0], batch.ids.shape[1])
             written, ours = (head(norm(some)) for some in (residual.to(last), last))
-        config = getattr(self.root, "config", None)
-        found = (part.cpu() for part in (written, ours, own))
-        return scaled(self.identity.name, config.get_text_config() if self._is_bridge else self.model.cfg, *found)
+        config = self.root.config.get_text_config() if self._is_bridge else self.model.cfg
+        return scaled(self.identity.name, config, written.cpu(), ours.cpu(), own.cpu())
 
     @staticmethod
     def module_of(model: Any) -> Any:
@@ -297,7 +296,7 @@ class TransformerLensBackend(Backend):
         with _Generating(self.model, edits, batch.ids, how.use_cache, self._fires):
             whole = self._written(
                 batch.ids,
-                batch.mask,
+                batch.mask if batch.masked else None,
                 max_new_tokens=how.max_new_tokens,
                 stop_at_eos=bool(self.end_tokens),
                 eos_token_id=list(self.end_tokens) or None,
