@@ -19,7 +19,7 @@ from tests.hosts.test_oracle import ALPHA, STEPS, direction_for
 from unlock_lens.core import read
 from unlock_lens.evidence.distributions import completion_log_probs, next_token_log_probs
 from unlock_lens.hosts import backend_of, trust
-from unlock_lens.hosts.tracing import generation_options
+from unlock_lens.hosts.ndif import generation_options
 
 TEXTS = ["Q 3 1 4 1 5 think A :", "Q 6 A :", "W", "Q 3 1 4 1 5 9 2 6 think A : S 3", "Q 5 A :"]
 

@@ -13,6 +13,7 @@ import nnsight
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import GenerationConfig
 
 from unlock_lens.hosts.base import Batch, Edits, Generation, Pass, Pending, Server, scaled
 from unlock_lens.hosts.positions import Given, as_rows, residual_of, takes
@@ -21,7 +22,6 @@ from unlock_lens.hosts.tracing import (
     Place,
     edit_blocks,
     edit_every_step,
-    generation_options,
     inputs_of,
     open_loops_end_quietly,
     tokens_first,
@@ -31,6 +31,25 @@ from unlock_lens.hosts.transport import Job, host_of, model_key
 from unlock_lens.hosts.trust import two_rows
 from unlock_lens.method.apply import Chunk
 from unlock_lens.method.reduce import Reduction
+
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version")
+_PLAIN: dict[str, Any] = {
+    "early_stopping": False,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "length_penalty": 1.0,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "remove_invalid_values": False,
+    "repetition_penalty": 1.0,
+    "return_dict_in_generate": False,
+    "typical_p": 1.0,
+}
+"""What options do nothing at, where they may not be None."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +124,17 @@ def generated(model: Any, blocks: str, batches: Sequence[Batch], edits: Edits, h
                 completions[str(i)] = whole[:, length:].clone().cpu()  # a view would come back with all that it is a view of
             found = nnsight.save(completions)
     return found
+
+
+def generation_options(how: Generation) -> dict[str, Any]:
+    """All that there are, so that of a model's own generation config nothing but its special tokens matters."""
+    names = [name for name in vars(GenerationConfig()) if not name.startswith("_") and name not in _KEPT]
+    options: dict[str, Any] = dict.fromkeys(names)
+    options |= {name: value for name, value in _PLAIN.items() if name in options}
+    options |= {"max_new_tokens": how.max_new_tokens, "use_cache": how.use_cache}
+    if not how.temperature:
+        return {**options, "do_sample": False}
+    return {**options, "do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
 
 
 def unembedded(model: Any, blocks: str, last: int, ids: Tensor, residual: Tensor, where: Any) -> Any:

@@ -18,13 +18,12 @@ from torch import Tensor
 from unlock_lens.errors import UnsupportedModel
 from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, end_tokens, scaled, state_of
 from unlock_lens.hosts.guard import check_thread, running, steering, tell_of_dropout
-from unlock_lens.hosts.ndif import NdifServer, generated, traced_log_probs, unembedded
+from unlock_lens.hosts.ndif import NdifServer, generated, generation_options, traced_log_probs, unembedded
 from unlock_lens.hosts.positions import as_rows, of_mask, residual_of
 from unlock_lens.hosts.remote import Remote
 from unlock_lens.hosts.tracing import (
     apply_edits,
     edit_every_step,
-    generation_options,
     identity_and_blocks,
     inputs_of,
     open_loops_end_quietly,

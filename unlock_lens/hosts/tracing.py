@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from unlock_lens.errors import InvalidInput, UnsupportedModel
-from unlock_lens.hosts.base import Batch, Edits, Generation
+from unlock_lens.hosts.base import Batch, Edits
 from unlock_lens.hosts.identity import ModelIdentity, fingerprint, model_name, stored, weights_print
 from unlock_lens.hosts.positions import (
     CACHES,
@@ -31,25 +30,6 @@ from unlock_lens.hosts.positions import (
     with_residual,
 )
 from unlock_lens.method.apply import Chunk
-
-_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version")
-_PLAIN: dict[str, Any] = {
-    "early_stopping": False,
-    "encoder_no_repeat_ngram_size": 0,
-    "encoder_repetition_penalty": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "length_penalty": 1.0,
-    "min_length": 0,
-    "no_repeat_ngram_size": 0,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "remove_invalid_values": False,
-    "repetition_penalty": 1.0,
-    "return_dict_in_generate": False,
-    "typical_p": 1.0,
-}
-"""What options do nothing at, where they may not be None."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,17 +245,6 @@ def open_loops_end_quietly() -> Generator[None, None, None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*was never reached", category=UserWarning)
         yield
-
-
-def generation_options(how: Generation) -> dict[str, Any]:
-    """All that there are, so that of a model's own generation config nothing but its special tokens matters."""
-    names = [name for name in vars(GenerationConfig()) if not name.startswith("_") and name not in _KEPT]
-    options: dict[str, Any] = dict.fromkeys(names)
-    options |= {name: value for name, value in _PLAIN.items() if name in options}
-    options |= {"max_new_tokens": how.max_new_tokens, "use_cache": how.use_cache}
-    if not how.temperature:
-        return {**options, "do_sample": False}
-    return {**options, "do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
 
 
 def inputs_of(batch: Batch) -> dict[str, Tensor]:
