@@ -69,8 +69,10 @@ for text_of_row in lm.tokenizer.batch_decode(ids, skip_special_tokens=True):
 # %% [markdown]
 # ## In a trace, beside reads of your own
 #
-# Nnsight runs a body in the order of the model: what is read after `steer.apply` is the edited stream. Several invokes share
-# one forward pass, and each is edited or not by what stands in it. Here one pass reads the prompts twice, plain and steered.
+# Nnsight runs a body in the order of the model, and `steer.apply(lm)` goes through all steered layers: what is read after it,
+# from the last of them on, is the edited stream. To read earlier layers in the same invoke, edit layer by layer with
+# `steer.apply(lm, layer=l)`, or read them in another invoke, as here. Several invokes share one forward pass, and each is
+# edited or not by its own body. This pass reads the prompts twice, plain and steered.
 
 # %%
 layers = range(len(lm.model.layers))

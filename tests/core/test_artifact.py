@@ -213,3 +213,19 @@ def test_an_aligner_of_before_there_were_methods_is_read(aligner: ul.SubspaceAli
     old = ul.SubspaceAligner.load(tmp_path / "old.safetensors")
     assert (old.method, old.sinks, old.cross_validation) == ("unlock", "keep", None)
     assert torch.equal(old.map(1), aligner.map(1))
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(direction: ul.CapabilityDirection, tmp_path: Path) -> None:
+    target, link = tmp_path / "there" / "d.safetensors", tmp_path / "link"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    direction.save(link)
+    assert link.is_symlink()
+    assert torch.equal(ul.CapabilityDirection.load(target).vectors, direction.vectors)
+
+
+def test_a_pipe_is_not_replaced(direction: ul.CapabilityDirection, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ul.ArtifactError, match="pipe"):
+        direction.save(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()

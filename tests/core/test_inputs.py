@@ -75,3 +75,14 @@ def test_layer_maps_are_written_as_pairs() -> None:
     for wrong in ("", "0", "0:a", "0:1 0:2"):
         with pytest.raises(ul.InvalidInput, match=f"layer map '{wrong}'"):
             parse_layer_map(wrong)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    assert read_texts(write(tmp_path, "a.txt", b"\xef\xbb\xbfone\ntwo")) == ["one", "two"]
+    assert read_texts(write(tmp_path, "a.jsonl", b'\xef\xbb\xbf{"text": "one"}')) == ["one"]
+
+
+def test_a_line_break_that_a_shell_did_not_make_is_an_error() -> None:
+    with pytest.raises(ul.InvalidInput, match="backslash"):
+        fill("{question}\\nAnswer:", ["1 + 1?"])
+    assert fill("{question}\nAnswer:", ["1 + 1?"]) == ["1 + 1?\nAnswer:"]

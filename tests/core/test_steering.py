@@ -187,3 +187,16 @@ def test_a_scalar_of_torch_is_a_strength(alpha: Any) -> None:
     with unchecked():
         steer = ul.SteeringHook(ul.CapabilityDirection(torch.eye(1, 64), (0,)), alpha)
     assert steer.alpha in (0.5, {0: 0.5})
+
+
+def test_a_hook_outlives_the_reloading_of_its_module() -> None:
+    """As %autoreload does it; afterwards its class is another one of the same name."""
+    from types import SimpleNamespace
+
+    from unlock_lens.core import steering
+
+    old: Any = type("SteeringHook", (SimpleNamespace,), {"__module__": steering.__name__})()
+    with unchecked():
+        assert steering.as_hooks(old) == [old]
+    with unchecked(), pytest.raises(ul.InvalidInput, match="SimpleNamespace"):
+        steering.as_hooks(SimpleNamespace())  # pyright: ignore[reportArgumentType]

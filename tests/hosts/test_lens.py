@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 import unlock_lens as ul
+from tests.hosts.families import FAMILIES, family, in_bridge, in_nnsight, plain
 from tests.hosts.models import HAS_HOOKED_TRANSFORMER, PROMPTS, SHAPES, open_hooked, open_host
 from unlock_lens import distributions, lens
 from unlock_lens.core import read
@@ -72,3 +75,71 @@ def test_the_last_norm_beside_the_blocks_is_the_final_one() -> None:
 
     module = BloomForCausalLM(BloomConfig(vocab_size=8, hidden_size=8, n_layer=1, n_head=2))
     assert unembedding_paths(SimpleNamespace(_module=module), "transformer.h") == ("transformer.ln_f", "lm_head")
+
+
+# What is done to logits beside norm and unembedding
+
+
+_SCALED: dict[str, dict[str, Any]] = {
+    "cohere": {"logit_scale": 0.25, "num_key_value_heads": 2},
+    "granite": {"logits_scaling": 8.0, "num_key_value_heads": 2},
+    "gemma2": {"final_logit_softcapping": 5.0, "num_key_value_heads": 2, "head_dim": 16},
+}
+
+
+@pytest.mark.parametrize("kind", _SCALED)
+def test_logits_have_the_size_that_the_model_gives_them(kind: str) -> None:
+    FAMILIES[kind] = {**FAMILIES["llama"], **_SCALED[kind]}
+    hf = family(kind)
+    model, row = in_nnsight(hf), torch.tensor([[3, 5, 6, 7, 2, 9]])
+    states, own = plain(hf, row[0].tolist())
+    found = backend_of(model).unembed(states[-1])
+    if cap := _SCALED[kind].get("final_logit_softcapping"):
+        found = cap * torch.tanh(found / cap)
+    torch.testing.assert_close(found, own, rtol=1e-3, atol=1e-3)
+
+
+def test_logits_of_something_else_are_refused() -> None:
+    """Gemma-3n's come from several streams."""
+    with pytest.raises(ul.UnsupportedModel, match="logits"):
+        lens.logits_written(ul.CapabilityDirection(torch.ones(1, 48), (2,)), in_nnsight(family("gemma3n_text")))
+
+
+class Int8(torch.nn.Module):
+    """What quantized linear layers have in common: integers for a weight, and a forward that knows what they mean."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        scale = linear.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("scale", scale)
+        self.weight = torch.nn.Parameter((linear.weight.detach() / scale).round().to(torch.int8), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float() @ (self.weight.float() * self.get_buffer("scale")).T
+
+
+def test_a_quantized_head_reads_states_as_they_are() -> None:
+    hf = copy.deepcopy(family("llama"))
+    direction = ul.CapabilityDirection(torch.randn(1, 48, generator=torch.Generator().manual_seed(0)), (2,))
+    want = lens.logits_written(direction, in_nnsight(hf))
+    hf.lm_head = Int8(hf.lm_head)
+    found = lens.logits_written(direction, in_nnsight(hf))
+    assert float(torch.cosine_similarity(found, want)) > 0.999
+
+
+def test_a_norm_that_is_missing_is_named(tmp_path: Path) -> None:
+    """OPT-350m has none."""
+    FAMILIES["opt"] = {
+        "hidden_size": 48, "ffn_dim": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64,
+        "word_embed_proj_dim": 24, "do_layer_norm_before": False,
+    }  # fmt: skip
+    direction = ul.CapabilityDirection(torch.ones(1, 48), (2,))
+    for model in (in_nnsight(family("opt")), in_bridge(family("opt"), tmp_path)):
+        with pytest.raises(ul.UnsupportedModel, match="norm"):
+            lens.tokens_written(direction, model)
+
+
+def test_rows_of_a_padded_vocabulary_name_no_token() -> None:
+    model = in_nnsight(family("llama", vocab_size=64))
+    written = lens.tokens_written(ul.CapabilityDirection(torch.randn(3, 48), (0, 1, 2)), model, k=20)
+    assert (written["raises"] != "").all()

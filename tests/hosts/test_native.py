@@ -19,8 +19,8 @@ from tests.hosts.models import HOSTS, PROMPTS, make_folder, open_hooked, open_ho
 from tests.hosts.test_oracle import ALPHA, STEPS, direction_for, oracle_completions
 from tests.oracle import Oracle, norm_preserving
 from unlock_lens.core.variant import tokenize
+from unlock_lens.hosts.positions import Given, Progress
 from unlock_lens.hosts.tracing import edit_blocks
-from unlock_lens.hosts.transformer_lens import Progress
 from unlock_lens.method import apply as operations
 
 KIND = "qwen2"
@@ -316,7 +316,8 @@ def test_hooks_of_several_layers_may_be_given_in_any_order(any_model: Any) -> No
 def test_a_block_that_gives_a_tuple_keeps_the_rest_of_it() -> None:
     block = SimpleNamespace(output=(torch.ones(1, 2, 8), "cache"))
     edit = operations.Edit(torch.ones(8), 0.5, "add", "all")
-    edit_blocks(SimpleNamespace(get=lambda path: [block]), "blocks", {0: [edit]})
+    model: Any = SimpleNamespace(get=lambda path: [block], config=SimpleNamespace(model_type="bloom"))
+    edit_blocks(model, "blocks", {0: [edit]}, operations.Chunk(2))
     assert torch.equal(block.output[0], torch.full((1, 2, 8), 1.5))
     assert block.output[1] == "cache"
 
@@ -441,10 +442,8 @@ def test_a_pass_after_a_cached_prompt_is_generated_however_long_it_is() -> None:
     """Three tokens at once on top of four in the cache, shorter than the prompt as well as longer."""
     for prompt, more in ((4, 3), (2, 5)):
         progress = Progress()
-        for queries, keys in ((prompt, prompt), (more, prompt + more)):
-            passes = torch.ones(1, queries, 8), torch.ones(1, 1, queries, keys)
-            for hook, seen in zip((progress.enter, progress.look), passes, strict=True):
-                hook(seen, None)
+        for length, seen in ((prompt, 0), (more, prompt)):
+            progress.enter(Given(torch.ones(1, length), seen))
         h = torch.ones(1, more, 8)
         for positions, meant in (("generated", True), ("all", True), ("prompt", False), ("last_prompt", False)):
             changed = operations.Edit(torch.ones(8), 0.5, "add", positions)(h, progress.chunk) != h

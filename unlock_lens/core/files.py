@@ -59,8 +59,12 @@ def replacing(path: str | Path) -> Generator[Path, None, None]:
         ArtifactError: the path is a folder, or its folder does not exist.
     """
     path = Path(path)
+    if path.is_symlink():
+        path = path.resolve()  # the link stays, and what it leads to is replaced
     if path.is_dir():
         raise ArtifactError(f"{path} is a folder; give the name of a file")
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"{path} is a device or a pipe, which would be replaced; give the name of a file")
     if not path.parent.is_dir():
         raise ArtifactError(f"{path.parent} is not a folder; make it first")
     temporary = path.with_name(f".{path.name}.{uuid4().hex}")

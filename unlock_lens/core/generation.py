@@ -15,6 +15,7 @@ from torch import Tensor
 from unlock_lens.core.jobs import Request, check_resumable, collect, in_requests, key_of
 from unlock_lens.core.progress import shown
 from unlock_lens.core.steering import SteeringHook, as_hooks, edits_for
+from unlock_lens.core.tokens import check_last_token, warn_of_last_token
 from unlock_lens.core.variant import Variant, variant_of
 from unlock_lens.errors import InvalidInput
 from unlock_lens.hosts import Batch, Edits, Generation, Server
@@ -76,6 +77,8 @@ def generate(
     check_resumable(where is not None, resume, wait)
     server = backend.on(where) if where else None
     edits = edits_for(backend, as_hooks(steer))
+    check_last_token(variant)
+    warn_of_last_token(variant)
     tokens = variant.tokens
     how = Generation(max_new_tokens, use_cache, temperature)
     if server and temperature:
@@ -125,4 +128,8 @@ def _on_server(
 def _text(tokenizer: Any, end_tokens: Sequence[int], ids: Int[Tensor, " new_token"]) -> str:
     written = ids.tolist()
     ends = [i for i, token in enumerate(written) if token in end_tokens]
-    return tokenizer.decode(written[: ends[0]] if ends else written, skip_special_tokens=True)
+    kept = written[: ends[0]] if ends else written
+    text = tokenizer.decode(kept, skip_special_tokens=True)
+    # SentencePiece's decoders take away the space of what stands first, which does not stand first here.
+    first = next((piece for piece in tokenizer.convert_ids_to_tokens(kept) if piece not in tokenizer.all_special_tokens), "")
+    return f" {text}" if str(first).startswith("\u2581") and not text.startswith(" ") else text

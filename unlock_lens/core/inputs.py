@@ -74,7 +74,7 @@ def _lines(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise InvalidInput(f"there is no file {path}")
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")  # Windows programs put a mark in front
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{path} is not UTF-8 text ({error}); convert it") from error
     # Not splitlines: texts may hold other separators, such as U+2028.
@@ -89,8 +89,13 @@ def fill(template: str, questions: Sequence[str]) -> list[str]:
     """The template with each question in the place of `{question}`.
 
     Raises:
-        InvalidInput: the template has no `{question}`.
+        InvalidInput: the template has no `{question}`, or a backslash and an n where a shell was to give a new line.
     """
+    if "\\n" in template and "\n" not in template:
+        raise InvalidInput(
+            f"the template {template!r} has a backslash and an n, not a new line; in a shell write $'...\\n...', or press "
+            "Enter inside the quotes"
+        )
     if SLOT not in template:
         raise InvalidInput(f"the template {template!r} has no {SLOT}; say where the question goes")
     return [template.replace(SLOT, question) for question in questions]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any, Literal
 
-from jaxtyping import Int, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from unlock_lens.core.direction import CapabilityDirection
@@ -60,7 +60,7 @@ class SteeringHook:
     check_model: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.direction, CapabilityDirection):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not _is_a(self.direction, CapabilityDirection):
             raise InvalidInput(
                 f"direction is a {type(self.direction).__name__}; give a CapabilityDirection (its load() reads one)"
             )
@@ -84,20 +84,21 @@ class SteeringHook:
     def fwd_hooks(self, model: Any, attention_mask: Shaped[Tensor, "batch token"] | None = None) -> list[tuple[str, Any]]:
         """TransformerLens hooks for `run_with_hooks(fwd_hooks=...)` and `model.hooks(fwd_hooks=...)`.
 
-        Lists of several hooks are concatenated, and act in that order at each layer. Take a new list for each run. Without a
-        KV cache, a pass that continues the previous one by one token counts as the next step of the same generation.
+        Lists of several hooks are concatenated, and act in that order at each layer. Take a new list for each run, in the
+        thread that runs it. Without a KV cache, a pass that continues the previous one by one token counts as the next step of
+        the same generation.
 
         Args:
             model: a TransformerBridge or HookedTransformer.
-            attention_mask: needed where prompts are padded on the right, so that each row's last token is known; texts given to
-                TransformerLens itself are padded on the tokenizer's side.
+            attention_mask: of the whole prompts. It is needed only where you run passes by hand and cut the prompts into
+                several, or pad them on the right without a mask.
 
         Raises:
             IncompatibleModel: the direction was made for another model.
             UnsupportedModel: not a TransformerLens model.
         """
         backend = backend_of(model)
-        return backend.fwd_hooks(edits_for(backend, [self]), _last_tokens(attention_mask))
+        return backend.fwd_hooks(edits_for(backend, [self]), attention_mask)
 
     def at_layers(self, layers: Sequence[int]) -> SteeringHook:
         """The same hook at some of the layers that it steers.
@@ -111,31 +112,39 @@ class SteeringHook:
         alpha = {layer: self.alpha[layer] for layer in layers} if isinstance(self.alpha, Mapping) else self.alpha
         return replace(self, alpha=alpha, layers=tuple(layers))
 
-    def attached(self, model: Any) -> AbstractContextManager[None]:
+    def attached(self, model: Any, attention_mask: Shaped[Tensor, "batch token"] | None = None) -> AbstractContextManager[None]:
         """A context in which every run of a local model is steered; off again when it ends, even by an exception.
 
-        Prompts must be padded on the left, as `generate` of both frameworks does; for others take `fwd_hooks` with their mask.
+        Each run's mask, KV cache and positions say where its tokens stand, and the prompts given to `generate` where they end.
+
+        Args:
+            model: a model of any host.
+            attention_mask: of the whole prompts. It is needed only where you run passes by hand and cut the prompts into
+                several, or pad them on the right without a mask.
 
         Raises:
             IncompatibleModel: the direction was made for another model.
             UnsupportedModel: a model that no backend serves.
+            InvalidInput: another thread steers the model.
         """
-        return attached(model, [self])
+        return attached(model, [self], attention_mask)
 
-    def apply(self, model: Any, tracer: Any = None) -> None:
+    def apply(self, model: Any, tracer: Any = None, layer: int | None = None) -> None:
         """Make the edits inside an nnsight `trace`, `generate` or `session` body.
 
         Args:
             model: the nnsight model that is being traced.
-            tracer: of `generate(...) as tracer`; needed for positions "generated" and "all", and with use_cache=False. The
+            tracer: of `generate(...) as tracer`; needed for positions "generated" and "all", and without a KV cache. The
                 edit then loops over all steps, so read results in another `tracer.invoke()`.
+            layer: edit this layer alone, in the current pass. Call it for each layer in ascending order, to read and write
+                other things between the edits, and in every step of a loop of your own.
 
         Raises:
-            InvalidInput: positions that need the tracer, without it.
+            InvalidInput: positions or a run without KV cache that need the tracer, without it; a layer that is not steered.
             IncompatibleModel: the direction was made for another model.
             UnsupportedModel: not an nnsight model.
         """
-        apply(model, [self], tracer)
+        apply(model, [self], tracer, layer)
 
     def edits(self, identity: ModelIdentity) -> dict[int, Edit]:
         """The edit of each layer, for a model.
@@ -176,6 +185,11 @@ class SteeringHook:
         return direction
 
 
+def _is_a(given: Any, kind: type) -> bool:
+    """An instance, also of the class as it was before a module was reloaded."""
+    return isinstance(given, kind) or (type(given).__module__, type(given).__qualname__) == (kind.__module__, kind.__qualname__)
+
+
 def rebuilt(direction: tuple[Any, ...], settings: Mapping[str, Any]) -> SteeringHook:
     """A hook that was pickled (`hosts.shipping.arrived`)."""
     return SteeringHook(CapabilityDirection(*direction), **settings)
@@ -191,7 +205,7 @@ def as_hooks(steer: SteeringHook | Sequence[SteeringHook] | None) -> list[Steeri
         return []
     given: list[Any] = [*steer] if isinstance(steer, list | tuple) else [steer]
     for hook in given:
-        if not isinstance(hook, SteeringHook):
+        if not _is_a(hook, SteeringHook):
             raise InvalidInput(
                 f"steer was given a {type(hook).__name__}; wrap a direction as SteeringHook(direction, alpha=0.5)"
             )
@@ -207,7 +221,11 @@ def edits_for(backend: Backend, hooks: Sequence[SteeringHook]) -> Edits:
     return merged
 
 
-def attached(model: Any, steer: SteeringHook | Sequence[SteeringHook]) -> AbstractContextManager[None]:
+def attached(
+    model: Any,
+    steer: SteeringHook | Sequence[SteeringHook],
+    attention_mask: Shaped[Tensor, "batch token"] | None = None,
+) -> AbstractContextManager[None]:
     """`SteeringHook.attached` for several hooks, which act in the given order at each layer.
 
     Raises:
@@ -229,10 +247,10 @@ def attached(model: Any, steer: SteeringHook | Sequence[SteeringHook]) -> Abstra
         ['S 1 3 6 3 1 0 = 0']
     """
     backend = backend_of(model)
-    return backend.attached(edits_for(backend, as_hooks(steer)))
+    return backend.attached(edits_for(backend, as_hooks(steer)), attention_mask)
 
 
-def apply(model: Any, steer: SteeringHook | Sequence[SteeringHook], tracer: Any = None) -> None:
+def apply(model: Any, steer: SteeringHook | Sequence[SteeringHook], tracer: Any = None, layer: int | None = None) -> None:
     """`SteeringHook.apply` for several hooks, which act in the given order at each layer.
 
     Raises:
@@ -256,7 +274,7 @@ def apply(model: Any, steer: SteeringHook | Sequence[SteeringHook], tracer: Any 
         'Q 1 2 3 4 5 6 think A : S 1 3 6 3 1 0 = 0'
     """
     backend = backend_of(model)
-    backend.apply(edits_for(backend, as_hooks(steer)), tracer)
+    backend.apply(edits_for(backend, as_hooks(steer)), tracer, layer)
 
 
 def _plain(alpha: Any) -> Any:
@@ -264,9 +282,3 @@ def _plain(alpha: Any) -> Any:
     if isinstance(alpha, Mapping):
         return {layer: _plain(strength) for layer, strength in alpha.items()}
     return alpha.item() if hasattr(alpha, "item") and getattr(alpha, "ndim", None) == 0 else alpha
-
-
-def _last_tokens(mask: Shaped[Tensor, "batch token"] | None) -> Int[Tensor, " batch"] | None:
-    if mask is None:
-        return None
-    return mask.shape[1] - 1 - mask.int().flip(1).argmax(dim=1)

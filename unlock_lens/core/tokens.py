@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Literal
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from unlock_lens.core.variant import Variant
 from unlock_lens.errors import InvalidInput
+from unlock_lens.hosts import Backend
 
 logger = logging.getLogger(__name__)
 Positions = Literal["last", "all"] | int
@@ -28,6 +30,8 @@ def one_token(variant: Variant, position: int = -1) -> Chosen:
         InvalidInput: a prompt without that token.
     """
     check_position(variant, position)
+    if position == -1 and isinstance(variant.backend, Backend):  # pyright: ignore[reportUnnecessaryIsInstance]  a plan has none
+        check_last_token(variant)
     tokens = torch.full_like(variant.tokens.lengths, position) + (variant.tokens.lengths if position < 0 else 0)
     return tokens.split(1)
 
@@ -54,6 +58,35 @@ def check_position(variant: Variant, position: int) -> None:
             f"position {position} was asked for, but prompt {prompt} ({variant.prompts[prompt][:40]!r}) has "
             f"{int(variant.tokens.lengths[prompt])} tokens; every prompt needs {needed}"
         )
+
+
+def check_last_token(variant: Variant) -> None:
+    """Raise InvalidInput where the tokenizer itself ends every prompt with a special token, which is not the prompt's last."""
+    token = _special_at_the_end(variant)
+    if token and not any(prompt.rstrip().endswith(token) for prompt in variant.prompts):
+        raise InvalidInput(
+            f"the tokenizer of {variant.backend.identity.name} ends every prompt with {token!r}, which would be its last "
+            "token; pass add_special_tokens=False (with prepend_bos=True, if the model wants BOS)"
+        )
+
+
+def warn_of_last_token(variant: Variant) -> None:
+    """Say so where prompts to be completed end with a special token of their own, after which a model may write anything."""
+    if token := _special_at_the_end(variant, every=False):
+        warnings.warn(
+            f"prompts end with the special token {token!r}, which is then the last prompt token that an edit means; "
+            "leave it out, unless the model expects it there",
+            stacklevel=3,
+        )
+
+
+def _special_at_the_end(variant: Variant, every: bool = True) -> str | None:
+    """The special token that is the last of every prompt, or of any; what a chat template ends with is meant."""
+    if not getattr(variant, "add_special_tokens", False):
+        return None
+    tokenizer, last = variant.backend.tokenizer, set(variant.tokens.ids[:, -1].tolist())
+    special = last & set(tokenizer.all_special_ids)
+    return tokenizer.convert_ids_to_tokens(min(special)) if special and (len(last) == 1 or not every) else None
 
 
 def check_positions(positions: Positions) -> None:
@@ -145,8 +178,19 @@ def pairs_by_end(source: list[Span], target: list[Span]) -> list[tuple[int, int]
     """
     if source == target:
         return [(token, token) for token in range(len(source))]
-    ends = [{end: token for token, (start, end) in enumerate(spans) if end > start} for spans in (source, target)]
+    ends = [{end: token for token, (_, end) in _read(spans)} for spans in (source, target)]
     return [(ends[0][end], ends[1][end]) for end in sorted(ends[0].keys() & ends[1].keys())]
+
+
+def _read(spans: list[Span]) -> Iterator[tuple[int, Span]]:
+    """Tokens that stand in the text; not one whose characters the next token has too, having read none of them itself.
+
+    A space that a tokenizer puts in front of a text is such a token: its span is that of the first character.
+    """
+    for token, (start, end) in enumerate(spans):
+        following = spans[token + 1] if token + 1 < len(spans) else (end, end)
+        if end > start and not (following[0] <= start and following[1] > end):
+            yield token, (start, end)
 
 
 def _strided(pairs: Int[Tensor, "pair 2"], positions: Positions) -> Int[Tensor, "kept 2"]:

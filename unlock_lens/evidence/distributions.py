@@ -90,7 +90,7 @@ def entropy(log_probs: Float[Tensor, "*batch vocabulary"]) -> Float[Tensor, "*ba
 def first_token_entropies(
     model: Any,
     prompts: Iterable[str] | Variant,
-    completions: Sequence[str],
+    completions: Iterable[str],
     steer: Steer = None,
     n_tokens: int = 8,
     batch_size: int = 8,
@@ -115,7 +115,7 @@ def first_token_entropies(
 def completion_log_probs(
     model: Any,
     prompts: Iterable[str] | Variant,
-    completions: Sequence[str],
+    completions: Iterable[str],
     steer: Steer = None,
     batch_size: int = 8,
     add_special_tokens: bool = True,
@@ -126,7 +126,7 @@ def completion_log_probs(
     The end of a completion is not counted: it may have been cut there.
     """
     pairs = _Pairs.of(variant_of(model, prompts, add_special_tokens, remote), completions)
-    found = torch.zeros(len(completions))
+    found = torch.zeros(len(pairs.following))
     for scored in pairs.scored(steer, batch_size):
         found[scored.rows] = (scored.of_tokens() * scored.mask).sum(1)
     return found
@@ -197,12 +197,15 @@ class _Pairs:
     following: list[list[int]]
 
     @classmethod
-    def of(cls, variant: Variant, completions: Sequence[str]) -> _Pairs:
+    def of(cls, variant: Variant, completions: Iterable[str]) -> _Pairs:
         """Of prompts and texts that follow them."""
+        completions = tuple(completions)
         if len(variant) != len(completions):
             raise InvalidInput(f"{len(variant)} prompts and {len(completions)} completions were given; one for each is needed")
-        written = variant.backend.tokenizer(list(completions), add_special_tokens=False)["input_ids"]
-        return cls(variant.backend, placed(variant.backend, variant.remote), variant.tokens, written)
+        tokens, tokenizer = variant.tokens, variant.backend.tokenizer
+        rows = [ids[mask.bool()].tolist() for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
+        written = _continued(tokenizer, rows, variant.prompts, completions, variant.add_special_tokens)
+        return cls(variant.backend, placed(variant.backend, variant.remote), tokens, written)
 
     @classmethod
     def of_halves(cls, variant: Variant) -> _Pairs:
@@ -234,6 +237,26 @@ def _cut(texts: Sequence[str], prompt_end: str) -> tuple[list[str], list[str]]:
     if alone := next((text for text, (_, _, rest) in zip(texts, parts, strict=True) if not rest.strip()), None):
         raise InvalidInput(f"nothing follows a prompt that ends with {prompt_end!r} in {alone[:60]!r}; leave it out")
     return [prompt + end for prompt, end, _ in parts], [rest for _, _, rest in parts]
+
+
+def _continued(
+    tokenizer: Any, rows: Sequence[list[int]], prompts: Sequence[str], completions: Sequence[str], special: bool
+) -> list[list[int]]:
+    """Ids of completions as they follow the prompts' rows: a tokenizer may put a space before whatever stands first.
+
+    Where a token of the whole text reaches over the border, which a model that goes on from the prompt cannot write, it is the
+    completion's own tokens, after a line break instead of the prompt.
+    """
+    joint = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+    wholes: list[list[int]] = tokenizer(joint, add_special_tokens=special)["input_ids"]
+    found: list[list[int]] = []
+    for row, whole, completion in zip(rows, wholes, completions, strict=True):
+        if whole[: len(row)] == row:
+            found.append(whole[len(row) :])
+            continue
+        own, before, after = tokenizer([completion, "\n", f"\n{completion}"], add_special_tokens=False)["input_ids"]
+        found.append(after[len(before) :] if before and after[: len(before)] == before else own)
+    return found
 
 
 def _right_padded(rows: list[list[int]]) -> tuple[Int[Tensor, "row token"], Int[Tensor, "row token"]]:

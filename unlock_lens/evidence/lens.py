@@ -67,6 +67,7 @@ def tokens_written(direction: CapabilityDirection, model: Any, k: int = 5, remot
         '='
     """
     logits, tokenizer = logits_written(direction, model, remote), backend_of(model).tokenizer
+    logits = logits[:, : len(tokenizer)]  # a vocabulary that is padded to a round number has more rows than tokens
     if not isinstance(k, int) or not 1 <= k <= logits.shape[1]:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidInput(f"k {k} was given; the vocabulary has {logits.shape[1]} tokens, take 1 to that many")
     up, down = logits.topk(k), logits.topk(k, largest=False)

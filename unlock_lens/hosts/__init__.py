@@ -7,18 +7,25 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from unlock_lens.errors import InvalidInput, UnsupportedModel, require
-from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Pass, Pending, Server
+from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Pass, Pending, Server, Watched
 from unlock_lens.hosts.remote import Remote, Where, remote_of
 from unlock_lens.hosts.tokenizers import watch
 
 BACKENDS = ("transformer_lens", "nnsight")
 
+_NOT_YET = {
+    "VLLM": "its blocks give the residual stream in two parts, and its batches have no rows",
+    "RemoteBridge": "its hooks run in another process",
+}
+"""Hosts' models that would be taken for those that are served."""
+
 __all__ = ["Backend", "Batch", "Edits", "Generation", "Pass", "Pending", "Server", "backend_of", "open_model", "placed"]
 
 watch()
 
-_made: WeakKeyDictionary[Any, tuple[tuple[Any, ...], Backend]] = WeakKeyDictionary()
-"""For each model what its adapter was made from, and the adapter without the model, which would keep its own key alive."""
+_made: WeakKeyDictionary[Any, tuple[tuple[Any, ...], Watched, Backend]] = WeakKeyDictionary()
+"""For each model what its adapter was made from, its weights, and the adapter without the model, which would keep its own key
+alive."""
 
 
 def backend_of(model: Any) -> Backend:
@@ -29,10 +36,10 @@ def backend_of(model: Any) -> Backend:
     """
     kind = _kind_of(model)
     made = _made.get(model)
-    if made is None or made[0] != kind.made_from(model):
+    if made is None or made[0] != kind.made_from(model) or not made[1].same(made[2].module_of(model)):
         fresh = kind(model)  # refuses first what cannot be served
-        made = _made[model] = kind.made_from(model), _with_model(fresh, None)
-    return _with_model(made[1], model)
+        made = _made[model] = kind.made_from(model), Watched(kind.module_of(model)), _with_model(fresh, None)
+    return _with_model(made[2], model)
 
 
 def _with_model(backend: Backend, model: Any) -> Backend:
@@ -43,6 +50,11 @@ def _with_model(backend: Backend, model: Any) -> Backend:
 
 def _kind_of(model: Any) -> type[Backend]:
     packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}
+    if refused := [base.__name__ for base in type(model).__mro__ if base.__name__ in _NOT_YET]:
+        raise UnsupportedModel(
+            f"a {refused[0]} was given, which is not served yet: {_NOT_YET[refused[0]]}. Open the model as a TransformerLens "
+            "TransformerBridge or an nnsight TransformersModel"
+        )
     if "transformer_lens" in packages:
         from unlock_lens.hosts.transformer_lens import TransformerLensBackend
 

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import warnings
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from unlock_lens.errors import InvalidInput, UnsupportedModel
+from unlock_lens.hosts.guard import running
 from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.hosts.remote import Remote
+from unlock_lens.hosts.trust import (
+    batch_is_its_rows,
+    batch_writes_its_rows,
+    cache_is_the_sequence,
+    factor_of,
+    rope_looks_at_the_longest,
+)
 from unlock_lens.method.apply import Edit
 from unlock_lens.method.reduce import Reduction
 
+logger = logging.getLogger(__name__)
+_OF_POSITIONS = re.compile(r"(wpe|pos_embed|positions?_embed|embed_positions)[^.]*$")
+_INSTEAD = {
+    "padding": "gives padded rows other numbers than rows alone (a recurrence reads the padding, or the mask is not used as "
+    "it should be); rows of equal length are batched instead, without a mask",
+    "rows of equal length": "gives rows of equal length other numbers together than alone; each runs alone instead",
+    "cache": "writes something else with its KV cache than without; it is not used",
+}
 Edits = Mapping[int, Sequence[Edit]]
 """For each edited layer its edits, in the order in which they are made."""
 
@@ -25,10 +47,19 @@ Keep = Callable[[int, Tensor], None]
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass reads: ids and mask, padded on the left."""
+    """What one forward pass reads: ids and mask, padded on the left.
+
+    Where it is not `masked`, all ids are tokens, and the model is given no mask.
+    """
 
     ids: Int[Tensor, "row token"]
     mask: Int[Tensor, "row token"]
+    masked: bool = True
+
+    @classmethod
+    def of(cls, ids: Tensor, mask: Tensor | None) -> Batch:
+        """With a mask, or without."""
+        return cls(ids, torch.ones_like(ids) if mask is None else mask, mask is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +117,10 @@ class Runs(ABC):
     def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
         """Logits that the model's own final norm and unembedding make of residual states, before any soft cap.
 
+        What a family multiplies them with is measured on the model's own logits, with a handful of tokens.
+
         Raises:
-            UnsupportedModel: weights that are not on this machine, or no final norm.
+            UnsupportedModel: weights that are not on this machine, no final norm, or logits that something else goes into.
         """
 
 
@@ -122,6 +155,8 @@ class Backend(Runs):
     tokenizer: Any
     end_tokens: Sequence[int]
     """Ids of the tokens that end a completion."""
+    found: dict[str, Any]
+    """What was measured of the model, once for each adapter that is made."""
 
     @abstractmethod
     def __init__(self, model: Any) -> None:
@@ -158,27 +193,217 @@ class Backend(Runs):
             UnsupportedModel: this model cannot run there.
         """
 
+    @staticmethod
     @abstractmethod
+    def module_of(model: Any) -> Any:
+        """The module that runs: the Hugging Face model inside the host's, where there is one."""
+
+    @property
+    def root(self) -> Any:
+        """`module_of` this model."""
+        return self.module_of(self.model)
+
     def capture(
         self, batch: Batch, layers: Sequence[int], rows: Int[Tensor, " picked"], columns: Int[Tensor, " picked"], keep: Keep
     ) -> None:
-        """Give `keep` the states of ascending `layers` at the tokens (rows[i], columns[i]), while the pass runs."""
+        """Give `keep` the states of ascending `layers` at the tokens (rows[i], columns[i]).
 
-    @abstractmethod
+        Raises:
+            UnsupportedModel: a layer that does not run, or whose states have another shape.
+        """
+        self._check_loaded()
+        self._check_length(batch)
+        with running(self.root):
+            if self._reads(batch):
+                self._capture(batch, layers, rows, columns, keep)
+                return
+            held: dict[int, Tensor] = {}
+            for of_rows, part in self._parts(batch, self._reads(batch, even=True)):
+                picked = torch.isin(rows, of_rows).nonzero().squeeze(1)
+                here = torch.searchsorted(of_rows, rows[picked])
+                there = columns[picked] - (batch.ids.shape[1] - part.ids.shape[1])
+
+                def place(i: int, states: Tensor, picked: Tensor = picked) -> None:
+                    whole = held.setdefault(i, states.new_full((len(rows), states.shape[-1]), float("nan")))
+                    whole[picked.to(states.device)] = states
+
+                if len(picked):
+                    self._capture(part, layers, here, there, place)
+            for i, states in held.items():
+                keep(i, states)
+
+    def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
+        self._check_loaded()
+        self._check_head()
+        self._check_length(batch)
+        with running(self.root):
+            if self._reads(batch):
+                return self._log_probs(batch, edits, prompt_length)
+            found: list[Tensor] = [torch.empty(0)] * len(batch.ids)
+            for rows, part in self._parts(batch, self._reads(batch, even=True)):
+                cut = batch.ids.shape[1] - part.ids.shape[1]
+                for row, predicted in zip(rows.tolist(), self._log_probs(part, edits, prompt_length - cut), strict=True):
+                    found[row] = predicted
+            return torch.stack(found)
+
     def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
         """Ids of the completions; what follows a row's end-of-sequence token means nothing."""
+        self._check_loaded()
+        self._check_head()
+        self._check_length(batch)
+        room = how.max_new_tokens if self._positions is None else self._positions - batch.ids.shape[1] + 1
+        with running(self.root):
+            new = self._generated(batch, edits, replace(how, max_new_tokens=min(room, how.max_new_tokens)))
+        ended = torch.isin(new, torch.tensor(self.end_tokens, dtype=torch.long)).any(dim=1)
+        if room < how.max_new_tokens and not bool(ended.all()):
+            warnings.warn(
+                f"completions were cut after {room} new tokens: {self.identity.name} has {self._positions} learned positions",
+                stacklevel=3,
+            )
+        return new
+
+    def _generated(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
+        if how.use_cache and not self._holds("cache", self._cache_holds):
+            how = replace(how, use_cache=False)
+        if self._writes(batch, how.use_cache):
+            return self._generate(batch, edits, how)
+        new = torch.full((len(batch.ids), how.max_new_tokens), self.end_tokens[0] if self.end_tokens else 0)
+        for rows, part in self._parts(batch, self._writes(batch, how.use_cache, even=True)):
+            made = self._generate(part, edits, how)
+            new[rows, : made.shape[1]] = made
+        return new
+
+    def _check_loaded(self) -> None:
+        """Say so where the weights have yet to be loaded."""
+
+    def _check_head(self) -> None:
+        """Raise UnsupportedModel where the model predicts no tokens."""
+        if not getattr(self.root, "can_generate", lambda: True)():
+            raise UnsupportedModel(
+                f"{type(self.root).__name__} predicts no next token, having no language-model head; open the model as a "
+                'causal language model, with task="text-generation"'
+            )
+
+    def _check_length(self, batch: Batch) -> None:
+        """Raise InvalidInput where prompts are longer than the positions that a model has learned."""
+        if self._positions is not None and batch.ids.shape[1] > self._positions:
+            raise InvalidInput(
+                f"a prompt of {batch.ids.shape[1]} tokens was given; {self.identity.name} has {self._positions} learned "
+                "positions: shorten it"
+            )
+
+    @property
+    def _positions(self) -> int | None:
+        """How many positions there are, where each has an embedding that was learned."""
+        if "positions" not in self.found:
+            self.found["positions"] = _learned_positions(self.root)
+        return self.found["positions"]
 
     @abstractmethod
-    def attached(self, edits: Edits) -> AbstractContextManager[None]:
-        """Edits every run of the model inside the block."""
+    def _capture(
+        self, batch: Batch, layers: Sequence[int], rows: Int[Tensor, " picked"], columns: Int[Tensor, " picked"], keep: Keep
+    ) -> None:
+        """`capture` of rows that are batched as they are, while the pass runs."""
 
     @abstractmethod
-    def fwd_hooks(self, edits: Edits, last: Int[Tensor, " batch"] | None) -> list[tuple[str, Callable[..., Any]]]:
-        """TransformerLens' native form; `last` as in `Chunk`."""
+    def _log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
+        """`log_probs` of rows that are batched as they are."""
 
     @abstractmethod
-    def apply(self, edits: Edits, tracer: Any) -> None:
-        """Nnsight's native form, inside a trace body."""
+    def _generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
+        """`generate` of rows that are batched as they are."""
+
+    @abstractmethod
+    def _decode(self, ids: Tensor, mask: Tensor | None, cached: bool) -> tuple[Tensor, Tensor]:
+        """The host's own greedy generation of `trust.STEPS` tokens, [row, token], and their logits."""
+
+    def _read(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """States of the last layer, [row, token, d_model]."""
+        found: list[Tensor] = []
+        rows, columns = torch.ones_like(ids).nonzero().unbind(1)
+        batch = Batch.of(ids, mask)
+        self._capture(batch, [self.identity.n_layers - 1], rows, columns, lambda i, states: found.append(states))
+        return found[0].unflatten(0, ids.shape).cpu()
+
+    def _parts(self, batch: Batch, even: bool) -> Iterator[tuple[Int[Tensor, " row"], Batch]]:
+        """Rows of one length, or each row alone, without padding and mask."""
+        lengths = batch.mask.sum(dim=1)
+        for length in lengths.unique().tolist():
+            of_length = (lengths == length).nonzero().squeeze(1)
+            for rows in [of_length] if even else of_length.split(1):
+                yield rows, Batch.of(batch.ids[rows, batch.ids.shape[1] - length :], None)
+
+    def _reads(self, batch: Batch, even: bool = False) -> bool:
+        """Whether rows may be read together: with padding and mask, or of equal length."""
+        return (even or self._rope_allows(batch)) and self._holds(
+            "rows of equal length" if even else "padding",
+            lambda: batch_is_its_rows(self._read, self.tokenizer, self._dtype, even),
+        )
+
+    def _writes(self, batch: Batch, cached: bool, even: bool = False) -> bool:
+        """Whether they may be completed together."""
+        return self._reads(batch, even) and self._holds(
+            f"{'rows of equal length' if even else 'padding'}, {'with' if cached else 'without'} cache",
+            lambda: batch_writes_its_rows(self._decode, self.tokenizer, self._dtype, cached, even),
+        )
+
+    def _rope_allows(self, batch: Batch) -> bool:
+        uneven = not bool(batch.mask.all())
+        config = getattr(self.root, "config", None)
+        return not (uneven and config is not None and rope_looks_at_the_longest(config.get_text_config(), batch.ids.shape[1]))
+
+    def _cache_holds(self) -> bool:
+        return cache_is_the_sequence(self._decode, self.tokenizer, self._dtype)
+
+    def _holds(self, name: str, measure: Callable[[], bool]) -> bool:
+        """What was measured; once for each model, and what does not hold is said."""
+        if name not in self.found:
+            self.found[name] = measure()
+            if not self.found[name]:
+                logger.warning("%s %s", self.identity.name, _INSTEAD[name.partition(",")[0]])
+        return self.found[name]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next((part.dtype for part in self.root.parameters() if part.is_floating_point()), torch.float32)
+
+    @abstractmethod
+    def attached(self, edits: Edits, mask: Tensor | None = None) -> AbstractContextManager[None]:
+        """Edits every run of the model inside the block; `mask` is that of the whole prompts, where passes do not tell."""
+
+    @abstractmethod
+    def fwd_hooks(self, edits: Edits, mask: Tensor | None = None) -> list[tuple[str, Callable[..., Any]]]:
+        """TransformerLens' native form; `mask` as in `attached`."""
+
+    @abstractmethod
+    def apply(self, edits: Edits, tracer: Any, layer: int | None = None) -> None:
+        """Nnsight's native form, inside a trace body; with a layer, that one in the current pass."""
+
+
+def _learned_positions(root: nn.Module) -> int | None:
+    learned = [
+        part.num_embeddings
+        for name, part in root.named_modules()
+        if isinstance(part, nn.Embedding) and _OF_POSITIONS.search(name.removesuffix("._original_component"))
+    ]
+    told = getattr(getattr(root, "config", None), "max_position_embeddings", None)
+    return min([*learned, told] if isinstance(told, int) else learned) if learned else None
+
+
+def scaled(name: str, config: Any, written: Tensor, ours: Tensor, own: Tensor) -> Tensor:
+    """Logits in the size that the model gives them: `ours` are what norm and unembedding make where the model gives `own`.
+
+    Raises:
+        UnsupportedModel: no factor leads from one to the other.
+    """
+    cap = getattr(config, "final_logit_softcapping", None)
+    factor = factor_of(ours, own, cap, ours.dtype)
+    if factor is None:
+        raise UnsupportedModel(
+            f"the logits of {name} are not those of its final norm and unembedding alone, so that the logit lens would show "
+            "something else than the model writes"
+        )
+    return factor * written.float()
 
 
 def end_tokens(generation_config: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -193,3 +418,42 @@ def state_of(weight: Tensor | None) -> tuple[Any, ...]:
     if weight is None or weight.is_meta:
         return ()
     return id(weight), weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version
+
+
+class Watched:
+    """Tells quickly whether all weights of a model, and its adapters, are still those that they were.
+
+    Args:
+        root: the module that holds them; it is not kept alive.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self._root = weakref.ref(root)
+        self._weights = [(weakref.ref(weight), _state(weight)) for weight in root.parameters()]
+        self._switches = [(weakref.ref(part), _switch(part)) for part in root.modules() if "_disable_adapters" in vars(part)]
+        lists = [part for part in root.modules() if isinstance(part, nn.ModuleList) and len(part)]
+        self._blocks = [weakref.ref(part) for blocks in lists for part in blocks[-1].modules()]
+        self._inside = _inside(self._blocks)
+
+    def same(self, root: nn.Module) -> bool:
+        """Whether nothing was changed in place, replaced, added, or switched off."""
+        if self._root() is not root:
+            return False
+        for held, (place, version) in self._weights:  # nothing is called but what must be: this is done in every call of ours
+            if (weight := held()) is None or weight.data_ptr() != place or (version is not None and weight._version != version):
+                return False
+        switched = all((part := held()) is not None and _switch(part) == state for held, state in self._switches)
+        return switched and self._inside == _inside(self._blocks)
+
+
+def _state(weight: Tensor) -> tuple[int, int | None]:
+    return weight.data_ptr(), None if weight.is_inference() else weight._version
+
+
+def _switch(part: Any) -> tuple[bool, str]:
+    return bool(part._disable_adapters), str(getattr(part, "active_adapters", ""))
+
+
+def _inside(blocks: Sequence[weakref.ref[nn.Module]]) -> list[list[int]]:
+    """Which modules are inside these, the last block of each list among them: adapters take the places of others."""
+    return [[id(inner) for inner in vars(part)["_modules"].values()] if (part := held()) is not None else [] for held in blocks]

@@ -13,22 +13,43 @@ import nnsight
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import GenerationConfig
 
-from unlock_lens.hosts.base import Batch, Edits, Generation, Pass, Pending, Server
+from unlock_lens.hosts.base import Batch, Edits, Generation, Pass, Pending, Server, scaled
+from unlock_lens.hosts.positions import Given, as_rows, residual_of, takes
 from unlock_lens.hosts.remote import Remote
 from unlock_lens.hosts.tracing import (
-    acts_on_steps,
-    apply_edits,
+    Place,
     edit_blocks,
-    generation_options,
+    edit_every_step,
     inputs_of,
     open_loops_end_quietly,
-    residual_of,
+    tokens_first,
     unembedding_paths,
 )
 from unlock_lens.hosts.transport import Job, host_of, model_key
+from unlock_lens.hosts.trust import two_rows
 from unlock_lens.method.apply import Chunk
 from unlock_lens.method.reduce import Reduction
+
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version")
+_PLAIN: dict[str, Any] = {
+    "early_stopping": False,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "length_penalty": 1.0,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "remove_invalid_values": False,
+    "repetition_penalty": 1.0,
+    "return_dict_in_generate": False,
+    "typical_p": 1.0,
+}
+"""What options do nothing at, where they may not be None."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +67,11 @@ def reduced(model: Any, blocks: str, passes: Sequence[Pass], layers: Sequence[in
     """All passes in one session; each ends after the last layer that is read."""
     # Small integers travel; the server widens them.
     read = [
-        ([part.to(torch.int32) for part in (one.batch.ids, one.rows, one.columns, one.places)], one.batch.mask.bool(), one.sign)
+        (
+            [part.to(torch.int32) for part in (one.batch.ids, one.rows, one.columns, one.places)],
+            one.batch.mask.bool(),
+            one.sign,
+        )
         for one in passes
     ]
     found = None
@@ -56,7 +81,9 @@ def reduced(model: Any, blocks: str, passes: Sequence[Pass], layers: Sequence[in
                 ids, rows, columns, places = small[0].long(), small[1].long(), small[2].long(), small[3].long()
                 with model.trace({"input_ids": ids, "attention_mask": mask.long(), "use_cache": False}) as tracer:
                     for i, layer in enumerate(layers):
-                        reduction.add(i, residual_of(model.get(blocks)[layer].output).detach()[rows, columns], places, sign)
+                        states = residual_of(model.get(blocks)[layer].output).detach()
+                        states = as_rows(states, ids.shape[0], ids.shape[1], tokens_first(model))
+                        reduction.add(i, states[rows, columns], places, sign)
                     tracer.stop()
             found = nnsight.save(reduction.result())
     return found
@@ -64,12 +91,15 @@ def reduced(model: Any, blocks: str, passes: Sequence[Pass], layers: Sequence[in
 
 def traced_log_probs(model: Any, blocks: str, batch: Batch, edits: Edits, prompt_length: int, where: Any) -> Any:
     """One traced and edited forward pass; `where` says on which machine."""
-    inputs, chunk = inputs_of(batch), Chunk(prompt_length)
+    inputs, chunk, predicted = inputs_of(batch), Chunk(prompt_length), batch.ids.shape[1] - prompt_length + 1
+    place = Place(Given(batch.ids), chunk, None)
+    asked = {"logits_to_keep": predicted, "use_cache": False}
+    inputs = {**inputs, **{name: value for name, value in asked.items() if takes(model._module, name)}}
     found = None
     with torch.no_grad():
         with model.trace(inputs, **where):
-            edit_blocks(model, blocks, edits, chunk)
-            logits = model.output.logits[:, prompt_length - 1 :]
+            edit_blocks(model, blocks, edits, chunk, place)
+            logits = model.output.logits[:, -predicted:]
             found = nnsight.save(logits.float().log_softmax(-1).cpu())
     return found
 
@@ -78,7 +108,7 @@ def generated(model: Any, blocks: str, batches: Sequence[Batch], edits: Edits, h
     """Ids of the completions of all batches, generated in one session: {"0": [row, new token], ...}."""
     # A body is shipped with what it names, so it names no batch and no backend.
     read = [(inputs_of(batch), batch.ids.shape[1]) for batch in batches]
-    seed, options, every_step = how.seed, generation_options(how), acts_on_steps(edits) or not how.use_cache
+    seed, options = how.seed, generation_options(how)
     found = None
     with open_loops_end_quietly():
         with model.session(**where):
@@ -88,7 +118,7 @@ def generated(model: Any, blocks: str, batches: Sequence[Batch], edits: Edits, h
             for i, (inputs, length) in enumerate(read):
                 with model.generate(**options) as tracer:
                     with tracer.invoke(inputs):
-                        apply_edits(model, blocks, edits, tracer if every_step else None)
+                        edit_every_step(model, blocks, edits, tracer, Given(inputs["input_ids"]))
                     with tracer.invoke():
                         whole = nnsight.save(tracer.result)
                 completions[str(i)] = whole[:, length:].clone().cpu()  # a view would come back with all that it is a view of
@@ -96,14 +126,28 @@ def generated(model: Any, blocks: str, batches: Sequence[Batch], edits: Edits, h
     return found
 
 
-def unembedded(model: Any, blocks: str, residual: Tensor, where: Any) -> Any:
-    """A trace of one token, in which the model's own norm and unembedding are called on other states."""
+def generation_options(how: Generation) -> dict[str, Any]:
+    """All that there are, so that of a model's own generation config nothing but its special tokens matters."""
+    names = [name for name in vars(GenerationConfig()) if not name.startswith("_") and name not in _KEPT]
+    options: dict[str, Any] = dict.fromkeys(names)
+    options |= {name: value for name, value in _PLAIN.items() if name in options}
+    options |= {"max_new_tokens": how.max_new_tokens, "use_cache": how.use_cache}
+    if not how.temperature:
+        return {**options, "do_sample": False}
+    return {**options, "do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
+
+
+def unembedded(model: Any, blocks: str, last: int, ids: Tensor, residual: Tensor, where: Any) -> Any:
+    """A trace of a few tokens, in which the model's own norm and unembedding are called on other states, and on its own."""
     norm, head = unembedding_paths(model, blocks)
     found = None
     with torch.no_grad():
-        with model.trace(torch.zeros(1, 1, dtype=torch.long), **where):
-            states = residual.to(model.get(norm).weight)
-            found = nnsight.save(model.get(head)(model.get(norm)(states)).float().cpu())
+        with model.trace({"input_ids": ids, "use_cache": False}, **where):
+            states = residual_of(model.get(blocks)[last].output)
+            states = as_rows(states, ids.shape[0], ids.shape[1], tokens_first(model))
+            own = model.output.logits
+            written, ours = (model.get(head)(model.get(norm)(some)) for some in (residual.to(states), states))
+            found = nnsight.save([written.cpu(), ours.cpu(), own.cpu()])
     return found
 
 
@@ -135,7 +179,9 @@ class NdifServer(Server):
         return self._sent(traced_log_probs, batch, edits, prompt_length).result()
 
     def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
-        return self._sent(unembedded, residual).result()
+        last, ids = int(self.model.config.get_text_config().num_hidden_layers) - 1, two_rows(self.model.tokenizer)[0]
+        found = self._sent(unembedded, last, ids.unsqueeze(0), residual).result()
+        return scaled(str(self.model.repo_id), self.model.config.get_text_config(), *found)
 
     def _sent(self, traced: Callable[..., Any], *asked: Any) -> Pending:
         """The request that such a function makes of its traces."""

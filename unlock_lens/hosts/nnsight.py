@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,17 +16,20 @@ from nnsight.modeling.mixins.remotable import Remotable
 from torch import Tensor
 
 from unlock_lens.errors import UnsupportedModel
-from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, end_tokens, state_of
-from unlock_lens.hosts.ndif import NdifServer, generated, traced_log_probs
+from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, end_tokens, scaled, state_of
+from unlock_lens.hosts.guard import check_thread, running, steering, tell_of_dropout
+from unlock_lens.hosts.ndif import NdifServer, generated, generation_options, traced_log_probs, unembedded
+from unlock_lens.hosts.positions import as_rows, of_mask, residual_of
 from unlock_lens.hosts.remote import Remote
 from unlock_lens.hosts.tracing import (
     apply_edits,
+    edit_every_step,
     identity_and_blocks,
     inputs_of,
     open_loops_end_quietly,
-    residual_of,
-    unembedding_paths,
+    tokens_first,
 )
+from unlock_lens.hosts.trust import STEPS, two_rows
 from unlock_lens.method.apply import at_least_float32
 
 logger = logging.getLogger(__name__)
@@ -58,6 +62,7 @@ class NNsightBackend(Backend):
         self.tokenizer = model.tokenizer
         self.end_tokens = end_tokens(getattr(model._module, "generation_config", None), model.tokenizer)
         self.identity, self.blocks = identity_and_blocks(model)
+        self.found = {}
 
     @staticmethod
     def made_from(model: Any) -> tuple[Any, ...]:
@@ -81,22 +86,27 @@ class NNsightBackend(Backend):
             logger.warning("%s is open here with weights; the server runs its own checkpoint of that name, not these", name)
         return NdifServer(self.model, self.blocks, server)
 
-    def _tell_loading(self) -> None:
+    def _check_loaded(self) -> None:
         """A `remote=` that was forgotten would load what the machine may not hold."""
-        if self.model._module.get_input_embeddings().weight.is_meta:
-            told = "%s is open without weights, which are loaded here now; for a server give remote="
-            logger.warning(told, self.identity.name)
+        if getattr(self.model, "dispatched", True):
+            return
+        logger.warning("%s is open without weights, which are loaded here now; for a server give remote=", self.identity.name)
+        self.model.dispatch()
 
-    def capture(
+    @staticmethod
+    def module_of(model: Any) -> Any:
+        return model._module
+
+    def _capture(
         self, batch: Batch, layers: Sequence[int], rows: Int[Tensor, " picked"], columns: Int[Tensor, " picked"], keep: Keep
     ) -> None:
-        self._tell_loading()
-        model, blocks = self.model, self.blocks
+        model, blocks, turned = self.model, self.blocks, tokens_first(self.model)
         stops: list[Exception] = []
         with torch.no_grad():
             with model.trace({**inputs_of(batch), "use_cache": False}) as tracer:
                 for i, layer in enumerate(layers):
-                    keep(i, at_least_float32(residual_of(model.get(blocks)[layer].output).detach()[rows, columns]))
+                    states = residual_of(model.get(blocks)[layer].output).detach()
+                    keep(i, at_least_float32(as_rows(states, batch.ids.shape[0], batch.ids.shape[1], turned)[rows, columns]))
                 try:
                     tracer.stop()
                 except Exception as stop:
@@ -104,39 +114,50 @@ class NNsightBackend(Backend):
                     raise
         _forget(stops)
 
-    def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
+    def _log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
         return traced_log_probs(self.model, self.blocks, batch, edits, prompt_length, {})
 
-    @torch.no_grad()
     def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
-        norm, head = (self.model._module.get_submodule(path) for path in unembedding_paths(self.model, self.blocks))
-        if head.weight.is_meta:
+        if not getattr(self.model, "dispatched", True):
             raise UnsupportedModel(
                 f"{self.identity.name} is open without weights, and its unembedding is needed; give remote=, "
                 "or open it with dispatch=True"
             )
-        return head(norm(residual.to(head.weight))).float().cpu()
+        ids = two_rows(self.tokenizer)[0].unsqueeze(0)
+        with running(self.root):
+            found = unembedded(self.model, self.blocks, self.identity.n_layers - 1, ids, residual, {})
+        return scaled(self.identity.name, self.model.config.get_text_config(), *found)
 
-    def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
-        self._tell_loading()
+    def _generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
         return generated(self.model, self.blocks, [batch], edits, how, {})["0"]
 
+    def _decode(self, ids: Tensor, mask: Tensor | None, cached: bool) -> tuple[Tensor, Tensor]:
+        options = generation_options(Generation(STEPS, cached)) | {"output_logits": True, "return_dict_in_generate": True}
+        inputs = {name: of.to(self.model.device) for name, of in inputs_of(Batch.of(ids, mask)).items()}
+        with self.model.generate(inputs, **options) as tracer:
+            found = tracer.result.save()
+        return found.sequences[:, ids.shape[1] :].cpu(), torch.stack(found.logits, dim=1).cpu()
+
     @contextmanager
-    def attached(self, edits: Edits) -> Generator[None, None, None]:
-        model, blocks = self.model, self.blocks
+    def attached(self, edits: Edits, mask: Tensor | None = None) -> Generator[None, None, None]:
+        model, blocks, thread = self.model, self.blocks, threading.get_ident()
+        prompt = None if mask is None else of_mask(mask)
+        tell_of_dropout(model._module, "its noise is in what is steered")
         with model.edit(inplace=True) as tracer:
-            apply_edits(model, blocks, edits, tracer)
+            check_thread(thread)
+            edit_every_step(model, blocks, edits, tracer, prompt)
         ours = model._edits[-1]
         try:
-            with open_loops_end_quietly():
+            with steering(model._module), open_loops_end_quietly():
                 yield
         finally:
             model._edits = [edit for edit in model._edits if edit is not ours]
 
-    def apply(self, edits: Edits, tracer: Any) -> None:
-        apply_edits(self.model, self.blocks, edits, tracer)
+    def apply(self, edits: Edits, tracer: Any, layer: int | None = None) -> None:
+        tell_of_dropout(self.model._module, "its noise is in what is steered")
+        apply_edits(self.model, self.blocks, edits, tracer, layer)
 
-    def fwd_hooks(self, edits: Edits, last: Any) -> list[Any]:
+    def fwd_hooks(self, edits: Edits, mask: Tensor | None = None) -> list[Any]:
         raise UnsupportedModel(
             "fwd_hooks are TransformerLens' form; for an nnsight model take steer.apply(lm) in its trace, or steer.attached(lm)"
         )

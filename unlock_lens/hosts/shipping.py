@@ -24,7 +24,7 @@ class ShippedHook:
         self.settings = dict(settings)
         self.check_model = self.settings.pop("check_model")
 
-    def apply(self, model: Any, tracer: Any = None) -> None:
+    def apply(self, model: Any, tracer: Any = None, layer: int | None = None) -> None:
         """`SteeringHook.apply`; a server's models are raw."""
         identity, blocks = identity_and_blocks(model)
         fits = self.vectors.shape[1] == identity.d_model and max(self.layers) < identity.n_layers
@@ -35,7 +35,7 @@ class ShippedHook:
                 "transport it with a SubspaceAligner"
             )
         edits = edits_of(self.vectors, self.layers, **self.settings)
-        apply_edits(model, blocks, {layer: [edit] for layer, edit in edits.items()}, tracer)
+        apply_edits(model, blocks, {edited: [edit] for edited, edit in edits.items()}, tracer, layer)
 
 
 def arrived(home: str, direction: tuple[Any, ...], settings: Mapping[str, Any]) -> Any:

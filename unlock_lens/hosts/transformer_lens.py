@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from itertools import chain, repeat
 from typing import Any, Literal
 
@@ -13,83 +14,62 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from unlock_lens.errors import InvalidInput, UnsupportedModel
-from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, end_tokens, state_of
-from unlock_lens.hosts.identity import Basis, ModelIdentity, fingerprint, model_name
+from unlock_lens.errors import UnsupportedModel
+from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, end_tokens, scaled, state_of
+from unlock_lens.hosts.guard import running, steering, tell_of_dropout
+from unlock_lens.hosts.identity import Basis, ModelIdentity, executed_on, fingerprint, model_name, stored, weights_print
+from unlock_lens.hosts.listening import Listener, heard_pattern
+from unlock_lens.hosts.positions import Progress, as_rows, from_rows, given_to, residual_of, takes, with_residual
 from unlock_lens.hosts.remote import Remote
 from unlock_lens.hosts.tokenizers import adds_bos, meant_by
+from unlock_lens.hosts.trust import STEPS, two_rows
 from unlock_lens.method.apply import Chunk, Edit, at_least_float32
 
 logger = logging.getLogger(__name__)
 HookList = list[tuple[str, Callable[..., Any]]]
 
+Hook = Callable[..., Tensor | None]
+"""Takes the states at a hook point (and the point); gives others, or None to leave them."""
+
 _ENTRY = "blocks.0.hook_resid_pre"
 _PATTERN = "blocks.0.attn.hook_pattern"
-_DECODING = Chunk(prompt_length=1, seen=1)
-"""A pass after the prompt, which lies in the KV cache, however long it is."""
+
+
+_HOOKED = {
+    "cache": True,
+    **{f"padding, {how} cache": False for how in ("with", "without")},
+    **{f"rows of equal length, {how} cache": True for how in ("with", "without")},
+}
+"""HookedTransformer.generate takes no mask and guesses it from pad tokens: prompts of one length need none."""
+
+
+class _Enough(Exception):
+    """All layers that are read were read: the rest of the pass is not needed."""
 
 
 def open_bridge(name: str, dtype: str) -> Any:
     """A TransformerBridge on a folder or hub id."""
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoConfig
 
+    config = AutoConfig.from_pretrained(name)
+    if not find_spec("torchvision") and any(hasattr(config, of) for of in ("vision_config", "audio_config")):
+        raise UnsupportedModel(
+            f"{name} is multimodal, and TransformerLens would install torchvision with pip while it opens it; install "
+            "torchvision yourself, or open the model in nnsight"
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = TransformerBridge.boot_transformers(name, device=device, dtype=getattr(torch, dtype))
     model.cfg.default_prepend_bos = adds_bos(meant_by(model.tokenizer))  # its text path then reads what a Variant reads
     return model
 
 
-class Progress:
-    """Tells prefill from decoding, from inside native hooks, where the run is the user's own.
-
-    The attention pattern is [query, key]: keys beyond the queries come from the KV cache. Without a cache, a pass that
-    continues the last one by one token is the next step of the same generation.
-    """
-
-    def __init__(self, last: Int[Tensor, " batch"] | None = None) -> None:
-        self.chunk = Chunk(prompt_length=0)
-        self._last = last
-        self._said = False
-        self._entering: Tensor | None = None
-        self._previous: Tensor | None = None
-
-    def enter(self, residual: Tensor, hook: Any) -> None:
-        self._entering = residual.detach()
-
-    def look(self, pattern: Tensor, hook: Any) -> None:
-        length, keys = pattern.shape[-2:]
-        if keys > length:
-            self.chunk, self._previous = _DECODING, None
-            return
-        if self._last is not None and len(self._last) != len(pattern):
-            raise InvalidInput(
-                f"the attention mask has {len(self._last)} rows, the batch {len(pattern)}; give one row a prompt"
-            )
-        before, now = self._previous, self._entering
-        continues = before is not None and now is not None and now.device == before.device and torch.equal(now[:, :-1], before)
-        if continues and not self._said:
-            self._said = True
-            logger.warning(
-                "a pass without KV cache continues the one before by one token, and is steered as the next step of the same "
-                "generation; for prompts of their own (a sweep over prefixes, say) attach the hook anew for each"
-            )
-        self.chunk = Chunk(self.chunk.prompt_length if continues else length, 0, self._last)
-        self._previous = self._entering
-
-
-def _editing(edits: Edits, chunk: Callable[[], Chunk]) -> HookList:
-    def editing(of_layer: Sequence[Edit]) -> Callable[..., Tensor | None]:
-        return lambda residual, hook: _edited(residual, of_layer, chunk())
-
-    return [(_output_of(layer), editing(of_layer)) for layer, of_layer in sorted(edits.items())]
-
-
-def _edited(residual: Tensor, of_layer: Sequence[Edit], chunk: Chunk) -> Tensor | None:
+def _edited(states: Tensor, of_layer: Sequence[Edit], chunk: Chunk, rows: int) -> Tensor | None:
     """None where no token of the chunk is meant: the hook point then passes its own tensor on."""
-    edited = residual
+    residual = edited = as_rows(states, rows, states.shape[-2])
     for edit in of_layer:
         edited = edit(edited, chunk)
-    return None if edited is residual else edited
+    return None if edited is residual else from_rows(edited, states)
 
 
 def _output_of(layer: int) -> str:
@@ -97,42 +77,101 @@ def _output_of(layer: int) -> str:
 
 
 @contextmanager
-def generating(model: Any, edits: Edits, prompt_length: int, cached: bool) -> Generator[None, None, None]:
-    """Edits one run of `model.generate`, whose first pass reads the prompts.
+def _hooked(model: Any, hooks: Mapping[int, Hook], fires: bool) -> Generator[dict[int, RemovableHandle], None, None]:
+    """Hooks on the outputs of blocks, with what removes each; on the modules themselves where hook points do not fire."""
+    if fires:
+        with model.hooks(fwd_hooks=[(_output_of(layer), hook) for layer, hook in hooks.items()]):
+            # The hook that a point was given last is ours; the user's own stay as they are.
+            yield {layer: model.hook_dict[_output_of(layer)].fwd_hooks[-1].hook for layer in hooks}
+        return
 
-    With a KV cache, a hook that is meant for the prompt alone takes itself away when it has acted: decoding runs none of ours.
+    def on_module(hook: Hook) -> Callable[..., Any]:
+        def after(module: Any, args: Any, output: Any) -> Any:
+            changed = hook(residual_of(output))
+            return None if changed is None else with_residual(output, changed)
+
+        return after
+
+    handles = {layer: model.blocks[layer].register_forward_hook(on_module(hook)) for layer, hook in hooks.items()}
+    try:
+        yield handles
+    finally:
+        for handle in handles.values():
+            handle.remove()
+
+
+class _Generating:
+    """The edits of one run of `model.generate`, whose first pass reads the prompts.
+
+    With a KV cache, a hook that is meant for the prompt alone takes itself away when it has acted, and nothing listens after
+    the second pass: decoding runs none of ours. Where the second pass shows that there is no cache, the hooks come back.
     """
-    handles: dict[int, RemovableHandle] = {}
 
-    def editing(layer: int, of_layer: Sequence[Edit]) -> Callable[..., Tensor | None]:
-        prefill, step = Chunk(prompt_length), Chunk(prompt_length, seen=prompt_length)
-        chunks = chain((prefill,), repeat(step)) if cached else repeat(prefill)
-        once = cached and not any(edit.acts_on_steps for edit in of_layer)
+    def __init__(self, model: Any, edits: Edits, batch: Int[Tensor, "row token"], cached: bool, fires: bool) -> None:
+        self._model, self._edits, self._fires = model, edits, fires
+        self._rows, self._length = batch.shape
+        self._cached = cached
+        self._chunk = Chunk(self._length)
+        self._passes = 0
+        self._made: set[int] = set()
+        self._handles: dict[int, RemovableHandle] = {}
+        self._context = ExitStack()
 
-        def hook_fn(residual: Tensor, hook: Any) -> Tensor | None:
-            if once:
-                handles[layer].remove()
-            return _edited(residual, of_layer, next(chunks))
+    def __enter__(self) -> None:
+        root = getattr(self._model, "original_model", None)
+        if root is not None and self._cached and self._edits:
+            self._listening = root.register_forward_pre_hook(self._look, with_kwargs=True)
+            self._context.callback(self._listening.remove)
+        self._attach(once=self._cached)
+
+    def __exit__(self, kind: type[BaseException] | None, *of_error: Any) -> None:
+        self._context.__exit__(kind, *of_error)
+        if kind is None and (missed := sorted(set(self._edits) - self._made)):
+            raise UnsupportedModel(f"the hook points of layers {missed} never fired, so that nothing was steered there")
+
+    def _attach(self, once: bool) -> None:
+        hooks = {layer: self._editing(layer, of_layer, once) for layer, of_layer in self._edits.items()}
+        self._handles = self._context.enter_context(_hooked(self._model, hooks, self._fires))
+
+    def _editing(self, layer: int, of_layer: Sequence[Edit], once: bool) -> Hook:
+        leaves = once and not any(edit.acts_on_steps for edit in of_layer)
+        counts = self._cached and not hasattr(self._model, "original_model")  # nothing else tells the steps of these apart
+        steps = chain((self._chunk,), repeat(Chunk(self._length, self._length)))
+
+        def hook_fn(states: Tensor, hook: Any = None) -> Tensor | None:
+            if leaves:
+                self._handles[layer].remove()
+            self._made.add(layer)
+            return _edited(states, of_layer, next(steps) if counts else self._chunk, self._rows)
 
         return hook_fn
 
-    with model.hooks(fwd_hooks=[(_output_of(layer), editing(layer, of_layer)) for layer, of_layer in edits.items()]):
-        # The hook that a point was given last is ours; the user's own stay as they are.
-        handles.update({layer: model.hook_dict[_output_of(layer)].fwd_hooks[-1].hook for layer in edits})
-        yield
+    def _look(self, module: Any, args: Any, kwargs: Any) -> None:
+        self._passes += 1
+        if self._passes == 1:
+            return
+        self._listening.remove()
+        given = given_to(args, kwargs)
+        if given is not None and given.seen == 0 and given.length > self._length:
+            self._context.close()
+            self._attach(once=False)
+        else:
+            self._chunk = Chunk(self._length, self._length)
 
 
 class TransformerLensBackend(Backend):
     """A TransformerBridge or a HookedTransformer."""
 
     def __init__(self, model: Any) -> None:
-        missing = [name for name in (_ENTRY, _PATTERN) if name not in model.hook_dict]
+        wrapped = getattr(model, "original_model", None)
+        needed = (_output_of(0),) if wrapped is not None else (_ENTRY, _PATTERN)
+        missing = [name for name in needed if name not in model.hook_dict]
         if missing:
-            given = type(model).__name__
-            raise UnsupportedModel(f"{given} has no hook point {missing[0]}; a decoder with attention in block 0 is needed")
+            raise UnsupportedModel(f"{type(model).__name__} has no hook point {missing[0]}; a decoder is needed")
+        if getattr(getattr(wrapped, "config", None), "is_encoder_decoder", False):
+            raise UnsupportedModel(f"{type(wrapped).__name__} is an encoder-decoder; a decoder is needed")
         if model.tokenizer is None:
             raise UnsupportedModel(f"the {type(model).__name__} has no tokenizer; load it with tokenizer=")
-        wrapped = getattr(model, "original_model", None)
         self.model = model
         self.tokenizer = meant_by(model.tokenizer)
         self.end_tokens = end_tokens(getattr(wrapped, "generation_config", None), self.tokenizer)
@@ -141,10 +180,12 @@ class TransformerLensBackend(Backend):
             n_layers=int(model.cfg.n_layers),
             d_model=int(model.cfg.d_model),
             basis=_basis(model),
-            fingerprint=fingerprint(model.W_E),
+            fingerprint=fingerprint(embedding_of(model)),
             architecture=getattr(getattr(wrapped, "config", None), "model_type", None),
+            weights=weights_print(wrapped or model, processed=bool(getattr(model, "_weights_processed", wrapped is None))),
         )
         self._is_bridge = wrapped is not None
+        self.found = {} if self._is_bridge else dict(_HOOKED)
 
     @staticmethod
     def made_from(model: Any) -> tuple[Any, ...]:
@@ -170,88 +211,194 @@ class TransformerLensBackend(Backend):
         )
 
     @torch.no_grad()
-    def capture(
+    def _capture(
         self, batch: Batch, layers: Sequence[int], rows: Int[Tensor, " picked"], columns: Int[Tensor, " picked"], keep: Keep
     ) -> None:
-        def keeping(i: int) -> Callable[..., None]:
-            return lambda residual, hook: keep(i, at_least_float32(residual[rows, columns]))
+        left = set(range(len(layers)))
 
-        hooks = [(_output_of(layer), keeping(i)) for i, layer in enumerate(layers)]
-        self._run(batch, hooks, return_type=None, stop_at_layer=max(layers) + 1)
+        def keeping(i: int) -> Hook:
+            def hook_fn(states: Tensor, hook: Any = None) -> None:
+                keep(i, at_least_float32(as_rows(states, batch.ids.shape[0], batch.ids.shape[1])[rows, columns]))
+                left.discard(i)
+                if not left:
+                    raise _Enough
+
+            return hook_fn
+
+        try:
+            with _hooked(self.model, {layer: keeping(i) for i, layer in enumerate(layers)}, self._fires):
+                self._run(batch, return_type=None)
+        except _Enough:
+            return
+        raise UnsupportedModel(
+            f"blocks {[layers[i] for i in sorted(left)]} of {self.identity.name} did not run in a pass, so they have no states"
+        )
 
     @torch.no_grad()
-    def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
-        logits = self._run(batch, _editing(edits, lambda: Chunk(prompt_length)), return_type="logits")
-        return logits[:, prompt_length - 1 :].float().log_softmax(-1).cpu()
+    def _log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
+        predicted = batch.ids.shape[1] - prompt_length + 1
+        keeps = self._is_bridge and takes(self.model.original_model, "logits_to_keep")
+        with self._editing_each(edits, Chunk(prompt_length), len(batch.ids)):
+            logits = self._run(batch, return_type="logits", **({"logits_to_keep": predicted} if keeps else {}))
+        return logits[:, -predicted:].float().log_softmax(-1).cpu()
 
-    def _run(self, batch: Batch, hooks: HookList, **how: Any) -> Any:
-        padded = {} if self._is_bridge else {"padding_side": "left", "prepend_bos": False}
-        ids, mask = batch.ids.to(self._device), batch.mask.to(self._device)
-        return self.model.run_with_hooks(ids, attention_mask=mask, fwd_hooks=hooks, **padded, **how)
+    @contextmanager
+    def _editing_each(self, edits: Edits, chunk: Chunk, rows: int) -> Generator[None, None, None]:
+        """Edits one pass."""
+        made: set[int] = set()
+
+        def editing(layer: int, of_layer: Sequence[Edit]) -> Hook:
+            def hook_fn(states: Tensor, hook: Any = None) -> Tensor | None:
+                made.add(layer)
+                return _edited(states, of_layer, chunk, rows)
+
+            return hook_fn
+
+        with _hooked(self.model, {layer: editing(layer, of) for layer, of in edits.items()}, self._fires):
+            yield
+        if missed := sorted(set(edits) - made):
+            raise UnsupportedModel(f"the hook points of layers {missed} never fired, so that nothing was steered there")
+
+    def _run(self, batch: Batch, **how: Any) -> Any:
+        if self._is_bridge:
+            how |= {"use_cache": False} if takes(self.root, "use_cache") else {}
+        else:
+            how |= {"padding_side": "left", "prepend_bos": False}
+        mask = batch.mask.to(self._device) if batch.masked else None
+        return self.model(batch.ids.to(self._device), attention_mask=mask, **how)
+
+    @property
+    def _fires(self) -> bool:
+        """Whether blocks reach their hook points: a few families give lists, which TransformerBridge passes by."""
+        if not self._is_bridge:
+            return True
+        if "fires" not in self.found:
+            fired: list[bool] = []
+            ids = torch.zeros(1, 2, dtype=torch.long, device=self._device)
+            with torch.no_grad():
+                self.model.run_with_hooks(
+                    ids, return_type=None, stop_at_layer=1, fwd_hooks=[(_output_of(0), lambda states, hook: fired.append(True))]
+                )
+            self.found["fires"] = bool(fired)
+        return self.found["fires"]
 
     @torch.no_grad()
     def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
-        return self.model.unembed(self.model.ln_final(residual.to(self.model.W_U))).float().cpu()
+        norm, head = (getattr(self.model, name, None) for name in ("ln_final", "unembed"))
+        if norm is None or head is None:
+            raise UnsupportedModel(f"{self.identity.name} has no final norm or no unembedding, which the logit lens needs")
+        batch, states = Batch.of(two_rows(self.tokenizer)[0].unsqueeze(0), None), list[Tensor]()
+        with running(self.root):
+            with _hooked(self.model, {self.identity.n_layers - 1: lambda h, hook=None: states.append(h)}, self._fires):
+                own = self._run(batch, return_type="logits")
+            last = as_rows(states[0], batch.ids.shape[0], batch.ids.shape[1])
+            written, ours = (head(norm(some)) for some in (residual.to(last), last))
+        config = self.root.config.get_text_config() if self._is_bridge else self.model.cfg
+        return scaled(self.identity.name, config, written.cpu(), ours.cpu(), own.cpu())
+
+    @staticmethod
+    def module_of(model: Any) -> Any:
+        return getattr(model, "original_model", model)
 
     @property
     def _device(self) -> torch.device:
-        return self.model.W_E.device
+        weight = self.model.W_E
+        return executed_on(self.root.get_input_embeddings()) if weight.is_meta else weight.device
 
     @torch.no_grad()
-    def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
-        if self._is_bridge:
-            return self._generate(batch.ids, edits, how, attention_mask=batch.mask.to(self._device))
-        return self._generate_by_length(batch, edits, how)
-
-    def _generate_by_length(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
-        # HookedTransformer.generate takes no mask and guesses it from pad tokens: prompts of one length need none.
-        lengths = batch.mask.sum(dim=1)
-        new = torch.full((len(lengths), how.max_new_tokens), self.end_tokens[0] if self.end_tokens else 0)
-        for length in lengths.unique().tolist():
-            rows = (lengths == length).nonzero().squeeze(1)
-            made = self._generate(batch.ids[rows, -length:], edits, how)
-            new[rows, : made.shape[1]] = made
-        return new
-
-    def _generate(
-        self, ids: Int[Tensor, "row token"], edits: Edits, how: Generation, **more: Any
-    ) -> Int[Tensor, "row new_token"]:
+    def _generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
         sampling = {"do_sample": True, "temperature": how.temperature} if how.temperature else {"do_sample": False}
-        with generating(self.model, edits, ids.shape[1], how.use_cache):
-            whole = self.model.generate(
-                ids.to(self._device),
+        with _Generating(self.model, edits, batch.ids, how.use_cache, self._fires):
+            whole = self._written(
+                batch.ids,
+                batch.mask if batch.masked else None,
                 max_new_tokens=how.max_new_tokens,
                 stop_at_eos=bool(self.end_tokens),
                 eos_token_id=list(self.end_tokens) or None,
                 use_past_kv_cache=how.use_cache,
-                prepend_bos=False,
-                return_type="tokens",
-                verbose=False,
                 **sampling,
-                **more,
             )
-        return whole[:, ids.shape[1] :].cpu()
+        return whole[:, batch.ids.shape[1] :].cpu()
 
-    def attached(self, edits: Edits) -> AbstractContextManager[None]:
-        return self.model.hooks(fwd_hooks=self.fwd_hooks(edits, None))
+    def _written(self, ids: Tensor, mask: Tensor | None, **how: Any) -> Any:
+        masked = {} if mask is None else {"attention_mask": mask.to(self._device)}
+        told = self.model.cfg.device
+        if str(told) == "meta":  # where accelerate keeps weights elsewhere, and no tensors can be made
+            self.model.cfg.device = self._device
+        try:
+            return self.model.generate(
+                ids.to(self._device), prepend_bos=False, return_type="tokens", verbose=False, **masked, **how
+            )
+        finally:
+            self.model.cfg.device = told
 
-    def fwd_hooks(self, edits: Edits, last: Int[Tensor, " batch"] | None) -> HookList:
-        progress = Progress(last)
-        needed = any(edit.positions != "all" for of_layer in edits.values() for edit in of_layer)
-        looking = [(_ENTRY, progress.enter), (_PATTERN, progress.look)] if needed else []
-        return looking + _editing(edits, lambda: progress.chunk)
+    @torch.no_grad()
+    def _decode(self, ids: Tensor, mask: Tensor | None, cached: bool) -> tuple[Tensor, Tensor]:
+        how = {"max_new_tokens": STEPS, "do_sample": False, "stop_at_eos": False, "output_logits": True}
+        if cached or not getattr(self.model.cfg, "is_stateful", False):
+            found = self._written(ids, mask, use_past_kv_cache=cached, **how)
+        else:  # TransformerLens leaves these to transformers
+            masked = {} if mask is None else {"attention_mask": mask}
+            how |= {"return_dict_in_generate": True, "return_type": "tokens", "use_past_kv_cache": False}
+            found = self.model.hf_generate(ids.to(self._device), **masked, **how)
+        return found.sequences[:, ids.shape[1] :].cpu(), torch.stack(tuple(found.logits), dim=1).cpu()
 
-    def apply(self, edits: Edits, tracer: Any) -> None:
+    @contextmanager
+    def attached(self, edits: Edits, mask: Tensor | None = None) -> Generator[None, None, None]:
+        progress, fires = Progress(mask), self._fires
+        tell_of_dropout(self.root, "its noise is in what is steered")
+        with steering(self.root):
+            listener, hooks = self._steering(edits, progress)
+            try:
+                with self.model.hooks(fwd_hooks=self._listening(listener)), _hooked(self.model, hooks, fires):
+                    yield
+            finally:
+                listener.stop()
+
+    def fwd_hooks(self, edits: Edits, mask: Tensor | None = None) -> HookList:
+        if not self._fires:
+            raise UnsupportedModel(
+                f"the blocks of {self.identity.name} do not reach blocks.l.hook_resid_post; take steer.attached(model) or "
+                "ul.generate"
+            )
+        listener, hooks = self._steering(edits, Progress(mask))
+        return self._listening(listener) + [(_output_of(layer), hook) for layer, hook in hooks.items()]
+
+    def _steering(self, edits: Edits, progress: Progress) -> tuple[Listener, dict[int, Hook]]:
+        """Hooks that keep the progress alive, and who tells it."""
+        root = self.root if self._is_bridge else None
+        listener = Listener(progress, edits, root, self.tokenizer.pad_token_id)
+
+        def editing(layer: int, of_layer: Sequence[Edit]) -> Hook:
+            def hook_fn(states: Tensor, hook: Any = None) -> Tensor | None:
+                listener.made(layer)
+                return _edited(states, of_layer, progress.chunk, progress.rows)
+
+            return hook_fn
+
+        return listener, {layer: editing(layer, of_layer) for layer, of_layer in sorted(edits.items())}
+
+    def _listening(self, listener: Listener) -> HookList:
+        """The hooks that tell of passes where no Hugging Face model does."""
+        return [] if self._is_bridge else list(zip((_ENTRY, _PATTERN), heard_pattern(listener), strict=True))
+
+    def apply(self, edits: Edits, tracer: Any, layer: int | None = None) -> None:
         raise UnsupportedModel(
             "apply is for nnsight's trace bodies; for a TransformerLens model take steer.fwd_hooks(model) "
             "or steer.attached(model)"
         )
 
 
+def embedding_of(model: Any) -> Tensor:
+    """The embedding, of which W_E is empty where accelerate keeps it elsewhere."""
+    weight = model.W_E
+    return weight.detach() if not weight.is_meta else stored(model.original_model.get_input_embeddings())
+
+
 def _basis(model: Any) -> Basis:
     # Processed LayerNorm weights write nothing along the d_model mean, the embedding first of all.
     if model.cfg.normalization_type not in ("LN", "LNPre"):
         return "raw"
-    embedding = model.W_E.detach().float()
+    embedding = embedding_of(model).float()
     no_mean = embedding.mean(-1).abs() <= 1e-5 * embedding.abs().mean(-1)  # a row of zeros, of a pad token, has no mean
     return "zero_mean" if bool(no_mean.all()) else "raw"

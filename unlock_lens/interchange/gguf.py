@@ -9,6 +9,7 @@ the model's architecture in `controlvector.model_hint`.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import warnings
 from pathlib import Path
@@ -25,6 +26,7 @@ from unlock_lens.core.steering import SteeringHook
 from unlock_lens.errors import ArtifactError, InvalidInput
 from unlock_lens.interchange.common import acting, additive, by_layer, direction_of, given_to, identity_of, reading
 
+logger = logging.getLogger(__name__)
 KIND = "controlvector"
 COUNT, HINT = f"{KIND}.layer_count", f"{KIND}.model_hint"
 DESCRIPTION = "unlock_lens.description"
@@ -144,11 +146,10 @@ def _check(kept: dict[str, Any], count: int, path: str | Path) -> None:
         raise ArtifactError(
             f"{path} is a GGUF of architecture {kept.get('general.architecture')!r}, perhaps a model; {KIND!r} is needed"
         )
-    if not count or kept.get(COUNT) != count:
-        raise ArtifactError(
-            f"{path} holds {count} directions, and {COUNT} is {kept.get(COUNT)}; both must be one number above 0: "
-            "write it again, with a vector for each steered layer"
-        )
+    if not count:
+        raise ArtifactError(f"{path} holds no directions; write it again, with a vector for each steered layer")
+    if kept.get(COUNT) != count:  # some writers give the model's layers, and llama.cpp reads the tensors alone
+        logger.info("%s holds %d directions, and its %s is %s", path, count, COUNT, kept.get(COUNT))
 
 
 def _vector(tensor: Any) -> Float[np.ndarray, ...]:

@@ -64,8 +64,8 @@ class Chunk:
 
     Attributes:
         prompt_length: number of tokens of the prompt.
-        seen: tokens that lie in the KV cache already; 0 in the prefill and whenever there is no cache.
-        last: index of each row's last prompt token; None where the prompts end at `prompt_length`.
+        seen: tokens that stand before this pass; 0 in the prefill and whenever there is no cache.
+        last: column of each row's last prompt token in the whole sequence; None where the prompts end at `prompt_length`.
     """
 
     prompt_length: int
@@ -124,8 +124,10 @@ class Edit:
         if self.positions == "prompt":
             return everyone, slice(0, prompt_end)
         if chunk.last is not None:
-            return torch.arange(residual.shape[0], device=residual.device), chunk.last.to(residual.device)
-        return everyone, slice(prompt_end - 1, prompt_end)
+            columns = chunk.last.to(residual.device) - chunk.seen
+            rows = ((columns >= 0) & (columns < length)).nonzero().squeeze(1)
+            return (rows, columns[rows]) if len(rows) else None
+        return (everyone, slice(prompt_end - 1, prompt_end)) if prompt_end <= length else None
 
 
 def edits_of(

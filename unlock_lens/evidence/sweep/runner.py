@@ -172,12 +172,12 @@ class _Runner:
         baseline = None if setting.alpha is None else self.test(self.material.baseline(setting))
         return self.line(setting, "test", baseline)
 
-    def line(self, setting: Setting, split: str, baseline: Line | None = None, steered: Line | None = None) -> Line:
+    def line(self, setting: Setting, split: str, *of: Line | None) -> Line:
         """The result of one setting on one split, measured only if the results file does not hold it yet."""
         config = asdict(setting)
         key = key_of(config, split)
         if key not in self.lines:
-            line = {"config": config, "split": split, **measured(self.material, setting, split, baseline, steered)}
+            line = {"config": config, "split": split, **measured(self.material, setting, split, *of)}
             results.append(self.file, line)
             self.lines[key] = line
             self.bar.update()
