@@ -72,7 +72,8 @@ class Pair:
         equals = [alpha for alpha, told in transfer.items() if told["train"]["accuracy"] == best]
         alpha = equals[len(equals) // 2]
         reported = transfer[alpha]["test"]
-        paired = compare(*([bool(right) for right in each["right"]] for each in (reported, self.unsteered)))
+        after, before = ([bool(right) for right in each["right"]] for each in (reported, self.unsteered))
+        paired = compare(after, before)
         lines = [
             _line({**reported, "paired": asdict(paired)}, "test", None, alpha),
             _line(self.unsteered, "test", "unsteered"),

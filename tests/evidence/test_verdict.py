@@ -262,7 +262,7 @@ def test_p_values_are_readable(p: float, told: str) -> None:
 def test_a_source_without_a_capability_at_the_same_setting_leaves_it_undecided() -> None:
     """It needs more strength to arrive than the transfer does, and still reaches half of the gain where that was reported."""
     results = sweep(200)
-    lines: list[dict[str, Any]] = [
+    lines: list[Any] = [
         {**line, "accuracy": 0.6} if line["config"]["control"] == "null" and line["config"]["alpha"] == 0.5 else line
         for line in results.lines
         if line["config"]["control"] != "null" or line["config"]["seed"] or line["config"]["alpha"] > 0.3

@@ -77,7 +77,9 @@ def in_bridge(model: Any, folder: Path) -> Any:
 
     model.save_pretrained(folder)
     make_tokenizer(MIXES["base"]).save_pretrained(folder)
-    return TransformerBridge.boot_transformers(str(folder), device="cpu", dtype=torch.float32)
+    bridge: Any = TransformerBridge.boot_transformers(str(folder), device="cpu", dtype=torch.float32)
+    bridge.cfg.default_prepend_bos = False  # the tokenizer adds none
+    return bridge
 
 
 def turned(h: Tensor, v: Tensor, alpha: float) -> Tensor:

@@ -207,7 +207,8 @@ def test_an_offloaded_model_is_served(tmp_path: Path) -> None:
     hf: Any = AutoModelForCausalLM.from_pretrained(
         tmp_path, device_map=spread, offload_folder=tmp_path / "offloaded", dtype=torch.float32
     )
-    model = TransformerBridge.boot_transformers(str(tmp_path), hf_model=hf.eval())
+    model: Any = TransformerBridge.boot_transformers(str(tmp_path), hf_model=hf.eval())
+    model.cfg.default_prepend_bos = False
     prompts = ["Q 3 1 A :", "Q 5 think A :"]
     assert backend_of(model).identity.is_same_model(backend_of(whole).identity)
     found, want = (read.at_all_tokens(ul.Variant(of, prompts)) for of in (model, whole))
