@@ -152,7 +152,7 @@ class Variant:
     def _tell_other_ids(self, found: Tokens) -> None:
         """Caution, once for each model, that its host reads the first prompt as other ids than these."""
         name, ours = self.backend.identity.name, found.ids[0][found.mask[0].bool()].tolist()
-        if name in _told_other_ids or (native := self.backend.native_ids(self.prompts[0])) == ours:
+        if name in _told_other_ids or (native := self.backend.native_ids(self.prompts[0])) == ours[: len(native)]:
             return
         _told_other_ids.add(name)
         caution(
