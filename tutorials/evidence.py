@@ -498,10 +498,11 @@ report.summary(found)[["accuracy", "low", "high", "gained", "lost", "rank", "alp
 #     unlock-lens sweep mine.yaml --out mine
 #     unlock-lens report mine --html mine.html
 #
-# Three seeds of random directions were tried here, at three strengths. The best seed counts: with `control_seeds: 10`
-# and strengths up to 0.8 the transfer would have to beat the lucky one from above, too, which it cannot. Then `others`,
-# the further behaviours of the task, say whether it is specific.
+# Every right answer came, no control came near, and the verdict still does not credit the source: two of 19 sources without
+# a capability, through the same map and with the same strengths to choose from, do as well. In a model this small some
+# noise opens a behaviour, and only such a test shows it. In the family whose plain prompts vary, noise does not
+# (`unlock-lens sweep --zoo`). Then `others`, the further behaviours of the task, say whether a transfer is specific.
 #
 # What to take home: choose strengths on other problems than you report; give every control its own best strength; run
-# anti-mean always; look at several seeds; count behaviours and not only right answers; ask first whether the target can
-# do it.
+# anti-mean always; send sources without a capability through the same map; count behaviours and not only right answers;
+# ask first whether the target can do it.

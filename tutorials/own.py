@@ -376,8 +376,8 @@ print(report.verdict(found).headline)
 report.summary(found)[["accuracy", "low", "high", "gained", "lost", "rank", "alpha"]].round(2)
 
 # %% [markdown]
-# Three seeds of random directions were run. More would be stricter, and why that matters is told in the [tutorial on
-# evidence](evidence.ipynb). From a shell, with that config in a file
+# All answers came, and one of three maps whose tokens were paired at random brings them as well: in models this small that
+# happens, and the verdict does not credit the source. The [tutorial on evidence](evidence.ipynb) says more. From a shell, with that config in a file
 # (`Path("mine.yaml").write_text(config.to_yaml())`):
 #
 #     unlock-lens sweep mine.yaml --out doubling

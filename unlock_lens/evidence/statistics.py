@@ -151,6 +151,9 @@ def power_of(n: int, gained: float, lost: float, confidence: float = CONFIDENCE)
 def sample_size_in_words(n: int, base_rate: float, losses: float = LOSSES) -> str | None:
     """What n problems are too few for, or None if they can show a gain of 20 points (or all that is left to gain).
 
+    Raises:
+        InvalidInput: n below 1, or a base rate or losses outside 0..1.
+
     Example:
         >>> print(sample_size_in_words(10, base_rate=0.14))
         10 problems cannot show any gain (from 14%, 10% lost); take at least 84 to show 20 points

@@ -134,8 +134,12 @@ class NNsightBackend(Backend):
     def _decode(self, ids: Tensor, mask: Tensor | None, cached: bool) -> tuple[Tensor, Tensor]:
         options = generation_options(Generation(STEPS, cached)) | {"output_logits": True, "return_dict_in_generate": True}
         inputs = {name: of.to(self.model.device) for name, of in inputs_of(Batch.of(ids, mask)).items()}
-        with self.model.generate(inputs, **options) as tracer:
-            found = tracer.result.save()
+        edits, self.model._edits = self.model._edits, []  # those of an edited model are not what is measured
+        try:
+            with self.model.generate(inputs, **options) as tracer:
+                found = tracer.result.save()
+        finally:
+            self.model._edits = edits
         return found.sequences[:, ids.shape[1] :].cpu(), torch.stack(found.logits, dim=1).cpu()
 
     @contextmanager
