@@ -377,8 +377,8 @@ report.summary(found)[["accuracy", "low", "high", "gained", "lost", "rank", "alp
 
 # %% [markdown]
 # All answers came, and one of three maps whose tokens were paired at random brings them as well: in models this small that
-# happens, and the verdict does not credit the source. The [tutorial on evidence](evidence.ipynb) says more. From a shell, with that config in a file
-# (`Path("mine.yaml").write_text(config.to_yaml())`):
+# happens, and the verdict does not credit the source. The [tutorial on evidence](evidence.ipynb) says more. From a shell,
+# with that config in a file (`Path("mine.yaml").write_text(config.to_yaml())`):
 #
 #     unlock-lens sweep mine.yaml --out doubling
 #     unlock-lens report doubling --html doubling.html
