@@ -124,7 +124,7 @@ def test_nothing_is_told_where_the_rank_is_there(caplog: pytest.LogCaptureFixtur
 def test_bad_calibrations_are_refused(small: Any, large: Any) -> None:
     with pytest.raises(ul.InvalidInput, match="rank 0 was given"):
         SubspaceAligner(0)
-    with unchecked(), pytest.raises(ul.InvalidInput, match="positions 'first' was given"):
+    with unchecked(), pytest.raises(ul.InvalidInput, match="positions 'first' were given"):
         SubspaceAligner(2, positions="first")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ul.InvalidInput, match="12 source and 11 target texts"):
         SubspaceAligner(2).fit(ul.Variant(large, TASK.direct), ul.Variant(small, TASK.direct[1:]))

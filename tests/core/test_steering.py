@@ -37,7 +37,9 @@ def test_numbers_and_names_are_checked_at_once() -> None:
     with unchecked():
         with pytest.raises(ul.InvalidInput, match="no operation 'project'; take one of norm_preserving, add, ablate"):
             ul.SteeringHook(direction, 0.5, "project")  # pyright: ignore[reportArgumentType]
-        with pytest.raises(ul.InvalidInput, match="no positions 'last'; take one of last_prompt, prompt, generated, all"):
+        with pytest.raises(
+            ul.InvalidInput, match="positions 'last' were asked for; take one of last_prompt, prompt, generated, all"
+        ):
             ul.SteeringHook(direction, 0.5, positions="last")  # pyright: ignore[reportArgumentType]
 
 

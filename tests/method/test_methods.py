@@ -196,8 +196,8 @@ def test_a_nearly_singular_gram_is_cut_and_not_inverted(caplog: pytest.LogCaptur
         ({"rank": 2.5}, "rank 2.5 was given; take a whole number"),
         ({"rank": 0}, "rank 0 was given; at least 1 is needed"),
         ({"sinks": "remove"}, "sinks 'remove' was given; take one of auto, keep, drop, rescale"),
-        ({"positions": 0}, "positions 0 was given"),
-        ({"positions": True}, "positions True was given"),
+        ({"positions": 0}, "positions 0 were given"),
+        ({"positions": True}, "positions True were given"),
     ],
 )
 def test_options_that_cannot_be_are_refused(given: dict[str, Any], message: str) -> None:

@@ -73,7 +73,7 @@ class SteeringHook:
         if self.operation not in OPERATIONS:
             raise InvalidInput(f"there is no operation {self.operation!r}; take one of {', '.join(OPERATIONS)}")
         if self.positions not in POSITIONS:
-            raise InvalidInput(f"there are no positions {self.positions!r}; take one of {', '.join(POSITIONS)}")
+            raise InvalidInput(f"edits at the positions {self.positions!r} were asked for; take one of {', '.join(POSITIONS)}")
         steered = self.direction.at_layers(self.direction.layers if self.layers is None else self.layers)  # says which it lacks
         if isinstance(self.alpha, Mapping) and set(self.alpha) != set(steered.layers):
             raise InvalidInput(
