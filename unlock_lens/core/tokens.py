@@ -94,7 +94,8 @@ def check_positions(positions: Positions) -> None:
     stride = isinstance(positions, int) and not isinstance(positions, bool) and positions >= 1
     if positions not in ("last", "all") and not stride:
         raise InvalidInput(
-            f'calibration positions {positions!r} were given; take "last", "all", or a stride (4: every fourth token, back from the last)'
+            f'calibration positions {positions!r} were given; take "last", "all", or a stride '
+            "(4: every fourth token, back from the last)"
         )
 
 
