@@ -279,15 +279,10 @@ def _headline(status: Status, results: Results, arms: Arms, against: Sequence[Ri
         beats, left = "no control comes near" if near else "it beats every control", arms.get("without_mean")
         gone = left is not None and not _better(left, base)
         doubt = "; but nothing of it is left without the direction's part along the target's mean state" if gone else ""
-        rare = f", and none of {nulls.n} sources without a capability does as well" if nulls and not nulls.as_good else ""
-        rare = (
-            f", and {nulls.as_good} of {nulls.n} sources without a capability do as well" if nulls and nulls.as_good else rare
-        )
+        rare = f", and {_as_good(nulls)}" if nulls else ""
         return f"arrived: {change}, {'' if rare else 'and '}{beats} ({_reaches(best)} at most){rare}{better}{doubt}"
     if status == "not from the source" and nulls and not nulls.is_rare:
-        does = "does" if nulls.as_good == 1 else "do"
-        told = f"{nulls.as_good} of {nulls.n} sources without a capability {does} as well (p = {nulls.p:.2g})"
-        return f"cannot be credited to the source: {change}, but {told}"
+        return f"cannot be credited to the source: {change}, but {_as_good(nulls)} (p = {nulls.p:.2g})"
     if status == "not from the source":
         best = _best([rival for rival in against if rival.gains and not rival.beaten])
         return f"cannot be credited to the source: {change}, but {_reaches(best)} as well"
@@ -333,6 +328,11 @@ def _null_sources(nulls: NullTest | None) -> str:
         f"greater strength than the transfer: p = {nulls.p:.2g}. Arriving is a gain of {points(nulls.needed)} points on train; "
         f"{nulls.arrive} of them arrive at some strength."
     )
+
+
+def _as_good(nulls: NullTest) -> str:
+    does = "do" if nulls.as_good > 1 else "does"
+    return f"{nulls.as_good or 'none'} of {nulls.n} sources without a capability {does} as well"
 
 
 def _best(against: Sequence[Rival]) -> Rival:

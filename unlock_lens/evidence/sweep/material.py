@@ -122,7 +122,7 @@ class Material:
 
     def contrast(self, side: Side, setting: Setting) -> Contrast:
         """The differences of the first n questions, in the source or (for the control "own") in the target."""
-        position = -1 if setting.position is None else setting.position
+        position = _position(setting)
         key = ("contrast", side, setting.capability, position)
         whole: Contrast = self.once(key, lambda: self._captured_contrast(side, setting.capability, position))
         return whole.first(setting.n or len(whole))
@@ -221,7 +221,7 @@ class Material:
     def _locked_states(self, setting: Setting) -> Tensor:
         """The source's states at the end of its locked prompts, at all layers."""
         locked = self._calibrating("source", "paper")
-        tokens = one_token(locked, -1 if setting.position is None else setting.position)
+        tokens = one_token(locked, _position(setting))
         how = How(self.config.batch_size, progress=self.progress)
         return self.once(("locked states", setting.position), lambda: read.states(Picked(locked, tokens), how=how))
 
@@ -230,10 +230,9 @@ class Material:
         template = getattr(self.config.capability, setting.control or "")
         capability, extract = self.config.capability, self.splits.extract
         other = capability.model_copy(update={"unlocked": template, "pairs": None})
-        sides = [self.asked(self.source, extract, other, unlocked) for unlocked in (False, True)]
-        position = -1 if setting.position is None else setting.position
-        how: dict[str, Any] = {"position": position, "batch_size": self.config.batch_size, "progress": self.progress}
-        whole = self.once(("contrast", setting.control, position), lambda: Contrast.capture(sides[0], sides[1], **how))
+        locked, unlocked = self.asked(self.source, extract, other), self.asked(self.source, extract, other, unlocked=True)
+        position = _position(setting)
+        whole = self.once(("contrast", setting.control, position), lambda: self._captured(locked, unlocked, position))
         return whole.first(min(setting.n or len(whole), len(whole)))
 
     def _fitted(self, setting: Setting, to: Side, shuffled: int | None) -> SubspaceAligner:
@@ -261,6 +260,9 @@ class Material:
         unlocked_model = capability.source_unlocked if side == "source" else capability.target_unlocked
         model = self._side(side)
         locked, unlocked = self._contrasted(capability, model, self.model(unlocked_model) if unlocked_model else model)
+        return self._captured(locked, unlocked, position)
+
+    def _captured(self, locked: Variant, unlocked: Variant, position: int) -> Contrast:
         return Contrast.capture(locked, unlocked, position=position, batch_size=self.config.batch_size, progress=self.progress)
 
     def _contrasted(self, capability: Capability, locked: Any, unlocked: Any) -> tuple[Variant, Variant]:
@@ -277,6 +279,9 @@ class Material:
 
         A map interpolates to states that it has seen, so the unlocked ones must be among them.
         """
+        return self.once(("calibrating", side, calibration), lambda: self._to_calibrate(side, calibration))
+
+    def _to_calibrate(self, side: Side, calibration: str) -> Variant:
         capability, model = self.config.capability, self._side(side)
         locked, unlocked = self._contrasted(capability, model, model)
         if calibration == "paper":
@@ -364,6 +369,10 @@ class Material:
                 if b >= target.n_layers or a >= source.n_layers:
                     depths = f"the target has {target.n_layers} layers, the source {source.n_layers}"
                     raise InvalidInput(f"grid.layer_map has {b}:{a}; {depths}")
+
+
+def _position(setting: Setting) -> int:
+    return -1 if setting.position is None else setting.position
 
 
 def hash_of(texts: Sequence[str] | None) -> str | None:
