@@ -135,15 +135,15 @@ class Bench:
             "cosine": cosine(moved, own) if own else None,
             "mean_cosine": cosine(moved, self.away_from_mean(transfer.target)),
         }
-        return {**asdict(transfer), **asdict(line), **told, **self._steered(moved, transfer)}
+        return {**asdict(transfer), **asdict(line), **told, **self.steered(moved, transfer)}
 
     def _control(self, name: str, transfer: Transfer, seed: int) -> dict[str, Any]:
         told = {**asdict(transfer), "control": name}
         if name == "unsteered":
-            return told | self._judged("report", transfer, None)
+            return told | self.judged("report", transfer, None)
         if name == "own" and _unpaired(transfer):
             return told
-        return told | self._steered(self._directed(name, transfer, seed), transfer)
+        return told | self.steered(self._directed(name, transfer, seed), transfer)
 
     def _directed(self, name: str, transfer: Transfer, seed: int) -> ul.CapabilityDirection:
         if name == "own":
@@ -158,15 +158,15 @@ class Bench:
         anti_mean = self.away_from_mean(transfer.target)
         return anti_mean if name == "anti-mean" else controls.random_like(anti_mean, seed)
 
-    def _steered(self, direction: ul.CapabilityDirection, transfer: Transfer) -> dict[str, Any]:
+    def steered(self, direction: ul.CapabilityDirection, transfer: Transfer) -> dict[str, Any]:
         """At the strength that brings most of the wanted behaviour on other problems; and at how many strengths it arrives."""
         hooks = [ul.SteeringHook(direction, alpha) for alpha in ALPHAS]
-        shares = [self._judged("choose", transfer, hook)["wanted"] for hook in hooks]
+        shares = [self.judged("choose", transfer, hook)["wanted"] for hook in hooks]
         best = hooks[shares.index(max(shares))]
         told = {"alpha": best.alpha, "window": sum(share >= ARRIVED for share in shares)}
-        return self._judged("report", transfer, best) | told
+        return self.judged("report", transfer, best) | told
 
-    def _judged(self, task: str, transfer: Transfer, steer: ul.SteeringHook | None) -> dict[str, Any]:
+    def judged(self, task: str, transfer: Transfer, steer: ul.SteeringHook | None) -> dict[str, Any]:
         problems, target = self.tasks[task], model(transfer.target)
         completions = ul.generate(target, problems.direct, steer, max_new_tokens=12, batch_size=BATCH, progress=False)
         found = Outcome.of(problems, completions)

@@ -50,7 +50,7 @@ class Transfer:
 
     @property
     def mix(self) -> str:
-        return "duo" if "duo" in self.source else "base"
+        return next((mix for mix in ("duo", "varied") if mix in self.source), "base")
 
     def __str__(self) -> str:
         return f"{self.source} -> {self.target}, {self.capability}"

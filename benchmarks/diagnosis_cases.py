@@ -13,9 +13,10 @@ from aligner_cases import Transfer
 from torch import Tensor
 
 import unlock_lens as ul
-from unlock_lens import zoo
+from unlock_lens import controls, zoo
 from unlock_lens.core import read
 from unlock_lens.core.contrast import Contrast
+from unlock_lens.core.tokens import paired_tokens
 from unlock_lens.method.align import proportional_layer
 from unlock_lens.zoo.family import MIXES, OPENINGS, TAGS, answer
 
@@ -23,15 +24,21 @@ RANKS = (1, 4, 8, 16, 24, 32, 48, 64)
 N_PAIRS = (4, 16, 64, 200)
 N_TEXTS = (20, 100, 600)
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-CALIBRATIONS = {"text": 0.5, "without": 0.2, "paper": 0.15, "locked": 0.15}
+CALIBRATIONS = {"text": 0.3, "prompts": 0.2, "without": 0.2, "paper": 0.15, "locked": 0.15}
 LAYER_MAPS = {"proportional": 0.6, "later": 0.1, "earlier": 0.1, "last": 0.1, "reversed": 0.1}
 CAPABILITIES = ("think", "reverse", "double", "post")
+BOTH_WAYS = (("large", "small"), ("small", "large"))
 PAIRS = (
     *((s, t, c) for s, t in (("large-base", "small-base"), ("small-base", "large-base")) for c in CAPABILITIES),
     *((s, "small-naive", c) for s in ("large-base", "small-base") for c in CAPABILITIES),
     ("large-duo", "small-duo", "think"),
     ("small-duo", "large-duo", "think"),
+    *((f"{s}-{m}", f"{t}-{m}", c) for m in ("base-2", "varied") for s, t in BOTH_WAYS for c in CAPABILITIES[:3]),
+    *((s, t, c) for s, t in (("small-gpt2", "large-base"), ("small-base", "small-gpt2")) for c in CAPABILITIES[:3]),
 )
+FAKES = ("minus", "noise", "states", "halves", "wrong", "shuffled")
+"""What takes the place of a true source direction, or of a true map."""
+FAKE_PAIRS = tuple((f"{s}-{m}", f"{t}-{m}") for m in ("base", "varied") for s, t in BOTH_WAYS)
 DEVELOPMENT = "small-base"
 BATCH = 200
 
@@ -45,10 +52,22 @@ class Case(Transfer):
     rank: int
     n_pairs: int
     layer_map: str
+    fake: str = ""
 
     @property
     def development(self) -> bool:
-        return self.target == DEVELOPMENT
+        return self.target == DEVELOPMENT and not self.fake
+
+
+def adversarial() -> list[Case]:
+    """Sources without the capability, and maps of tokens paired at random, each with a calibration that would otherwise do."""
+    capabilities = ("think", "double")
+    return [
+        Case(*pair, capability, "text", max(N_TEXTS), 48, max(N_PAIRS), "proportional", fake)
+        for fake in FAKES
+        for pair in FAKE_PAIRS
+        for capability in capabilities
+    ]
 
 
 def cases(seed: int, development: int, held_out: int) -> list[Case]:
@@ -85,6 +104,7 @@ class Bench:
         self.tasks = {name: zoo.running_sum(n, seed=100 * (seed + 1) + i) for i, (name, n) in enumerate(tasks.items())}
         self.contrast = cache(self._contrast)
         self.captured = cache(self._captured)
+        self.locked_states = cache(self._locked_states)
         self.unsteered = cache(self._unsteered)
         self.ability = cache(self._ability)
 
@@ -103,24 +123,48 @@ class Bench:
             return None  # there is no post-trained naive model
         return self.contrast(case.target, case.capability).direction()
 
+    def direction(self, case: Case) -> ul.CapabilityDirection:
+        """The source's, or what a fake case has in its place."""
+        true = self.contrast(case.source, case.capability).first(case.n_pairs).direction()
+        if case.fake == "minus":
+            return -true
+        if case.fake == "noise":
+            return controls.random_like(true, self.seed)
+        if case.fake == "states":
+            return controls.noise_of_states(true, self.states(case)[0], self.seed)
+        if case.fake == "halves":
+            return controls.halves(true, self.locked_states(case.source), self.seed)
+        if case.fake == "wrong":
+            return self.contrast(case.source, "reverse").direction()
+        return true
+
     def states(self, case: Case) -> tuple[Tensor, Tensor]:
-        """Of the calibration texts through both models."""
+        """Of the calibration texts through both models, at the tokens that they have in common."""
         without = case.behaviour if case.calibration == "without" else None
-        texts, lengths, found = "", torch.empty(0), []
-        for name in (case.source, case.target):
-            texts, lengths = self.captured(name, case.calibration, case.mix, without)
-            found.append(texts[:, : int(lengths[: case.n_texts].sum())])
-        return found[0], found[1]
+        asked = case.capability if case.calibration == "prompts" else None
+        source, target, counts = self.captured(case.source, case.target, case.calibration, case.mix, without, asked)
+        n = sum(counts[: case.n_texts])
+        return source[:, :n], target[:, :n]
 
-    def _captured(self, name: str, calibration: str, mix: str, without: str | None) -> tuple[Tensor, Tensor]:
-        variant = ul.Variant(model(name), self._texts(calibration, mix, without))
-        if calibration == "paper":
-            return read.at_position(variant, batch_size=BATCH), torch.ones(len(variant), dtype=torch.long)
-        return read.at_all_tokens(variant, batch_size=BATCH), variant.tokens.lengths
+    def _captured(
+        self, source: str, target: str, calibration: str, mix: str, without: str | None, asked: str | None
+    ) -> tuple[Tensor, Tensor, list[int]]:
+        texts = self._texts(calibration, mix, without, asked)
+        variants = ul.Variant(model(source), texts), ul.Variant(model(target), texts)
+        tokens = paired_tokens(*variants, "last" if calibration == "paper" else "all")
+        found = [read.states(read.Picked(v, t), how=read.How(BATCH)) for v, t in zip(variants, tokens, strict=True)]
+        return found[0], found[1], [len(of_text) for of_text in tokens[0]]
 
-    def _texts(self, calibration: str, mix: str, without: str | None) -> list[str]:
+    def _locked_states(self, name: str) -> Tensor:
+        return read.at_position(ul.Variant(model(name), self.tasks["extract"].direct), batch_size=BATCH)
+
+    def _texts(self, calibration: str, mix: str, without: str | None, asked: str | None) -> list[str]:
+        task = self.tasks["calibrate"]
+        if asked:
+            unlocked = task.direct if asked == "post" else task.prompts(asked)
+            return [prompt for pair in zip(task.direct, unlocked, strict=True) for prompt in pair]
         if calibration in ("paper", "locked"):
-            return self.tasks["calibrate"].direct
+            return task.direct
         if without is None:
             return zoo.text(max(N_TEXTS), seed=self.seed, mix=mix)
         drawn = zoo.text(5 * max(N_TEXTS), seed=self.seed, mix=mix)
@@ -130,7 +174,10 @@ class Bench:
         paper = case.calibration == "paper"
         chosen = _layer_map(case.layer_map, states[0].shape[0], states[1].shape[0])
         aligner = ul.SubspaceAligner(case.rank, not paper, "last" if paper else "all", layer_map=chosen)
-        return aligner.fit_activations(*states)
+        source, target = states
+        if case.fake == "shuffled":
+            source = controls.shuffled(source, self.seed)
+        return aligner.fit_activations(source, target)
 
     def gain(self, case: Case, moved: ul.CapabilityDirection) -> float:
         """Share of completions that are exactly right, at the strength chosen on other problems, less the unsteered share."""

@@ -18,6 +18,7 @@ from unlock_lens import zoo
 from unlock_lens.core import read
 from unlock_lens.core.contrast import Contrast
 from unlock_lens.core.direction import Provenance
+from unlock_lens.evidence import controls
 from unlock_lens.evidence.diagnosis import Diagnosis, diagnose, show
 from unlock_lens.evidence.probe import Probe
 from unlock_lens.hosts.identity import ModelIdentity
@@ -127,7 +128,7 @@ def test_ability_says_no() -> None:
 def test_what_was_not_looked_at_is_told() -> None:
     aligner, source, _ = made()
     said = " ".join(diagnose(ul.CapabilityDirection(source[:, 0], (0, 1)), aligner).reasons)
-    for part in ("give source and target", "give ability", "give a probe"):
+    for part in ("give source and target", "give ability", "give locked and unlocked"):
         assert part in said
 
 
@@ -248,10 +249,10 @@ def contrast(large: Any) -> Contrast:
 def forecast(large: Any, target: Any, contrast: Contrast, texts: list[str], **more: Any) -> Diagnosis:
     variants = ul.Variant(large, texts), ul.Variant(target, texts)
     aligner = ul.SubspaceAligner(48, centered=True, positions="all").fit(*variants, batch_size=100, progress=False)
-    locked, unlocked = ul.Variant(target, TASK.direct), ul.Variant(large, TASK.think)
-    moved = aligner.transport(contrast.direction())
-    probe = Probe.run(moved, locked, unlocked, batch_size=32) if more.pop("probed", False) else None
-    return diagnose(contrast.direction(), aligner, *variants, contrast, probe=probe, batch_size=100, **more)
+    if more.pop("probed", False):
+        more |= {"locked": ul.Variant(target, TASK.direct), "unlocked": ul.Variant(large, TASK.think)}
+    direction = more.pop("direction", contrast.direction())
+    return diagnose(direction, aligner, *variants, contrast, batch_size=100, **more)
 
 
 @pytest.mark.parametrize("probed", [False, True])
@@ -264,7 +265,32 @@ def test_text_with_the_capability_is_told_from_text_without_it(
     assert bad.score < 0.5
     assert good.score > bad.score + 0.4
     assert min(layer.coverage for layer in bad.layers) > 0.8  # which is why coverage alone would not do
-    assert any("add texts" in reason for reason in bad.reasons)
+    assert any("unlocked prompts among the texts" in reason for reason in bad.reasons)
+
+
+def test_nothing_without_a_capability_is_promised_to_work(large: Any, small: Any, contrast: Contrast) -> None:
+    """Geometry alone would promise them all: minus the direction lies where the direction does."""
+    direction = contrast.direction()
+    states = read.at_all_tokens(ul.Variant(large, TEXT), batch_size=100)
+    fakes = [-direction, controls.noise_of_states(direction, states, 1), controls.random_like(direction, 2)]
+    for fake in fakes:
+        found = forecast(large, small, contrast, TEXT, direction=fake, ability=1.0, probed=True)
+        assert found.score < 0.5
+        assert found.probe is not None
+        assert len(found.probe.nulls) == 9
+
+
+def test_a_probe_needs_both_sides(large: Any, small: Any, contrast: Contrast) -> None:
+    with pytest.raises(ul.InvalidInput, match="only one of locked and unlocked"):
+        forecast(large, small, contrast, TEXT, locked=ul.Variant(small, TASK.direct))
+
+
+def test_directions_without_a_capability_that_do_as_well_are_named() -> None:
+    aligner, source, _ = made()
+    probe = replace(Probe.of(scores(0, 0), scores(1, 1), {0.5: scores(1, 1)}), nulls=(1.0, 0.0))
+    found = diagnose(ul.CapabilityDirection(source[:, 0], (0, 1)), aligner, probe=probe)
+    assert found.score == 0.5
+    assert any("1 of 2 directions" in reason for reason in found.reasons)
 
 
 def test_the_naive_model_is_refused_for_its_ability(large: Any, contrast: Contrast) -> None:

@@ -10,6 +10,7 @@ import torch
 import unlock_lens as ul
 from tests.checks import unchecked
 from unlock_lens import zoo
+from unlock_lens.evidence.controls import random_like
 from unlock_lens.evidence.probe import Probe
 
 TASK = zoo.running_sum(n=32, seed=5)
@@ -28,22 +29,42 @@ def test_the_probe_counts_prompts_that_begin_as_the_unlocked_model_does() -> Non
     assert (found.share, found.alpha) == (pytest.approx(2 / 3), 0.6)
 
 
-def test_models_of_different_vocabularies_are_not_compared(small: Any) -> None:
-    duo = zoo.load("large-duo")
-    direction = ul.CapabilityDirection(torch.ones(3, 64), (0, 1, 2))
-    found = Probe.run(direction, ul.Variant(small, TASK.direct), ul.Variant(duo, TASK.think))
-    assert (found.share, found.by_alpha) == (None, ())
-    assert "vocabular" in (found.skipped or "")
+def test_models_of_two_vocabularies_are_compared_by_what_their_first_tokens_write() -> None:
+    """A Llama with a token for each word, and a GPT-2 that spells its words."""
+    source, target = zoo.load("small-gpt2"), zoo.load("small-base")
+    task = zoo.running_sum(n=60, seed=6)
+    direction = ul.CapabilityDirection.extract(ul.Variant(source, task.direct), ul.Variant(source, task.think))
+    prompts = [*task.direct, *task.think]
+    aligner = ul.SubspaceAligner().fit(ul.Variant(source, prompts), ul.Variant(target, prompts), progress=False)
+    begins = ul.Variant(target, TASK.direct), ul.Variant(source, TASK.think)
+    nulls = [aligner.transport(random_like(direction, seed)) for seed in range(3)]
+    found = Probe.run(aligner.transport(direction), *begins, batch_size=32, nulls=nulls)
+    assert found.share == 1.0
+    assert found.minus == 0.0
+    assert len(found.nulls) == 3
 
 
-def test_unlocked_prompts_that_go_on_where_locked_ones_end_have_no_first_token_to_compare(small: Any) -> None:
-    """As in "Answer:" and "Answer: Let's think step by step."."""
+@pytest.mark.parametrize(
+    ("written", "wanted", "alike"),
+    [("Let", "Let's", True), ("Let's", "Let", True), ("To", "First", False), ("", "First", False), ("", "", False)],
+)
+def test_two_openings_are_alike_if_one_begins_with_the_other(written: str, wanted: str, alike: bool) -> None:
+    found = Probe._counted([".", "."], [{wanted}, {"x"}], {0.5: [written, "."]}, in_words=True)
+    assert found.by_alpha == ((0.5, 0.5 if alike else 0.0),)
+
+
+def test_where_unlocked_prompts_continue_locked_ones_the_source_s_steered_run_is_the_example(small: Any, large: Any) -> None:
+    """As in "Answer:" and "Answer: Let's think step by step.": a steered model may write the suffix itself."""
     longer = [f"{prompt} S" for prompt in TASK.direct]
-    found = Probe.run(
-        ul.CapabilityDirection(torch.ones(3, 64), (0, 1, 2)), ul.Variant(small, TASK.direct), ul.Variant(small, longer)
+    direction, source = (
+        ul.CapabilityDirection.extract(ul.Variant(model, TASK.direct), ul.Variant(model, TASK.think))
+        for model in (small, large)
     )
-    assert found.share is None
-    assert "unlocked prompts" in (found.skipped or "")
+    begins = ul.Variant(small, TASK.direct), ul.Variant(large, longer)
+    assert (Probe.run(direction, *begins, batch_size=32).share or 0.0) < 0.5
+    found = Probe.run(direction, *begins, batch_size=32, example=(source, ul.Variant(large, TASK.direct)))
+    assert found.share == 1.0
+    assert found.minus == 0.0
 
 
 def test_bad_probes_are_refused(small: Any) -> None:

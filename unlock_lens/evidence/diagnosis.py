@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import groupby
 from math import exp
 from statistics import fmean
@@ -24,6 +25,7 @@ from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.core.tokens import paired_tokens
 from unlock_lens.core.variant import Variant
 from unlock_lens.errors import IncompatibleModel, InvalidInput
+from unlock_lens.evidence import controls
 from unlock_lens.evidence._map_quality import carried_over, cross_validate
 from unlock_lens.evidence.probe import Probe
 from unlock_lens.hosts.identity import ModelIdentity
@@ -38,17 +40,19 @@ BROKEN = 1.05
 """Effective rank below which a map is one axis, of an attention sink as a rule."""
 ENOUGH_ABILITY = 0.5
 """Share of problems within the target's reach above which ability is no obstacle."""
+NULLS = 9
+"""Directions without a capability that a probe is held against."""
 _AGREED, _RANK_COSTS, _BEGAN = 0.6, 0.2, 0.5
 _LOW: Mapping[str, tuple[float, str]] = {  # what is too low in a layer, and what to do about it
     "coverage": (
         0.8,
         "{missing:.0%} of the direction's squared norm at {where} lies outside what the calibration texts span at rank {rank}: "
-        "raise the rank, or add texts that show the behaviour.",
+        "raise the rank, or put locked and unlocked prompts among the texts.",
     ),
     "full_agreement": (
         _AGREED,
         "On held-out calibration tokens, whatever the rank, source and target agree with correlation {mean:.2f} at {where} on "
-        "where the direction is active: add texts that show the behaviour, and more of them; look at the layer map.",
+        "where the direction is active: put locked and unlocked prompts among the texts, or more texts; look at the layer map.",
     ),
     "stability": (
         0.9,
@@ -155,6 +159,8 @@ def diagnose(
     own: CapabilityDirection | None = None,
     ability: float | None = None,
     *,
+    locked: Variant | None = None,
+    unlocked: Variant | None = None,
     source_acts: Float[Tensor, "layer_s n d_source"] | None = None,
     target_acts: Float[Tensor, "layer_t n d_target"] | None = None,
     probe: Probe | None = None,
@@ -173,17 +179,20 @@ def diagnose(
         contrast: the source's differences, for stability.
         own: the target's own direction, if known; it is reported and does not enter the score.
         ability: share of problems that the target can solve: prompted, or in pass@k with a check of the whole answer.
+        locked: the target with locked prompts; 16 to 32 will do. With `unlocked` the transfer itself is probed (`Probe`),
+            beside directions without a capability through the same map; without, only the map is judged.
+        unlocked: the source with the unlocked prompts of the same questions.
         source_acts: states of the calibration tokens at all layers, instead of `source`.
         target_acts: the same of the target.
-        probe: `Probe.run(aligner.transport(direction), ...)`.
+        probe: one that was made already, instead of `locked` and `unlocked`.
         folds: of the cross-validation.
         bootstraps: number of bootstrap directions.
         max_tokens: at most this many calibration tokens are used, evenly spaced.
         batch_size: texts in one forward pass.
 
     Raises:
-        InvalidInput: an aligner that is not fitted, no layer in common, only one of source and target, unequal counts, too few
-            texts for cross-validation, a number out of range.
+        InvalidInput: an aligner that is not fitted, no layer in common, only one of source and target or of locked and
+            unlocked, unequal counts, too few texts for cross-validation, a number out of range.
         IncompatibleModel: a direction, variant or contrast of another model than the aligner's.
 
     Example:
@@ -194,8 +203,9 @@ def diagnose(
         >>> direction = ul.CapabilityDirection.extract(ul.Variant(source, task.direct), ul.Variant(source, task.think))
         >>> texts = ul.Variant(source, text), ul.Variant(target, text)
         >>> aligner = ul.SubspaceAligner(rank=48).fit(*texts)
-        >>> ul.diagnose(direction, aligner, *texts, ability=1.0).score > 0.7
-        True
+        >>> begins = {"locked": ul.Variant(target, task.direct[:16]), "unlocked": ul.Variant(source, task.think[:16])}
+        >>> ul.diagnose(direction, aligner, *texts, ability=1.0, **begins).verdict.split(" (")[0]
+        'The transfer is likely to work'
     """
     if ability is not None and not 0 <= ability <= 1:
         raise InvalidInput(f"ability {ability} was given; it is a share of problems, from 0 to 1")
@@ -214,6 +224,12 @@ def diagnose(
         _check_belongs("contrast", contrast.differences.shape[-1], contrast.model, aligner, "source")
     if own is not None:
         _check_belongs("own direction", own.d_model, own.model, aligner, "target")
+    if (locked is None) != (unlocked is None):
+        raise InvalidInput(
+            "only one of locked and unlocked was given; a probe needs the target's locked and the source's unlocked"
+        )
+    if probe is None and locked is not None and unlocked is not None:
+        probe = _probed(direction, aligner, locked, unlocked, states, batch_size)
     layers = tuple(
         _layer_diagnosis(direction, aligner, b, states, contrast, own, folds, bootstraps)
         for b, a in aligner.layer_map.items()
@@ -226,6 +242,22 @@ def diagnose(
     score = seen * (1.0 if ability is None else min(1.0, ability / ENOUGH_ABILITY))
     reasons = (*_obstacles(layers, rank, ability, probe), *_not_looked_at(layers, ability, probe))
     return Diagnosis(score, _verdict(score, probe), reasons, layers, geometry, rank, ability, probe)
+
+
+def _probed(
+    direction: CapabilityDirection,
+    aligner: SubspaceAligner,
+    locked: Variant,
+    unlocked: Variant,
+    states: tuple[Tensor, Tensor] | None,
+    batch_size: int,
+) -> Probe:
+    """The probe beside null directions: noise and, where states are known, noise with their covariance."""
+    kinds = [partial(controls.random_like, direction)]
+    if states is not None:
+        kinds.append(partial(controls.noise_of_states, direction, states[0]))
+    nulls = [aligner.transport(kinds[seed % len(kinds)](seed)) for seed in range(NULLS)]
+    return Probe.run(aligner.transport(direction), locked, unlocked, batch_size=batch_size, nulls=nulls)
 
 
 def show(diagnosis: Diagnosis, console: Console) -> None:
@@ -369,6 +401,11 @@ def _obstacles(layers: Sequence[LayerDiagnosis], rank: int, ability: float | Non
             f"Minus the direction does as well ({probe.minus:.0%}): it is the strength that changes the first token, not the "
             "direction."
         )
+    if probe is not None and probe.share and (equal := sum(null >= probe.share for null in probe.nulls)):
+        found.append(
+            f"{equal} of {len(probe.nulls)} directions without a capability, through the same map, bring the first tokens as "
+            f"often as this one ({probe.share:.0%}): a gain would not be the source's alone."
+        )
     found += _low(layers, rank, ("coverage", "full_agreement"))
     if costly := [layer for layer in layers if _loses_by_rank(layer)]:
         found.append(
@@ -410,7 +447,7 @@ def _not_looked_at(layers: Sequence[LayerDiagnosis], ability: float | None, prob
     if ability is None:
         yield "Not looked at: whether the target can do it at all; give ability, its pass@k or its share when prompted."
     if probe is None:
-        yield "Not looked at: how the steered target begins, the best forecast; give a probe, Probe.run(transported, ...)."
+        yield "Not looked at: how the steered target begins, which alone says whether it works; give locked and unlocked."
     elif probe.share is None:
         yield f"The probe saw nothing: {probe.skipped}."
 

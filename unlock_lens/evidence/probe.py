@@ -26,7 +26,7 @@ class Probe:
 
     Attributes:
         share: of the prompts whose likeliest first token differs between the unsteered target and the unlocked model, how many
-            get the unlocked one's when steered; None where that could not be seen.
+            get the unlocked one's when steered; None where too few differ.
         alpha: the strength at which (the middle one of equals): a place to begin a sweep.
         by_alpha: strength and share, for each.
         n_differing: prompts whose first token differs between unsteered and unlocked.
@@ -73,8 +73,11 @@ class Probe:
         batch_size: int = 8,
         hook: Callable[[float], SteeringHook] | None = None,
         nulls: Sequence[CapabilityDirection] = (),
+        example: tuple[CapabilityDirection, Variant] | None = None,
     ) -> Probe:
         """Steer the target with the transported direction and look at its first tokens.
+
+        Models of one vocabulary are compared by tokens, others by the text that these write: one must begin with the other.
 
         Args:
             direction: in the target's space.
@@ -84,30 +87,34 @@ class Probe:
             batch_size: prompts in one forward pass.
             hook: what steers at a strength; by default the norm-preserving edit of the last prompt token at every layer.
             nulls: directions without a capability, through the same map (`controls.random_like` of the source's, transported).
+            example: the source's own direction and its locked prompts. Where unlocked prompts continue the locked ones, as
+                "Answer: Let's think step by step." does, a steered model may write the suffix or what follows it; what the
+                source's own steered run begins with then counts as well.
 
         Raises:
             InvalidInput: different numbers of prompts, or no strengths.
             IncompatibleModel: the direction was made for another model than the target's.
         """
-        if len(target) != len(unlocked):
-            raise InvalidInput(
-                f"{len(target)} target and {len(unlocked)} unlocked prompts were given; "
-                "prompt i of one belongs to prompt i of the other"
-            )
-        if skipped := _incomparable(target, unlocked):
-            return cls(None, None, (), len(target), 0, skipped)
+        for name, other in (("unlocked", unlocked), *([("example", example[1])] if example else [])):
+            if len(target) != len(other):
+                raise InvalidInput(
+                    f"{len(target)} target and {len(other)} {name} prompts were given; "
+                    "prompt i of one belongs to prompt i of the other"
+                )
+        in_words = target.backend.tokenizer.get_vocab() != unlocked.backend.tokenizer.get_vocab()
 
-        def first_tokens(of: Variant, steer: SteeringHook | None = None) -> Tensor:
-            return next_token_log_probs(of, None, steer, batch_size)
+        def begins(of: Variant, steer: SteeringHook | None = None) -> list[str]:
+            return _openings(of, next_token_log_probs(of, None, steer, batch_size), in_words)
 
-        found = [first_tokens(target), first_tokens(unlocked)]
-        # Sizes of a family pad their unembedding differently; beyond the shorter one there are no tokens.
-        width = min(log_probs.shape[1] for log_probs in found)
+        before, wanted = begins(target), [{opening} for opening in begins(unlocked)]
+        if example and _continues(target, unlocked):
+            for accepted, opening in zip(wanted, _example(example, begins, alphas), strict=True):
+                accepted.add(opening)
         hook = hook or (lambda alpha: SteeringHook(direction, alpha))
 
         def seen(of: CapabilityDirection) -> Probe:
-            steered = {alpha: first_tokens(target, replace(hook(alpha), direction=of))[:, :width] for alpha in alphas}
-            return cls.of(found[0][:, :width], found[1][:, :width], steered)
+            steered = {alpha: begins(target, replace(hook(alpha), direction=of)) for alpha in alphas}
+            return cls._counted(before, wanted, steered, in_words)
 
         own = seen(hook(alphas[0]).direction if alphas else direction)
         if own.share is None:
@@ -133,15 +140,27 @@ class Probe:
                 f"{len(steered)} strengths and scores of shapes {sorted(shapes)} were given; "
                 "a probe needs one strength at least, and the same prompts and vocabulary everywhere"
             )
-        wanted = unlocked.argmax(dim=-1)
-        differing = unsteered.argmax(dim=-1) != wanted
-        n, n_differing = len(wanted), int(differing.sum())
+
+        def begins(scores: Tensor) -> list[str]:
+            return [str(token) for token in scores.argmax(dim=-1).tolist()]
+
+        wanted = [{opening} for opening in begins(unlocked)]
+        return cls._counted(begins(unsteered), wanted, {alpha: begins(scores) for alpha, scores in steered.items()})
+
+    @classmethod
+    def _counted(
+        cls, before: Sequence[str], wanted: Sequence[set[str]], steered: Mapping[float, Sequence[str]], in_words: bool = False
+    ) -> Probe:
+        if not steered:
+            raise InvalidInput("no strengths were given; a probe needs one at least")
+        open_to = [i for i, opening in enumerate(before) if not _is_one_of(opening, wanted[i], in_words)]
+        n, n_differing = len(wanted), len(open_to)
         if n_differing < max(1, LEAST_DIFFERING * n):
             alike = f"unlocked and unsteered begin alike in {n - n_differing} of {n} prompts"
             return cls(None, None, (), n, n_differing, alike)
         by_alpha = tuple(
-            (float(alpha), float((scores.argmax(dim=-1) == wanted)[differing].float().mean()))
-            for alpha, scores in sorted(steered.items())
+            (float(alpha), sum(_is_one_of(found[i], wanted[i], in_words) for i in open_to) / n_differing)
+            for alpha, found in sorted(steered.items())
         )
         share = max(found for _, found in by_alpha)
         equals = [alpha for alpha, found in by_alpha if found == share]
@@ -155,11 +174,35 @@ class Probe:
         return cls(**read)
 
 
-def _incomparable(target: Variant, unlocked: Variant) -> str | None:
-    """Why the first tokens of the two cannot be compared."""
-    if target.backend.tokenizer.get_vocab() != unlocked.backend.tokenizer.get_vocab():
-        return f"{target.backend.identity.name} and {unlocked.backend.identity.name} have different vocabularies"
+def _openings(variant: Variant, log_probs: Float[Tensor, "prompt vocabulary"], in_words: bool) -> list[str]:
+    """The likeliest next token of each prompt: as its vocabulary names it, or as the text that it writes."""
+    tokenizer = variant.backend.tokenizer
+    likeliest = log_probs[:, : len(tokenizer)].argmax(dim=-1).tolist()  # beyond it an unembedding is padding
+    if in_words:
+        return [tokenizer.decode([token]).strip() for token in likeliest]
+    return [str(name) for name in tokenizer.convert_ids_to_tokens(likeliest)]
+
+
+def _is_one_of(opening: str, wanted: set[str], in_words: bool) -> bool:
+    if not in_words:
+        return opening in wanted
+    return any(opening and other and (opening.startswith(other) or other.startswith(opening)) for other in wanted)
+
+
+def _continues(target: Variant, unlocked: Variant) -> bool:
+    """Whether some unlocked prompt goes on where the locked one ends."""
     pairs = zip(target.prompts, unlocked.prompts, strict=True)
-    if any(asked.startswith(plain) and asked != plain for plain, asked in pairs):
-        return "unlocked prompts continue where the locked ones end, so their next token is not the first of a completion"
-    return None
+    return any(asked.startswith(plain) and asked != plain for plain, asked in pairs)
+
+
+def _example(
+    example: tuple[CapabilityDirection, Variant], begins: Callable[..., list[str]], alphas: Sequence[float]
+) -> list[str]:
+    """How the source begins when its own direction steers it, at the least strength that changes half of its openings."""
+    direction, locked = example
+    before = begins(locked)
+    for alpha in sorted(alphas):
+        found = begins(locked, SteeringHook(direction, alpha))
+        if sum(a != b for a, b in zip(found, before, strict=True)) >= len(before) / 2:
+            return found
+    return before

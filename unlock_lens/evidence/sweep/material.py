@@ -144,6 +144,8 @@ class Material:
             alphas=self.config.grid.alpha,
             batch_size=self.config.batch_size,
             hook=lambda alpha: self.steer(replace(setting, alpha=alpha)),
+            nulls=[self.direction(replace(setting, control=NULL, seed=seed)) for seed in range(self.config.nulls)],
+            example=(self.source_direction(setting), self.asked(self.source, task, capability)),
         )
 
     def states(self, side: Side, calibration: str, n: int | None, to: Side = "target") -> Tensor:
