@@ -163,8 +163,8 @@ class Ablation:
     def _row(self, row: Row, transfer: Transfer, material: Read) -> Told:
         source = self.bench.direction(transfer.source, transfer.capability)
         aligner = ul.SubspaceAligner(**row.options)
-        texts = [ul.Variant(model(name), row.texts(material)) for name in (transfer.source, transfer.target)]
-        fitted = aligner.fit(*texts, batch_size=BATCH, progress=False)
+        models = model(transfer.source), model(transfer.target)
+        fitted = aligner.fit(*models, row.texts(material), batch_size=BATCH, progress=False)
         ranks = [rank for rank in PAPER_RANKS if rank <= fitted.rank_] if row.every_rank else [fitted.rank_]
         tried = [self.bench.steered(fitted.at_rank(rank).transport(source), transfer) for rank in ranks]
         own = self.bench.direction(transfer.target, transfer.capability)

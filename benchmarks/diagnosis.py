@@ -69,7 +69,7 @@ def run(case: Case, bench: Bench) -> dict[str, Any]:
     given: dict[str, Any] = {"contrast": contrast, "own": bench.own(case), "ability": ability}
     given |= {"source_acts": states[0], "target_acts": states[1], "batch_size": BATCH}
     locked = ul.Variant(model(case.target), bench.tasks["probe"].direct)
-    probed = {"locked": locked, "unlocked": bench.unlocked(case.source, case.capability, "probe")}
+    probed: dict[str, Any] = {"locked": locked, "unlocked": bench.unlocked(case.source, case.capability, "probe")}
     found = diagnose(direction, aligner, **given, **probed)
     geometric = diagnose(direction, aligner, **given)
     assert found.probe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -275,6 +276,35 @@ def test_the_curve_streams_and_is_kept(large: Any, small: Any, tmp_path: Any) ->
     assert torch.equal(loaded.cross_validation.r2, aligner.cross_validation.r2)
     assert repr(loaded) == repr(aligner)
     assert torch.equal(loaded.map(2), aligner.map(2))
+
+
+def test_rank_auto_covers_what_varies_where_prompts_end(large: Any, small: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prompts of both sides vary less at their ends than at all tokens; the direction arrives at the smaller rank."""
+    task = zoo.running_sum(n=60, seed=8)
+    texts = [prompt for pair in zip(task.direct, task.think, strict=True) for prompt in pair]
+    found, wide = (SubspaceAligner(rank).fit(large, small, texts, batch_size=60) for rank in ("auto", "cv"))
+    assert found.cross_validation is not None
+    assert found.rank_ < wide.rank_
+    assert found.cross_validation.share > 0.9
+    assert f"rank {found.rank_} predicts" in capsys.readouterr().err
+    direction = ul.CapabilityDirection.extract(ul.Variant(large, task.direct), ul.Variant(large, task.think))
+    own = ul.CapabilityDirection.extract(ul.Variant(small, task.direct), ul.Variant(small, task.think))
+    assert float(found.transport(direction).cosine(own).mean()) > 0.9
+
+
+def test_a_map_that_has_seen_no_unlocked_prompt_is_warned_of(large: Any, small: Any) -> None:
+    task = zoo.running_sum(n=20, seed=8)
+    direction = ul.CapabilityDirection.extract(ul.Variant(large, task.direct), ul.Variant(large, task.think))
+    blind = SubspaceAligner(8).fit(large, small, task.direct)
+    with pytest.warns(UserWarning, match="unlocked"):
+        blind.transport(direction)
+    answered = [f"{prompt} S 1" for prompt in task.think]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SubspaceAligner(8).fit(large, small, answered).transport(direction)
+        SubspaceAligner(8, positions="last").fit(large, small, [*task.direct, *task.think]).transport(direction)
+    with pytest.warns(UserWarning, match="unlocked"):  # the last tokens are those of the answers
+        SubspaceAligner(8, positions="last").fit(large, small, answered).transport(direction)
 
 
 def test_the_mean_part_is_projected_out(large: Any, small: Any) -> None:

@@ -49,7 +49,7 @@ def test_models_of_two_vocabularies_are_compared_by_what_their_first_tokens_writ
     [("Let", "Let's", True), ("Let's", "Let", True), ("To", "First", False), ("", "First", False), ("", "", False)],
 )
 def test_two_openings_are_alike_if_one_begins_with_the_other(written: str, wanted: str, alike: bool) -> None:
-    found = Probe._counted([".", "."], [{wanted}, {"x"}], {0.5: [written, "."]}, in_words=True)
+    found = Probe.counted([".", "."], [{wanted}, {"x"}], {0.5: [written, "."]}, in_words=True)
     assert found.by_alpha == ((0.5, 0.5 if alike else 0.0),)
 
 

@@ -106,3 +106,32 @@ def test_the_energy_of_a_transform_error_is_seen_from_where_the_map_sees(centere
         point = given.target[~out].mean(dim=0) if centered else torch.zeros(5).double()
         energy += float((given.target[out] - point).square().sum())
     assert held_out(splits(given, centered), "ridge", ranks=[6], ridges=[0.1]).energy == pytest.approx(energy)
+
+
+def test_the_last_tokens_alone_can_be_looked_at() -> None:
+    """The map of each fold is the same; what it misses is counted at the ends of texts."""
+    given = scores()
+    ends = torch.arange(40) % 5 == 4
+    at_ends = Scores(given.source, given.target, given.fold, ends)
+    for whole, part in zip(splits(given, True), splits(at_ends, True, ends_only=True), strict=True):
+        looked_at = ends & (given.fold == part.k)
+        h_t = given.target[looked_at] - part.pair.target.mean
+        torch.testing.assert_close(part.pair.coupling, whole.pair.coupling)
+        torch.testing.assert_close(part.seen[1], h_t.T @ h_t)
+        assert part.spread == pytest.approx(float(h_t.square().sum()))
+
+
+def test_a_fold_without_an_end_is_passed_over() -> None:
+    given = scores()
+    ends = given.fold == 1
+    found = splits(Scores(given.source, given.target, given.fold, ends), True, ends_only=True)
+    assert [split.k for split in found] == [1]
+
+
+def test_of_ranks_within_the_tolerance_the_smallest_is_taken() -> None:
+    r2 = torch.tensor([[[0.5, 0.783, 0.787, 0.79]]])
+    found = CrossValidation((0,), (1, 2, 4, 8), (0.1,), r2, tolerance=0.01)
+    assert found.best == (2, 0.1)
+    assert found.share == pytest.approx(0.783)
+    assert CrossValidation.from_json(found.to_json()).best == (2, 0.1)
+    assert CrossValidation((0,), (1, 2, 4, 8), (0.1,), r2).best == (8, 0.1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from numbers import Integral
@@ -18,10 +18,11 @@ from unlock_lens.core import files
 from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.core.files import Shareable
 from unlock_lens.core.paired import Reader
+from unlock_lens.core.progress import tell
 from unlock_lens.core.read import How
 from unlock_lens.core.tokens import Positions, check_positions, paired_tokens
 from unlock_lens.core.variant import Variant
-from unlock_lens.errors import IncompatibleModel, InvalidInput
+from unlock_lens.errors import IncompatibleModel, InvalidInput, caution
 from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.method.align import METHODS, FactoredMaps, Factors, MethodName, check_method, layer_map_of
 from unlock_lens.method.calibrate import SINKS, Calibration, Held, SinkRule, Sinks
@@ -44,14 +45,17 @@ class _Fit:
     prompts_hash: str | None = None
     cross_validation: CrossValidation | None = None
     texts: Mapping[str, Any] | None = None
+    seen: tuple[str, ...] = ()
+    """The calibration texts themselves; not saved."""
 
 
 class SubspaceAligner(Shareable, kind=_KIND):
     """The linear map between two models, fitted on what both make of the same texts.
 
     Args:
-        rank: k, the dimension of the subspaces; capped, with a warning, at what the calibration tokens span. "cv" chooses it by
-            cross-validation on the calibration texts; None is as much as they span, at most 256 (ridge, procrustes: no limit).
+        rank: k, the dimension of the subspaces; capped, with a warning, at what the calibration tokens span. None is as much as
+            they span, at most 256 (ridge, procrustes: no limit). "cv" chooses it by cross-validation on the calibration texts;
+            "auto" does so on the texts' last tokens, where directions are taken: the smallest rank within 0.01 of the best.
         centered: take the mean over tokens out before the decomposition.
         positions: calibration tokens: "all" of each text, the "last" (the paper's), or a stride: 4 is every fourth, back from
             the last. Two tokenizers' tokens are paired where they end at the same character.
@@ -93,7 +97,7 @@ class SubspaceAligner(Shareable, kind=_KIND):
 
     def __init__(
         self,
-        rank: int | Literal["cv"] | None = None,
+        rank: int | Literal["auto", "cv"] | None = None,
         centered: bool = True,
         positions: Positions = "all",
         skip_first: bool = False,
@@ -109,7 +113,7 @@ class SubspaceAligner(Shareable, kind=_KIND):
             raise InvalidInput(f"sinks {sinks!r} was given; take one of {', '.join(SINKS)}")
         if layer_map is not None and not isinstance(layer_map, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidInput(f"layer_map is a {type(layer_map).__name__}; give {{target layer: source layer}}")
-        self.rank: int | Literal["cv"] | None = int(rank) if isinstance(rank, Integral) else rank  # NumPy's too
+        self.rank: int | Literal["auto", "cv"] | None = int(rank) if isinstance(rank, Integral) else rank  # NumPy's too
         self.centered = centered
         self.positions: Positions = positions
         self.skip_first = skip_first
@@ -172,7 +176,11 @@ class SubspaceAligner(Shareable, kind=_KIND):
         reader = self.reader(source, target, How(batch_size, resume, wait, progress))
         models = source.backend.identity, target.backend.identity
         told = {"source": source.description, "target": target.description}
-        return self._fitted(reader.run(), reader.layer_map, *models, source.prompts_hash, told)
+        self._fitted(reader.run(), reader.layer_map, *models, source.prompts_hash, told, source.prompts)
+        if chosen := self.cross_validation:
+            where = "the last tokens of held-out texts" if self.rank == "auto" else "held-out texts"
+            tell(f"the map of rank {self.rank_} predicts {chosen.share:.0%} of the target's variance at {where}", progress)
+        return self
 
     def reader(self, source: Variant, target: Variant, how: How) -> Reader:
         """What reads the calibration tokens of both models, as this aligner's settings ask for.
@@ -236,17 +244,18 @@ class SubspaceAligner(Shareable, kind=_KIND):
         target_model: ModelIdentity | None,
         prompts_hash: str | None,
         texts: Mapping[str, Any] | None = None,
+        seen: Sequence[str] = (),
     ) -> SubspaceAligner:
         k, ridge, chosen = self._rank_at_most, self._ridge_asked, None
         if self._chooses:
             chosen = cross_validate(
-                calibration, list(layer_map), self.method, self.centered, "cv" if self.rank == "cv" else k, ridge
+                calibration, list(layer_map), self.method, self.centered, self.rank if self._chooses_rank else k, ridge
             )
-            k, ridge = chosen.best[0] if self.rank == "cv" else k, chosen.best[1]
+            k, ridge = chosen.best[0] if self._chooses_rank else k, chosen.best[1]
         fitted = (self._of_layer(calibration, b, k, float(ridge or 0.0)) for b in layer_map)
         bound = min(k or calibration.widest, calibration.widest)
         maps = FactoredMaps.collected(layer_map, bound, fitted, calibration.dtype)
-        self._fit = _Fit(maps, calibration.n, source_model, target_model, prompts_hash, chosen, texts)
+        self._fit = _Fit(maps, calibration.n, source_model, target_model, prompts_hash, chosen, texts, tuple(seen))
         if isinstance(self.rank, int):
             self._tell_cap(self.rank)
         if chosen and not bool((chosen.r2.mean(dim=0) > 0).any()):
@@ -267,6 +276,8 @@ class SubspaceAligner(Shareable, kind=_KIND):
     def transport(self, direction: CapabilityDirection) -> CapabilityDirection:
         """The direction in the target's residual stream, v_t[b] = v_s[a(b)] W[b], wherever it has the source layer a(b).
 
+        Warns where no calibration text holds a prompt like the unlocked ones: a map knows only states like those it has seen.
+
         Raises:
             InvalidInput: not fitted yet, or no layer in common.
             IncompatibleModel: a direction of another width, model or basis than the aligner's source.
@@ -279,6 +290,7 @@ class SubspaceAligner(Shareable, kind=_KIND):
                 f"the direction has layers {list(direction.layers)}, the map reads layers "
                 f"{sorted(set(maps.layer_map.values()))}: none in common"
             )
+        self._check_seen(direction)
         vectors = torch.stack([maps.carry(b, direction.vectors[j]) for b, j in rows])
         if self.without_mean:
             means = torch.stack([maps.target_mean[list(maps.layer_map).index(b)] for b, _ in rows])
@@ -438,7 +450,7 @@ class SubspaceAligner(Shareable, kind=_KIND):
         """The rank that is asked for, or the method's own limit; None where cross-validation chooses, or there is no limit."""
         if self.rank is None:
             return METHODS[self.method].default_rank
-        return None if self.rank == "cv" else self.rank
+        return self.rank if isinstance(self.rank, int) else None
 
     @property
     def _ridge_asked(self) -> float | Literal["cv"] | None:
@@ -446,7 +458,11 @@ class SubspaceAligner(Shareable, kind=_KIND):
 
     @property
     def _chooses(self) -> bool:
-        return "cv" in (self.rank, self.ridge)
+        return self._chooses_rank or self.ridge == "cv"
+
+    @property
+    def _chooses_rank(self) -> bool:
+        return isinstance(self.rank, str)
 
     def _tell_cap(self, rank: int) -> None:
         spanned = dict(zip(self.maps.layer_map, self.maps.spanned, strict=True))
@@ -462,6 +478,19 @@ class SubspaceAligner(Shareable, kind=_KIND):
                 f"singular values are cut below {RELATIVE_TOLERANCE:g} of the largest"
                 if self.maps.core.dtype == torch.float32
                 else "singular values are cut where float64 ends",
+            )
+
+    def _check_seen(self, direction: CapabilityDirection) -> None:
+        begin, end = (direction.provenance.unlocked or {}).get("frame") or ("", "")
+        texts = self._fit.seen if self._fit else ()
+        if not texts or not (begin or end):
+            return
+        after = (text.partition(begin)[2] if begin else text for text in texts)
+        if not any(rest.endswith(end) if self.positions == "last" else end in rest for rest in after):
+            caution(
+                "no calibration token is the last of a prompt like the unlocked ones "
+                f"({begin[-40:]!r} ... {end[:40]!r}), and a map knows only states like those it has seen: "
+                "put locked and unlocked prompts among the texts"
             )
 
     def _in_source_basis(self, direction: CapabilityDirection) -> CapabilityDirection:

@@ -102,7 +102,8 @@ class Reader:
         )
         fold = self._fold_of[_text_of(self.source_tokens)]
         rule = SinkRule.of(self.sinks, source, target)
-        return Held(self.layer_map, source, target, fold, self.centered, rule, torch.cat(self._first))
+        first, ends = torch.cat(self._first), torch.cat(self._ends)
+        return Held(self.layer_map, source, target, fold, self.centered, rule, first, ends)
 
     @cached_property
     def _first(self) -> list[Bool[Tensor, " token"]]:
@@ -110,6 +111,11 @@ class Reader:
         lengths = self.source.tokens.lengths.tolist()
         pairs = zip(self.source_tokens, self.target_tokens, lengths, strict=True)
         return [((source == 0) | (target == 0)) & (source != length - 1) for source, target, length in pairs]
+
+    @cached_property
+    def _ends(self) -> list[Bool[Tensor, " token"]]:
+        """For each text, which of its tokens stand last in it."""
+        return [s == length - 1 for s, length in zip(self.source_tokens, self.source.tokens.lengths.tolist(), strict=True)]
 
     def _summed(self) -> Summed:
         """Both models side by side, batch after batch; cross-validation holds a sample too, of no more bytes than the sums."""
@@ -134,10 +140,11 @@ class Reader:
                 source, target = ({b: h if whole else h[kept.to(h.device)] for b, h in layers.items()} for layers in tamed)
                 sums.add(source, target)
         if places is not None:
-            text = _text_of(places)[torch.cat(list(places)) >= 0]
+            sampled_of = torch.cat(list(places)) >= 0
+            text = _text_of(places)[sampled_of]
             held = [by_layer(layers, one.result()["states"]) for layers, one in zip(self._layers, sample, strict=True)]
-            first = torch.cat(self._first)[torch.cat(list(places)) >= 0]
-            sums.sample = Held(self.layer_map, held[0], held[1], self._fold_of[text], self.centered, rule, first)
+            first, ends = torch.cat(self._first)[sampled_of], torch.cat(self._ends)[sampled_of]
+            sums.sample = Held(self.layer_map, held[0], held[1], self._fold_of[text], self.centered, rule, first, ends)
         return sums
 
     def _factored(self) -> Factored:
@@ -150,9 +157,9 @@ class Reader:
         readings, axes = self.readings()
         sides = read.factors(readings, axes, self.centered)
         source, target = (dict(zip(layers, side, strict=True)) for layers, side in zip(self._layers, sides, strict=True))
-        counts = torch.tensor([int((places >= 0).sum()) for places in readings[0].places])
-        text = torch.arange(len(self.source)).repeat_interleave(counts)
-        return Factored(self.layer_map, source, target, self._fold_of[text])
+        sampled = torch.cat(list(readings[0].places)) >= 0
+        text = _text_of(readings[0].places)[sampled]
+        return Factored(self.layer_map, source, target, self._fold_of[text], torch.cat(self._ends)[sampled])
 
     def readings(self) -> tuple[list[Reading], int]:
         """What is read on servers, source and target, and how many axes come back."""

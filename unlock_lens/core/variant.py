@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from os.path import commonprefix
 from typing import Any
 
 import torch
@@ -200,6 +201,7 @@ class Variant:
             "first": [prompt[:_KEPT] for prompt in self.prompts[:2]] if self.record_prompts else [],
             "given": "tokens" if self._from_ids else "texts",
             "template": self.template,
+            "frame": self._frame if self.record_prompts else None,
             "chat_template_hash": hashlib.sha256(rendered.encode()).hexdigest()[:16] if rendered else None,
             "system": self.system if self.record_prompts else None,
             "demonstrations": self.n_demonstrations,
@@ -207,6 +209,14 @@ class Variant:
             "add_special_tokens": self.add_special_tokens,
             "prepend_bos": self.prepend_bos,
         }
+
+    @property
+    def _frame(self) -> tuple[str, str] | None:
+        """What all prompts begin and end with, whatever made them, and no more than is needed to know them again."""
+        if len(set(self.prompts)) < 2:
+            return None
+        begin, end = (commonprefix([prompt[::way] for prompt in self.prompts])[::way] for way in (1, -1))  # noqa: RUF071  texts, not paths
+        return begin[-_KEPT:], end[:_KEPT]
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -114,7 +114,7 @@ class Probe:
 
         def seen(of: CapabilityDirection) -> Probe:
             steered = {alpha: begins(target, replace(hook(alpha), direction=of)) for alpha in alphas}
-            return cls._counted(before, wanted, steered, in_words)
+            return cls.counted(before, wanted, steered, in_words)
 
         own = seen(hook(alphas[0]).direction if alphas else direction)
         if own.share is None:
@@ -145,12 +145,16 @@ class Probe:
             return [str(token) for token in scores.argmax(dim=-1).tolist()]
 
         wanted = [{opening} for opening in begins(unlocked)]
-        return cls._counted(begins(unsteered), wanted, {alpha: begins(scores) for alpha, scores in steered.items()})
+        return cls.counted(begins(unsteered), wanted, {alpha: begins(scores) for alpha, scores in steered.items()})
 
     @classmethod
-    def _counted(
+    def counted(
         cls, before: Sequence[str], wanted: Sequence[set[str]], steered: Mapping[float, Sequence[str]], in_words: bool = False
     ) -> Probe:
+        """From openings as text: before steering, those that are wanted for each prompt, and at each strength.
+
+        In words, an opening is a wanted one if either begins with the other; otherwise they must be equal.
+        """
         if not steered:
             raise InvalidInput("no strengths were given; a probe needs one at least")
         open_to = [i for i, opening in enumerate(before) if not _is_one_of(opening, wanted[i], in_words)]

@@ -205,8 +205,8 @@ def check_method(method: str, rank: int | str | None, ridge: float | str | None)
     whole = isinstance(rank, Integral) and rank is not True
     if whole and int(rank or 0) < 1:
         raise InvalidInput(f"rank {rank} was given; at least 1 is needed")
-    if rank is not None and rank != "cv" and not whole:
-        raise InvalidInput(f'rank {rank!r} was given; take a whole number, "cv", or None')
+    if rank not in (None, "auto", "cv") and not whole:
+        raise InvalidInput(f'rank {rank!r} was given; take a whole number, "auto", "cv", or None')
     if ridge is not None and METHODS[method].default_ridge is None:
         raise InvalidInput(f"ridge {ridge!r} was given, but the method {method!r} has none; take ridge, rrr or cca")
     if isinstance(ridge, str) and ridge != "cv":

@@ -75,11 +75,15 @@ def _norms(states: Float[Tensor, "n d_model"]) -> Float[Tensor, " n"]:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Tokens of one layer pair in the principal axes of both sides, H_s V_s^T and H_t V_t^T, and the fold of each token."""
+    """Tokens of one layer pair in the principal axes of both sides, H_s V_s^T and H_t V_t^T, and the fold of each token.
+
+    `ends` are the last tokens of their texts; None where that is not known.
+    """
 
     source: Float[Tensor, "n s"]
     target: Float[Tensor, "n t"]
     fold: Int[Tensor, " n"]
+    ends: Bool[Tensor, " n"] | None = None
 
 
 @runtime_checkable
@@ -126,6 +130,7 @@ class Held:
         centered: whether H are distances from the mean.
         rule: for attention sinks.
         first: which tokens stand first in their text; None where that is not known.
+        ends: which stand last.
     """
 
     layer_map: Mapping[int, int]
@@ -135,6 +140,7 @@ class Held:
     centered: bool
     rule: SinkRule = field(default_factory=SinkRule)
     first: Bool[Tensor, " n"] | None = None
+    ends: Bool[Tensor, " n"] | None = None
     _last: dict[tuple[int, int | None], tuple[Axes, Tensor]] = field(default_factory=dict)
     _kept: Bool[Tensor, " n"] = field(init=False)
 
@@ -160,7 +166,7 @@ class Held:
 
     def scores(self, target_layer: int) -> Scores:
         (_, source), (_, target) = self.sides(target_layer)
-        return Scores(source, target, self.fold[self._kept])
+        return Scores(source, target, self.fold[self._kept], None if self.ends is None else self.ends[self._kept])
 
     def sides(self, target_layer: int, rank: int | None = None) -> tuple[tuple[Axes, Tensor], tuple[Axes, Tensor]]:
         """Principal axes of both layers, and the tokens' scores H V^T on them.
@@ -322,6 +328,7 @@ class Factored:
     source: Mapping[int, LayerFactors]
     target: Mapping[int, LayerFactors]
     fold: Int[Tensor, " sampled"]
+    ends: Bool[Tensor, " sampled"] | None = None
 
     @property
     def n(self) -> int:
@@ -345,7 +352,8 @@ class Factored:
         return Pair(source.axes, target.axes, coupling)
 
     def scores(self, target_layer: int) -> Scores:
-        return Scores(self.source[self.layer_map[target_layer]].scores, self.target[target_layer].scores, self.fold)
+        source, target = self.source[self.layer_map[target_layer]], self.target[target_layer]
+        return Scores(source.scores, target.scores, self.fold, self.ends)
 
 
 def held_bytes(n: int, layer_map: Mapping[int, int], d_source: int, d_target: int) -> int:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FOLDS = 5
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Ridge strengths that are tried, in mean squared singular values of the source."""
+TOLERANCE = 0.01
+"""What rank "auto" gives up in held-out R2 for a smaller rank."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +44,10 @@ class Split:
     spread: float
 
 
-def splits(scores: Scores, centered: bool, held_out: Sequence[int] | None = None) -> Iterator[Split]:
+def splits(scores: Scores, centered: bool, held_out: Sequence[int] | None = None, ends_only: bool = False) -> Iterator[Split]:
     """Hold out each fold in turn, or those that are named; folds without tokens are passed over.
+
+    With `ends_only` the last tokens of the held-out texts alone are looked at.
 
     Raises:
         InvalidInput: fewer than two folds that hold tokens.
@@ -55,6 +59,11 @@ def splits(scores: Scores, centered: bool, held_out: Sequence[int] | None = None
     for k in folds if held_out is None else [k for k in held_out if k in folds]:
         out = Moments.of(scores.source[scores.fold == k], scores.target[scores.fold == k])
         rest = whole - out
+        if ends_only and scores.ends is not None:
+            looked_at = (scores.fold == k) & scores.ends
+            if not bool(looked_at.any()):
+                continue
+            out = Moments.of(scores.source[looked_at], scores.target[looked_at])
         spread = float(out.target.about(rest.target.mean_x).trace())
         yield Split(k, rest.pair(centered), out.about(*rest.points(centered)), spread)
 
@@ -124,6 +133,7 @@ class CrossValidation:
         ranks: ascending.
         ridges: ascending.
         r2: share of the target's variance that the source predicts on texts that the map was not fitted on.
+        tolerance: how far below the highest R2 a smaller rank may stay.
 
     Source: docs/aligners.md.
     """
@@ -132,6 +142,7 @@ class CrossValidation:
     ranks: tuple[int, ...]
     ridges: tuple[float, ...]
     r2: Float[Tensor, "layer ridge rank"]
+    tolerance: float = 0.0
 
     @property
     def best(self) -> tuple[int, float]:
@@ -145,9 +156,23 @@ class CrossValidation:
             >>> CrossValidation((0,), ranks=(1, 2), ridges=(0.1,), r2=torch.tensor([[[0.5, 0.7]]])).best
             (2, 0.1)
         """
-        mean = self.r2.clamp_min(0).mean(dim=0).T
-        rank, ridge = (mean >= mean.max()).nonzero().tolist()[0]
+        rank, ridge = self._best
         return self.ranks[rank], self.ridges[ridge]
+
+    @property
+    def share(self) -> float:
+        """The held-out R2 of the best, mean over layers."""
+        rank, ridge = self._best
+        return float(self._mean[rank, ridge])
+
+    @property
+    def _mean(self) -> Float[Tensor, "rank ridge"]:
+        return self.r2.clamp_min(0).mean(dim=0).T
+
+    @property
+    def _best(self) -> tuple[int, int]:
+        rank, ridge = (self._mean >= self._mean.max() - self.tolerance).nonzero().tolist()[0]
+        return rank, ridge
 
     def frame(self) -> DataFrame:
         """One row for each layer, ridge and rank."""
@@ -158,13 +183,15 @@ class CrossValidation:
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
-        return {"layers": self.layers, "ranks": self.ranks, "ridges": self.ridges, "r2": self.r2.tolist()}
+        told = {"layers": self.layers, "ranks": self.ranks, "ridges": self.ridges, "r2": self.r2.tolist()}
+        return {**told, "tolerance": self.tolerance}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> CrossValidation:
         """What `to_json` gave."""
         r2 = torch.tensor(content["r2"], dtype=torch.float64)
-        return cls(tuple(content["layers"]), tuple(content["ranks"]), tuple(content["ridges"]), r2)
+        axes = tuple(content["layers"]), tuple(content["ranks"]), tuple(content["ridges"])
+        return cls(*axes, r2, content.get("tolerance", 0.0))
 
 
 def cross_validate(
@@ -172,10 +199,12 @@ def cross_validate(
     layers: Sequence[int],
     method: MethodName,
     centered: bool,
-    rank: int | Literal["cv"] | None,
+    rank: int | Literal["auto", "cv"] | None,
     ridge: float | Literal["cv"] | None,
 ) -> CrossValidation:
     """Fit on all folds but one, look at that one, in turn; "cv" tries a grid of ranks or of ridges.
+
+    Rank "auto" looks at the last tokens of the texts alone, where directions are taken and edits go in.
 
     One layer at a time, whose axes are forgotten again: the fit with what is chosen decomposes each layer once more.
 
@@ -188,13 +217,13 @@ def cross_validate(
     for b in layers:
         scores = calibration.scores(b)
         spanned = METHODS[method].widest(scores.source.shape[1], scores.target.shape[1])
-        tried.append((rank,) if isinstance(rank, int) else rank_grid(spanned) if rank == "cv" else (spanned,))
-        curves.append(held_out(splits(scores, centered), method, tried[-1], ridges).r2)
+        tried.append((rank,) if isinstance(rank, int) else rank_grid(spanned) if rank in ("auto", "cv") else (spanned,))
+        curves.append(held_out(splits(scores, centered, ends_only=rank == "auto"), method, tried[-1], ridges).r2)
     ranks = max(tried, key=lambda of_layer: of_layer[-1])
     # Beyond what a layer spans its map stays the same.
     places = [[min(bisect_left(of_layer, k), len(of_layer) - 1) for k in ranks] for of_layer in tried]
     r2 = torch.stack([curve[:, place] for curve, place in zip(curves, places, strict=True)])
-    return CrossValidation(tuple(layers), ranks, ridges, r2)
+    return CrossValidation(tuple(layers), ranks, ridges, r2, TOLERANCE if rank == "auto" else 0.0)
 
 
 def rank_grid(widest: int) -> tuple[int, ...]:
