@@ -22,12 +22,12 @@ import yaml
 from filelock import FileLock
 
 import unlock_lens as ul
-from unlock_lens import recipes, results, sweep, zoo
+from unlock_lens import recipes, report, results, sweep, zoo
 from unlock_lens.core import read
 from unlock_lens.evidence.results import Line, Results
 from unlock_lens.evidence.sweep import description, runner
 from unlock_lens.evidence.sweep.config import CONTROLS, Setting, SweepConfig
-from unlock_lens.evidence.sweep.material import Material
+from unlock_lens.evidence.sweep.material import PAPER_ALPHAS, PAPER_RANKS, Material
 from unlock_lens.method import calibrate as calibration
 
 
@@ -526,3 +526,21 @@ def test_options_of_the_aligner_are_keys_of_the_config() -> None:
         changed(aligner={"sink": "drop"})
     with pytest.raises(ul.InvalidInput, match="positions"):
         changed(aligner={"positions": 0})
+
+
+def test_controls_are_tried_once_more_at_the_price_of_the_transfer(found: Results) -> None:
+    arms = found.arms()
+    price = arms["transferred"]["price"]["kl"]
+    for name in ("own_at_price", "anti_mean_at_price"):
+        assert arms[name]["price"]["kl"] == pytest.approx(price, rel=0.1)
+        assert "paired" in arms[name]
+    assert len(found.tested()["random_at_price"]) == SEVERAL.control_seeds
+    assert arms["own_at_price"]["accuracy"] > 0.9
+
+
+def test_the_summary_tells_among_how_many_settings_each_arm_chose(found: Results) -> None:
+    tried = report.summary(found)["tried"]
+    assert tried["transferred"] == tried["shuffled"] == 2 * 2 * 2 * 2
+    assert tried["paper"] == 2 * len(PAPER_RANKS[:4]) * len({*PAPER_ALPHAS, *SEVERAL.grid.alpha})
+    assert tried["random"] == len(SEVERAL.grid.alpha)
+    assert tried.isna()["unsteered"]

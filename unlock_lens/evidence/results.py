@@ -26,6 +26,10 @@ NULL = "null"
 """Sources that have no capability, moved by the same maps and chosen among the same settings as the transfer."""
 FORCED = ("forced_1", "forced_3", "forced_8")
 """The unsteered target goes on from the first 1, 3, 8 tokens that the steered one wrote."""
+AT_PRICE = {"own_at_price": "own", "random_at_price": "random", "anti_mean_at_price": "anti_mean"}
+"""Controls once more, at the strength at which they cost on unrelated text what the transfer costs."""
+GROUPS = {"forced": FORCED, "at_price": tuple(AT_PRICE)}
+"""Controls of a config that stand for several arms."""
 
 CONFIG, LINES, DAMAGED = "config.yaml", "results.jsonl", "results.damaged.jsonl"
 TRANSFERRED, UNSTEERED, PROMPTED, POST_TRAINED = "transferred", "unsteered", "prompted", "post_trained"

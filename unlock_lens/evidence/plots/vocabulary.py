@@ -63,6 +63,15 @@ ARMS: Mapping[str, Arm] = {
     "anti_mean": Arm(
         "anti-mean", "away from the target's mean locked state, no source at all", "rival", CONTRARY, "dash", "triangle-down"
     ),
+    "own_at_price": Arm(
+        "own, same KL", "the target's own direction at the strength that costs as much", "reference", GREEN, "dash", "square-x"
+    ),
+    "random_at_price": Arm(
+        "random, same KL", "a random direction at the strength that costs as much", "rival", GREY, "dot", "x-open"
+    ),
+    "anti_mean_at_price": Arm(
+        "anti-mean, same KL", "anti-mean at the strength that costs as much", "rival", CONTRARY, "dash", "triangle-down-dot"
+    ),
     "unaligned": Arm("unaligned", "the source's direction with no fitted map", "rival", GREY, "longdash", "triangle-up"),
     "naive": Arm(
         "naive target", "the same transfer into a target that never learned it, where it must fail",

@@ -10,7 +10,8 @@ from unlock_lens.evidence.evaluation import compare
 from unlock_lens.evidence.plots.behaviour import specificity_rows
 from unlock_lens.evidence.plots.vocabulary import arm, in_order
 from unlock_lens.evidence.results import (
-    FORCED,
+    AT_PRICE,
+    GROUPS,
     NAIVE,
     NAIVE_UNSTEERED,
     POST_TRAINED,
@@ -102,13 +103,12 @@ def _missing(results: Results) -> list[str]:
     tested, without = results.tested(), _left_out(results)
     found = [name for name in (TRANSFERRED, UNSTEERED) if name not in tested]
     for name in results.config.get("controls") or ():
-        wanted = range(len(results.config.get("others") or ()) if name == "wrong" else _seeds(results, name))
-        done = [line for each in (FORCED if name == "forced" else (name,)) for line in tested.get(each, ())]
-        absent = set(wanted) - {line["config"].get("seed", 0) for line in done}
-        if absent and name not in without:
-            seeds = ", ".join(str(seed) for seed in sorted(absent))
-            some = f" (seed{'s' if len(absent) > 1 else ''} {seeds})" if name in tested else ""
-            found.append(arm(name).label + some)
+        for each in GROUPS.get(name, (name,)) if name not in without else ():
+            absent = set(range(_seeds(results, each))) - {line["config"].get("seed", 0) for line in tested.get(each, ())}
+            if absent:
+                seeds = ", ".join(str(seed) for seed in sorted(absent))
+                some = f" (seed{'s' if len(absent) > 1 else ''} {seeds})" if each in tested else ""
+                found.append(arm(each).label + some)
     moved = {line["config"].get("capability") for line in results.lines if line["split"] == "test"}
     others = [other["name"] for other in results.config.get("others") or ()]
     found += [f"the capability “{name}”" for name in others if name not in moved]
@@ -118,7 +118,9 @@ def _missing(results: Results) -> list[str]:
 
 
 def _seeds(results: Results, name: str) -> int:
-    return results.config.get("control_seeds", 1) if name in SEEDED else 1
+    if name == "wrong":
+        return len(results.config.get("others") or ())
+    return results.config.get("control_seeds", 1) if AT_PRICE.get(name, name) in SEEDED else 1
 
 
 @dataclass(frozen=True)
@@ -454,7 +456,22 @@ def _price(arms: Arms) -> str:
         f"Price on unrelated text: {nats(price['kl'])} nats per token from the unsteered target"
         f"{f' ({_listed(others)})' if others else ''}, "
         f"perplexity {before:.3g} to {steered:.3g} ({_signed(steered / before - 1, '+.1%')})."
+        f"{_where_it_costs(price)}{_at_equal_price(arms)}"
     )
+
+
+def _where_it_costs(price: Mapping[str, float]) -> str:
+    if "kl_worst" not in price:  # sweeps of earlier versions
+        return ""
+    return (
+        f" Over all text after an edited prompt it adds up to {nats(price['kl_of_prompt'])} nats; the worst 5% of tokens lie "
+        f"{nats(price['kl_worst'])} nats away."
+    )
+
+
+def _at_equal_price(arms: Arms) -> str:
+    shares = [f"{arm(name).label} {_percent(arms[name])}" for name in AT_PRICE if name in arms]
+    return f" At strengths that cost as much: {_listed(shares)}." if shares else ""
 
 
 def _sharper(arms: Arms) -> str:

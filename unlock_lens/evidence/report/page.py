@@ -20,14 +20,16 @@ HERE = Path(__file__).parent
 TONES: Mapping[Status, str] = {"arrived": "good", "did not arrive": "bad", "did harm": "bad", "not from the source": "bad"}
 TITLE_SPACE = 34  # pixels: the page sets titles as headings of its own
 COLUMNS = ("label", "role", "accuracy", "low", "high", "n", "seeds", "behaviour", "gained", "lost", "difference",
-           "difference_low", "difference_high", "p", "kl", "perplexity", "tokens", "aligner", "rank", "alpha")  # fmt: skip
+           "difference_low", "difference_high", "p", "kl", "perplexity", "tokens", "tried", "aligner", "rank",
+           "alpha")  # fmt: skip
 
 
 def summary(results: Results) -> pd.DataFrame:
     """The arms of the test split, one row each, in the order of figures and page; what was not measured is missing.
 
     Of several seeds it is the least flattering one (`Results.arms`). "behaviour" is the share of completions that show the
-    swept capability; "difference" and what follows compare with the unsteered target on the same questions.
+    swept capability; "difference" and what follows compare with the unsteered target on the same questions; "tried" counts the
+    settings that the arm chose among, on train.
     """
     import pandas as pd
 
@@ -56,6 +58,7 @@ def _row(results: Results, name: str, line: Line) -> dict[str, Any]:
     paired, price, config = line.get("paired") or {}, line.get("price") or {}, line["config"]
     return {
         "label": arm(name).label, "role": arm(name).role, "seeds": len(results.tested()[name]),
+        "tried": _tried(results, line),
         **{key: line.get(key) for key in ("accuracy", "low", "high", "n", "tokens")},
         "behaviour": (line.get("behaviours") or {}).get(results.capability),
         **{key: paired.get(key) for key in ("gained", "lost", "difference", "p")},
@@ -63,6 +66,12 @@ def _row(results: Results, name: str, line: Line) -> dict[str, Any]:
         **{key: price.get(key) for key in ("kl", "perplexity")},
         **{key: config.get(key) for key in ("aligner", "rank", "alpha")},
     }  # fmt: skip
+
+
+def _tried(results: Results, line: Line) -> int | None:
+    """How many settings this arm chose among, on train; None where there was nothing to choose."""
+    config = line["config"]
+    return sum(other["config"].get("seed", 0) == config.get("seed", 0) for other in results.trained(config["control"])) or None
 
 
 def _page(results: Results) -> str:

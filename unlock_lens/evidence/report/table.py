@@ -16,7 +16,7 @@ def show(summary: pd.DataFrame, console: Console) -> None:
     """Print what `unlock_lens.evidence.report.summary` gives, in 80 columns; parts that were not measured stay empty."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("arm", no_wrap=True)
-    for title in ("right", "95%", "gain/lost", "p", "price", "tokens", "rank", "alpha"):
+    for title in ("right", "95%", "+/-", "p", "KL", "len", "tried", "alpha"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, row in summary.iterrows():
         table.add_row(
@@ -27,7 +27,7 @@ def show(summary: pd.DataFrame, console: Console) -> None:
             _p(row["p"]),
             _told(row["kl"], "{:.3f}"),
             _told(row["tokens"], "{:.1f}"),
-            _told(row["rank"], "{:.0f}"),
+            _told(row["tried"], "{:.0f}"),
             _told(row["alpha"], "{:g}"),
             style="bold" if name == "transferred" else "",
         )

@@ -38,7 +38,7 @@ Values = Annotated[tuple[T, ...], Field(min_length=1)]
 Aligner = Literal["text", "prompts", "paper"]
 Control = Literal[
     "paper", "own", "random", "anti_mean", "without_mean", "shuffled", "unaligned", "naive", "minus", "wrong", "placebo",
-    "same_end", "forced",
+    "same_end", "forced", "at_price",
 ]  # fmt: skip
 CONTROLS: tuple[Control, ...] = get_args(Control)
 

@@ -23,7 +23,7 @@ from unlock_lens.core.variant import Variant
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence import controls
 from unlock_lens.evidence.probe import Probe
-from unlock_lens.evidence.results import NAIVE, NAIVE_UNSTEERED, NULL, UNSTEERED
+from unlock_lens.evidence.results import AT_PRICE, NAIVE, NAIVE_UNSTEERED, NULL, UNSTEERED
 from unlock_lens.evidence.sweep.config import Capability, Setting, SweepConfig
 from unlock_lens.evidence.tasks.problems import Task
 from unlock_lens.hosts import backend_of, open_model
@@ -175,6 +175,8 @@ class Material:
         return self.once("mean locked", lambda: mean_state(locked, None, -1, how))[list(layers)]
 
     def _direction(self, setting: Setting) -> CapabilityDirection:
+        if setting.control in AT_PRICE:
+            return self.direction(replace(setting, control=AT_PRICE[setting.control]))
         if setting.control in (None, "paper"):
             return self.aligner(setting).transport(self.source_direction(setting))
         if setting.control == NAIVE:
@@ -345,6 +347,7 @@ class Material:
             "wrong": (not self.config.others, "no other capability is named"),
             "placebo": (self.config.capability.placebo is None, "capability.placebo is not named"),
             "same_end": (self.config.capability.same_end is None, "capability.same_end is not named"),
+            "at_price": (self.unrelated is None, "no unrelated text is named"),
         }
         return {name: why for name, (lacks, why) in reasons.items() if lacks and name in self.config.controls}
 

@@ -12,12 +12,14 @@ import torch
 from unlock_lens.core.generation import generate
 from unlock_lens.core.steering import SteeringHook
 from unlock_lens.core.variant import Variant, padded
-from unlock_lens.evidence.distributions import completion_log_probs, first_token_entropies, price
+from unlock_lens.evidence.distributions import Price, completion_log_probs, first_token_entropies, price
 from unlock_lens.evidence.evaluation import Evaluation, Sampled, compare, evaluate, sample
 from unlock_lens.evidence.results import FORCED, NAIVE, NAIVE_UNSTEERED, PROMPTED, Line
 from unlock_lens.evidence.sweep.config import Setting
 from unlock_lens.evidence.sweep.material import Material
 from unlock_lens.evidence.tasks.problems import Task
+
+_BRACKET, _BISECTIONS = 16.0, 8
 
 
 def measured(
@@ -49,13 +51,32 @@ def measured(
     told["paired"] = asdict(compare(found.right, before, config.seed))
     if steer is None:
         return told
-    if material.unrelated and config.unrelated:
-        end = config.unrelated.prompt_end
-        told["price"] = asdict(price(model, material.unrelated, steer, **material.how, prompt_end=end))
+    if material.unrelated:
+        told["price"] = asdict(_price(material, setting))
     is_transfer = setting.control is None and setting.capability == config.capability.name
     if is_transfer and config.sampling.samples:
         told["sharpening"] = sharpening(material, steer, baseline, found)
     return told
+
+
+def at_price(material: Material, setting: Setting, kl: float) -> Setting:
+    """The setting at the strength, to 3 digits, at which it costs nearest to `kl` nats a token on unrelated text.
+
+    Bisection on the logarithm, from a sixteenth of the setting's strength to sixteen times it.
+    """
+    low, high = (setting.alpha or 1.0) / _BRACKET, (setting.alpha or 1.0) * _BRACKET
+    tried: dict[float, float] = {}
+    for _ in range(_BISECTIONS):
+        alpha = float(f"{(low * high) ** 0.5:.3g}")
+        tried[alpha] = _price(material, replace(setting, alpha=alpha)).kl
+        low, high = (alpha, high) if tried[alpha] < kl else (low, alpha)
+    return replace(setting, alpha=min(tried, key=lambda alpha: abs(tried[alpha] - kl)))
+
+
+def _price(material: Material, setting: Setting) -> Price:
+    end = material.config.unrelated.prompt_end if material.config.unrelated else None
+    model, texts = _model(material, setting), material.unrelated or ()
+    return price(model, texts, material.steer(setting), **material.how, prompt_end=end)
 
 
 def _forced(material: Material, task: Task, prompts: Variant, k: int, steered: Sequence[str]) -> Evaluation:

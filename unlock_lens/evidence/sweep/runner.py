@@ -19,13 +19,25 @@ from tqdm.auto import tqdm
 
 from unlock_lens.errors import InvalidInput, UnlockLensError
 from unlock_lens.evidence import results
-from unlock_lens.evidence.results import FORCED, NAIVE, NULL, PROMPTED, SEEDED, UNSTEERED, Line, Results, key_of
+from unlock_lens.evidence.results import (
+    AT_PRICE,
+    FORCED,
+    GROUPS,
+    NAIVE,
+    NULL,
+    PROMPTED,
+    SEEDED,
+    UNSTEERED,
+    Line,
+    Results,
+    key_of,
+)
 from unlock_lens.evidence.statistics import sample_size_in_words
 from unlock_lens.evidence.sweep.config import Setting, SweepConfig, difference
 from unlock_lens.evidence.sweep.description import forecast, inputs, problems, provenance
 from unlock_lens.evidence.sweep.geometry import geometry
 from unlock_lens.evidence.sweep.material import PAPER_ALPHAS, PAPER_N, PAPER_RANKS, Material
-from unlock_lens.evidence.sweep.measurement import measured
+from unlock_lens.evidence.sweep.measurement import at_price, measured
 
 logger = logging.getLogger(__name__)
 
@@ -101,9 +113,9 @@ def count(config: SweepConfig, material: Material) -> int:
     """How many lines a whole sweep has; its models and problems (`material`) decide which controls can be run."""
     settings = grid(config, config.capability.name)
     tried = {name: len(candidates(config, settings[0], name, 0, material.widest)) for name in (*material.controls, NULL)}
-    seeds = {name: _seeds(config, name) for name in material.controls if name != "forced"}
-    of_controls = sum(n * (tried[name] + 1) for name, n in seeds.items())
-    of_controls += config.nulls * tried[NULL] + len(FORCED) * ("forced" in material.controls)
+    seeds = {name: _seeds(config, name) for name in material.controls if name not in GROUPS}
+    of_controls = sum(n * (tried[name] + 1) for name, n in seeds.items()) + config.nulls * tried[NULL]
+    of_controls += sum(_seeds(config, arm) for name in material.controls for arm in GROUPS.get(name, ()))
     own_prompts = sum(other.plain != config.capability.plain for other in config.others)
     baselines = 1 + material.can_ask + (NAIVE in seeds) + own_prompts
     others = len(config.others) * (len(config.grid.alpha) * len(config.grid.rank) + 1)
@@ -123,7 +135,7 @@ class _Runner:
         settings = grid(self.config, self.config.capability.name)
         for setting in settings:
             self.material.steer(setting)
-        for control in [name for name in self.material.controls if name not in (*SEEDED, "forced")]:
+        for control in [name for name in self.material.controls if name not in (*SEEDED, *GROUPS)]:
             tried = [candidates(self.config, setting, control, 0, self.material.widest)[0] for setting in settings]
             try:
                 for setting in tried:
@@ -144,10 +156,12 @@ class _Runner:
         chosen = self.best(grid(self.config, name))
         self.test(chosen)
         for control in self.material.controls:
-            for seed in range(_seeds(self.config, control)) if control != "forced" else ():
+            for seed in range(_seeds(self.config, control)) if control not in GROUPS else ():
                 self.test(self.best(candidates(self.config, chosen, control, seed, self.material.widest)))
         for control in FORCED if "forced" in self.material.controls else ():
             self.line(Setting(name, control), "test", unsteered, self.test(chosen))
+        if "at_price" in self.material.controls:
+            self._at_price(chosen)
         for seed in range(self.config.nulls):  # judged by what they do on train, as the transfer is
             for setting in candidates(self.config, chosen, NULL, seed, self.material.widest):
                 self.line(setting, "train")
@@ -156,6 +170,13 @@ class _Runner:
             settings = [replace(chosen, capability=other.name, rank=rank, alpha=alpha) for rank, alpha in tried]
             self.test(self.best(settings, lambda line, name=other.name: line["behaviours"][name]))
         return chosen
+
+    def _at_price(self, chosen: Setting) -> None:
+        kl = self.test(chosen)["price"]["kl"]
+        for arm, control in AT_PRICE.items():
+            for seed in range(_seeds(self.config, arm)):
+                like = candidates(self.config, chosen, control, seed, self.material.widest)[0]
+                self.test(at_price(self.material, replace(like, control=arm, alpha=chosen.alpha), kl))
 
     def best(self, settings: Sequence[Setting], score: Callable[[Line], float] = lambda line: line["accuracy"]) -> Setting:
         """The setting that scores best on the train split.
@@ -242,4 +263,6 @@ def _middle(settings: Sequence[Setting], value: Callable[[Setting], float]) -> l
 
 
 def _seeds(config: SweepConfig, control: str) -> int:
-    return len(config.others) if control == "wrong" else config.control_seeds if control in SEEDED else 1
+    if control == "wrong":
+        return len(config.others)
+    return config.control_seeds if AT_PRICE.get(control, control) in SEEDED else 1
