@@ -61,7 +61,7 @@ test-real: $(VENV)/real $(TL3)/real  ## steer a real pretrained model (SmolLM2-1
 browser:  ## install Chromium, with which the report and the documentation are tested (Debian, as root)
 	which -a chromium chromium-browser google-chrome | grep -q . || $(APT_INSTALL) || { apt-get update && $(APT_INSTALL); }
 
-diagnosis: $(VENV)/ready  ## measure how well diagnose forecasts, over 330 configurations (6 minutes)
+diagnosis: $(VENV)/ready  ## measure how well diagnose forecasts, over 488 configurations (10 minutes)
 	$(VENV)/bin/python benchmarks/diagnosis.py
 
 aligners: $(VENV)/ready  ## measure which calibration brings a capability: method, texts, rank, n (20 minutes on 2 cores)

@@ -33,7 +33,6 @@ from unlock_lens import controls, report, sweep, zoo
 from unlock_lens.core import read
 from unlock_lens.evidence.distributions import price
 from unlock_lens.evidence.evaluation import compare, evaluate
-from unlock_lens.evidence.probe import Probe
 from unlock_lens.evidence.statistics import sample_size_in_words
 from unlock_lens.evidence.sweep.config import SweepConfig
 from unlock_lens.evidence.tasks.texts import ZooText
@@ -197,10 +196,9 @@ def ability(model):
 
 def forecast(model, aligner, texts):
     """The forecast for a map of `think` into a model; the texts are fresh ones, of the kind that the map was fitted on."""
-    begins = ul.Variant(model, tuning.direct[:32]), ul.Variant(source, tuning.think[:32])
-    probe = Probe.run(aligner.transport(think), *begins, batch_size=32)
+    begins = {"locked": ul.Variant(model, tuning.direct[:32]), "unlocked": ul.Variant(source, tuning.think[:32])}
     read = ul.Variant(source, texts), ul.Variant(model, texts)
-    return ul.diagnose(think, aligner, *read, ability=ability(model), probe=probe, batch_size=100)
+    return ul.diagnose(think, aligner, *read, ability=ability(model), batch_size=100, **begins)
 
 
 def in_lines(made):

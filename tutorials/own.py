@@ -34,7 +34,6 @@ from transformers.utils import logging
 import unlock_lens as ul
 from unlock_lens import controls, report, sweep, zoo
 from unlock_lens.evidence.evaluation import compare, evaluate
-from unlock_lens.evidence.probe import Probe
 from unlock_lens.evidence.sweep.config import SweepConfig
 from unlock_lens.evidence.tasks import JsonlSpec, Sizes
 
@@ -192,12 +191,11 @@ aligned = aligner.transport(direction)
 # tuning questions, answered by the source.
 
 # %%
-begins = ul.Variant(target, tuning.prompts(LOCKED)), ul.Variant(source, tuning.prompts(UNLOCKED))
-probe = Probe.run(aligned, *begins, batch_size=60)
+begins = {"locked": ul.Variant(target, tuning.prompts(LOCKED)), "unlocked": ul.Variant(source, tuning.prompts(UNLOCKED))}
 ability = run(target, tuning, template=UNLOCKED).outcome.accuracy
 fresh = written(source, tuning, LOCKED, UNLOCKED)
 read = ul.Variant(source, fresh), ul.Variant(target, fresh)
-forecast = ul.diagnose(direction, aligner, *read, ability=ability, probe=probe, batch_size=100)
+forecast = ul.diagnose(direction, aligner, *read, ability=ability, batch_size=100, **begins)
 print(forecast.verdict, *forecast.reasons, sep="\n- ")
 
 # %%
@@ -281,8 +279,7 @@ for name, vectors, shares in (("all", to_gpt2, gpt2_window), ("last", papers, pa
 print("\n".join(lines))
 
 # %% [markdown]
-# The probe holds first tokens of two models against each other, so it needs one vocabulary; here `Probe.run` would say
-# that it saw nothing, and the forecast rests on geometry alone.
+# A probe works here too: where vocabularies differ, it compares what the first tokens write.
 #
 # ## Two models in the place of two prompts
 #
@@ -388,7 +385,7 @@ report.summary(found)[["accuracy", "low", "high", "gained", "lost", "rank", "alp
 # | look at | because | with |
 # |---|---|---|
 # | ability | steering unlocks what is there | the target on the unlocked template, with a check of the whole answer |
-# | strength | windows are narrow, each pair has its own | eight strengths, as in `window` above; `Probe.run(...).alpha` |
+# | strength | windows are narrow, each pair has its own | eight strengths, as in `window` above; `forecast.probe.alpha` |
 # | calibration text | what it does not span is not carried | is the behaviour in it, and foretold by a prompt? |
 # | rank | too low a rank makes another direction of it | `aligner.at_rank(k)`, `rank="cv"` |
 # | templates | where they end is where the direction is taken | do both end on the same token? else `position=` in `extract` |

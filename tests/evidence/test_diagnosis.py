@@ -255,6 +255,7 @@ def forecast(large: Any, target: Any, contrast: Contrast, texts: list[str], **mo
     return diagnose(direction, aligner, *variants, contrast, batch_size=100, **more)
 
 
+@pytest.mark.filterwarnings("ignore:no calibration token is the last")
 @pytest.mark.parametrize("probed", [False, True])
 def test_text_with_the_capability_is_told_from_text_without_it(
     large: Any, small: Any, contrast: Contrast, probed: bool

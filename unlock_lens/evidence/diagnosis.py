@@ -257,7 +257,10 @@ def _probed(
     if states is not None:
         kinds.append(partial(controls.noise_of_states, direction, states[0]))
     nulls = [aligner.transport(kinds[seed % len(kinds)](seed)) for seed in range(NULLS)]
-    return Probe.run(aligner.transport(direction), locked, unlocked, batch_size=batch_size, nulls=nulls)
+    source_locked = Variant(unlocked.model, locked.prompts, unlocked.add_special_tokens, unlocked.remote)
+    return Probe.run(
+        aligner.transport(direction), locked, unlocked, batch_size=batch_size, nulls=nulls, example=(direction, source_locked)
+    )
 
 
 def show(diagnosis: Diagnosis, console: Console) -> None:
