@@ -181,6 +181,7 @@ class SweepConfig(Spec):
         control_seeds: how many of each random control.
         nulls: how many sources without a capability go through the transfer's maps, grid and choice: noise, noise with the
             covariance of the source's states, and halves of the locked prompts against each other, in turn.
+        stop: strings before the first of which every completion ends.
         seed: of problems, texts and controls.
 
     Raises:
@@ -207,6 +208,7 @@ class SweepConfig(Spec):
     nulls: NonNegativeInt = 19
     sampling: Sampling = Sampling()
     max_new_tokens: PositiveInt = 64
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     batch_size: PositiveInt = 8
     special_tokens: bool = True
     seed: int = 0
