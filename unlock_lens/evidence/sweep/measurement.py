@@ -15,9 +15,10 @@ from unlock_lens.core.variant import Variant, padded
 from unlock_lens.evidence.distributions import completion_log_probs, first_token_entropies, price
 from unlock_lens.evidence.evaluation import Evaluation, Sampled, compare, cut_share, evaluate, sample
 from unlock_lens.evidence.results import FORCED, NAIVE, NAIVE_UNSTEERED, PROMPTED, Line
+from unlock_lens.evidence.statistics import wilson_interval
 from unlock_lens.evidence.sweep.config import Setting
 from unlock_lens.evidence.sweep.material import Material
-from unlock_lens.evidence.tasks.problems import Task
+from unlock_lens.evidence.tasks.problems import Task, between
 from unlock_lens.hosts.endings import before
 
 
@@ -44,6 +45,7 @@ def measured(
         "tokens": sum(found.lengths) / len(found.lengths),
         "seconds": found.seconds,
         "cut": found.cut,
+        "strict": _strict(task, found.completions),
     }
     if split == "test":
         told |= {"lengths": list(found.lengths), "completions": list(found.completions)}
@@ -60,6 +62,17 @@ def measured(
     if is_transfer and config.sampling.samples:
         told["sharpening"] = sharpening(material, steer, baseline, found)
     return told
+
+
+def _strict(task: Task, completions: Sequence[str]) -> dict[str, Any] | None:
+    """The same completions judged by what stands between the answer tags alone; `tagged` is the share that has them."""
+    right = task.strict(completions)
+    if right is None or task.answer_tags is None:
+        return None
+    low, high = wilson_interval(sum(right), len(right))
+    tagged = sum(between(completion, task.answer_tags) is not None for completion in completions) / len(right)
+    share = {"accuracy": sum(right) / len(right), "low": low, "high": high}
+    return {"tags": list(task.answer_tags), **share, "right": [int(each) for each in right], "tagged": tagged}
 
 
 def _forced(material: Material, task: Task, prompts: Variant, k: int, steered: Sequence[str]) -> Evaluation:
