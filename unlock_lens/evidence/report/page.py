@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.plots.vocabulary import arm, in_order
 from unlock_lens.evidence.report.judgement import Status, nats, p_value, points, verdict
+from unlock_lens.evidence.report.paper import beside_the_paper
 from unlock_lens.evidence.results import TRANSFERRED, UNSTEERED, Line, Results, write_whole
 
 if TYPE_CHECKING:
@@ -20,15 +21,16 @@ HERE = Path(__file__).parent
 TONES: Mapping[Status, str] = {"arrived": "good", "did not arrive": "bad", "did harm": "bad", "not from the source": "bad"}
 TITLE_SPACE = 34  # pixels: the page sets titles as headings of its own
 COLUMNS = ("label", "role", "accuracy", "low", "high", "n", "seeds", "strict", "cut", "behaviour", "gained", "lost",
-           "difference", "difference_low", "difference_high", "p", "kl", "perplexity", "tokens", "aligner", "rank", "alpha")  # fmt: skip
+           "difference", "difference_low", "difference_high", "p", "kl", "perplexity", "tokens", "aligner", "rank",
+           "alpha")  # fmt: skip
 
 
 def summary(results: Results) -> pd.DataFrame:
     """The arms of the test split, one row each, in the order of figures and page; what was not measured is missing.
 
-    Of several seeds it is the least flattering one (`Results.arms`). "behaviour" is the share of completions that show the
-    swept capability; "strict" the share that is right between the task's answer tags; "cut" the share of completions that ran
-    to the budget of new tokens; "difference" and what follows compare with the unsteered target on the same questions.
+    Of several seeds it is the least flattering one (`Results.arms`). "strict" is the share that is right between the task's
+    answer tags, "cut" the share of completions that ran to the budget of new tokens, "behaviour" the share that show the
+    swept capability; "difference" and what follows compare with the unsteered target on the same questions.
     """
     import pandas as pd
 
@@ -85,7 +87,7 @@ def _page(results: Results) -> str:
         verdict=judged, tone=TONES.get(judged.status, "open"), tiles=list(_tiles(results)), arms=rows,
         figures=figures, left_out=left_out, completions=_completions(results), diagnosis=results.diagnosis or {},
         facts=list(_facts(results.provenance or {})), config=_yaml(results.config), capability=results.capability,
-        tagged=any(row["strict"] is not None for row in rows),
+        tagged=any(row["strict"] is not None for row in rows), paper=list(beside_the_paper(results)),
     )  # fmt: skip
 
 

@@ -25,15 +25,15 @@ from unlock_lens.evidence import controls
 from unlock_lens.evidence.probe import Probe
 from unlock_lens.evidence.results import NAIVE, NAIVE_UNSTEERED, NULL, UNSTEERED
 from unlock_lens.evidence.sweep.config import Capability, Setting, SweepConfig
-from unlock_lens.evidence.tasks.problems import Task
+from unlock_lens.evidence.tasks.problems import Problem, Task
 from unlock_lens.hosts import backend_of, open_model
 from unlock_lens.method.align import RANK
 
 T = TypeVar("T")
 Side = Literal["source", "target", "naive"]
 ZOO = "zoo:"
-PAPER_RANKS, PAPER_ALPHAS, PAPER_N = (1, 4, 16, 64, 128, 256, 512), (0.05, 0.1, 0.2, 0.5), 128
-"""What the paper tries (arXiv:2604.06377), with mean and pca; n from 128."""
+PAPER_RANKS, PAPER_ALPHAS = (1, 4, 16, 64, 128, 256, 512), (0.05, 0.1, 0.2, 0.5)
+"""What the paper tries (arXiv:2604.06377), with mean and pca, and n from 4 on."""
 NULLS = ("noise", "states", "halves")
 """Kinds of sources without a capability, in turn."""
 PROBED = 32
@@ -49,6 +49,7 @@ class Material:
         self.leaking = 0
         self._check_others()
         self._check_pairs()
+        self._check_demonstrations()
         self.texts = self._calibration()
         self.unrelated = config.unrelated.read(config.seed + 1) if config.unrelated else None
         self._made: dict[Hashable, Any] = {}
@@ -229,7 +230,7 @@ class Material:
         """The source's contrast of the locked prompts with those of another template."""
         template = getattr(self.config.capability, setting.control or "")
         capability, extract = self.config.capability, self.splits.extract
-        other = capability.model_copy(update={"unlocked": template, "pairs": None})
+        other = capability.model_copy(update={"unlocked": template, "pairs": None, "demonstrations": ()})
         locked, unlocked = self.asked(self.source, extract, other), self.asked(self.source, extract, other, unlocked=True)
         position = _position(setting)
         whole = self.once(("contrast", setting.control, position), lambda: self._captured(locked, unlocked, position))
@@ -271,7 +272,7 @@ class Material:
             extract = self.splits.extract
             return self.asked(locked, extract, capability), self.asked(unlocked, extract, capability, unlocked=True)
         prompts = read_pairs(capability.pairs)
-        whole = capability.model_copy(update={"locked": SLOT, "unlocked": SLOT})
+        whole = capability.model_copy(update={"locked": SLOT, "unlocked": SLOT, "demonstrations": ()})
         return whole.asked(locked, prompts[0], False, **self._tokens), whole.asked(unlocked, prompts[1], True, **self._tokens)
 
     def _calibrating(self, side: Side, calibration: str) -> Variant:
@@ -332,6 +333,14 @@ class Material:
             asked = [*self.splits.train.questions, *self.splits.test.questions]
             if shared := next((q for q in asked if any(q in prompt for prompt in (*locked, *unlocked))), None):
                 raise InvalidInput(f"{capability.pairs} holds the train or test question {shared[:60]!r}; take it out")
+
+    def _check_demonstrations(self) -> None:
+        asked = {problem.key: problem.question for task in (self.splits.train, self.splits.test) for problem in task.problems}
+        for capability in (self.config.capability, *self.config.others):
+            for shown in capability.demonstrations:
+                text = Problem(f"{shown.question}\n{shown.answer}", shown.answer).key
+                if held := next((question for key, question in asked.items() if key in text), None):
+                    raise InvalidInput(f"a demonstration holds the train or test question {held[:60]!r}; take it out")
 
     def _controls_left_out(self) -> dict[str, str]:
         """Controls that cannot be run here, and why."""
