@@ -19,6 +19,7 @@ import unlock_lens.cli.options as opt
 from unlock_lens.cli.evidence import diagnose, report, reproduce, sweep
 from unlock_lens.cli.interchange import export, import_
 from unlock_lens.cli.plan import plan
+from unlock_lens.cli.transfer import transfer
 from unlock_lens.core import files
 from unlock_lens.core.alignment import SETTINGS
 from unlock_lens.core.inputs import SLOT, parse_layers, read_texts
@@ -201,7 +202,7 @@ def _table(rows: list[dict[str, str]]) -> Table:
     return table
 
 
-for command in (plan, diagnose, sweep, report, reproduce, export):
+for command in (transfer, plan, diagnose, sweep, report, reproduce, export):
     app.command()(command)
 app.command("import")(import_)
 

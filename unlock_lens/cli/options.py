@@ -30,6 +30,7 @@ def _defaults(of: Callable[..., Any]) -> SimpleNamespace:
 
 EXTRACT, STEER, GENERATE = map(_defaults, (ul.CapabilityDirection.extract, ul.SteeringHook, ul.generate))
 VARIANT, OPEN, PLAN, REMOTE = map(_defaults, (ul.Variant, open_model, ul.plan, ul.Remote))
+TRANSFER = _defaults(ul.transfer)
 
 
 def writable(file: Path | None) -> Path | None:

@@ -27,7 +27,7 @@ from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.spec import Spec
 from unlock_lens.evidence.tasks.problems import Sizes
 from unlock_lens.evidence.tasks.specs import TaskSpec
-from unlock_lens.evidence.tasks.texts import TextSpec
+from unlock_lens.evidence.tasks.texts import CalibrationSpec, SelfText, TextSpec
 from unlock_lens.hosts.remote import remote_of
 from unlock_lens.method.align import RANK, MethodName
 from unlock_lens.method.apply import Operation, Positions
@@ -202,7 +202,7 @@ class SweepConfig(Spec):
             as NDIF would.
         sizes: how many problems each split takes; the splits share none.
         others: further behaviours of the task, moved with the chosen settings: is each transfer specific?
-        calibration: ordinary text, for the aligner "text".
+        calibration: text for the aligner "text": ordinary text, or what the models write themselves.
         aligner: further options of `SubspaceAligner`, for all maps but the paper's: sinks, ridge, skip_first and so on.
         unrelated: text that has nothing to do with the capability: what steering costs there.
         controls: directions that the transfer is compared with.
@@ -228,7 +228,7 @@ class SweepConfig(Spec):
     sizes: Sizes
     capability: Capability
     others: tuple[Capability, ...] = ()
-    calibration: TextSpec | None = None
+    calibration: CalibrationSpec | None = None
     unrelated: TextSpec | None = None
     grid: Grid
     aligner: AlignerOptions = AlignerOptions()  # pyright: ignore[reportInvalidTypeForm]  made of a signature
@@ -250,6 +250,12 @@ class SweepConfig(Spec):
             raise ValueError(f"grid.n asks for {max(self.grid.n)} questions, sizes.extract gives {self.sizes.extract}")
         if "text" in self.grid.aligner and self.calibration is None:
             raise ValueError('the aligner "text" needs calibration: (which text?); or leave it out of grid.aligner')
+        if (
+            isinstance(self.calibration, SelfText)
+            and (self.calibration.n or 0) > self.sizes.extract
+            and not self.capability.pairs
+        ):
+            raise ValueError(f"calibration.n asks for {self.calibration.n} questions, sizes.extract gives {self.sizes.extract}")
         if self.remote and self.backend != "nnsight":
             raise ValueError(f"remote is {self.remote!r}, and the backend {self.backend}; models on a server take nnsight")
         remote_of(self.remote)
