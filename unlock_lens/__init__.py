@@ -8,6 +8,7 @@ from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.core.generation import generate
 from unlock_lens.core.jobs import submit
 from unlock_lens.core.steering import SteeringHook, apply, attached
+from unlock_lens.core.transfer import calibration_texts, transfer
 from unlock_lens.core.variant import Variant
 from unlock_lens.errors import (
     ArtifactError,
@@ -68,6 +69,7 @@ __all__ = [
     "Variant",
     "apply",
     "attached",
+    "calibration_texts",
     "controls",
     "diagnose",
     "distributions",
@@ -84,6 +86,7 @@ __all__ = [
     "submit",
     "sweep",
     "tasks",
+    "transfer",
     "zoo",
 ]
 

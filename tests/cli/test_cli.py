@@ -227,6 +227,8 @@ def test_reproduce_shows_its_config_and_runs_the_small_one(tmp_path: Path, monke
     shown = run("reproduce", "cot", "--show")
     assert "Qwen/Qwen1.5-14B" in shown.stdout
     assert "--out" in run("reproduce", "cot").stderr
+    assert "demonstrations" in run("reproduce", "icl", "--show").stdout
+    assert "demonstrations" in run("reproduce", "icl", "--zoo", "--out", tmp_path / "out").stderr
     known = {"cot-zoo": recipes.smallest()}
     monkeypatch.setattr(recipes, "load", known.__getitem__)
     done = run("reproduce", "cot", "--zoo", "--out", tmp_path / "out")

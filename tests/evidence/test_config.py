@@ -81,22 +81,11 @@ def test_a_missing_file_is_told(tmp_path: Path) -> None:
         SweepConfig.load(tmp_path / "nothing.yaml")
 
 
-@pytest.mark.parametrize("name", ["zoo", "demo", "cot", "cot-zoo", "post-training", "post-training-zoo"])
+@pytest.mark.parametrize("name", ["zoo", "demo", "cot", "cot-zoo", "post-training", "post-training-zoo", "icl"])
 def test_recipes_are_read_and_written_without_a_change(name: str) -> None:
     config = recipes.load(name)
     assert SweepConfig.parse(yaml.safe_load(config.to_yaml())) == config
     assert difference(config.to_yaml(), config.to_yaml()) == ""
-
-
-def test_the_papers_grids_are_the_papers() -> None:
-    """docs: alpha, rank, n, and 200 training questions, as the paper has them."""
-    for name in ("cot", "post-training"):
-        config = recipes.load(name)
-        assert config.grid.alpha == (0.05, 0.1, 0.2, 0.5)
-        assert config.grid.rank == (1, 4, 16, 64, 128, 256, 512)
-        assert config.grid.n == (128, 256, 512)
-        assert config.sizes.train == 200
-        assert "paper" in config.grid.aligner
 
 
 def test_an_unknown_recipe_is_told() -> None:

@@ -145,6 +145,8 @@ def test_steered_tokens(
     remote = ul.Remote()
     written = ul.generate(remote_model("small-base"), UNEVEN, steer, 10, batch_size=5, remote=remote)
     assert written == ul.generate(local_model("small-base"), UNEVEN, steer, 10, batch_size=5)
+    stopped = ul.generate(remote_model("small-base"), TASK.think, max_new_tokens=12, remote=remote, stop=["="])
+    assert stopped == ul.generate(local_model("small-base"), TASK.think, max_new_tokens=12, stop=["="])
     assert remote.traffic.requests == 1
 
 

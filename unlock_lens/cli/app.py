@@ -19,6 +19,7 @@ import unlock_lens.cli.options as opt
 from unlock_lens.cli.evidence import diagnose, report, reproduce, sweep
 from unlock_lens.cli.interchange import export, import_
 from unlock_lens.cli.plan import plan
+from unlock_lens.cli.transfer import transfer
 from unlock_lens.core import files
 from unlock_lens.core.alignment import SETTINGS
 from unlock_lens.core.inputs import SLOT, parse_layers, read_texts
@@ -148,6 +149,7 @@ def steer(
     positions: Annotated[Positions, Option(help="Which tokens are edited.")] = opt.STEER.positions,
     layers: opt.Layers = None,
     max_new_tokens: Annotated[int, Option(help="New tokens per completion.", min=1)] = opt.GENERATE.max_new_tokens,
+    stop: opt.Stop = opt.GENERATE.stop,
     out: Annotated[Path | None, Option(help="JSONL file for the prompts and both completions.", callback=opt.writable)] = None,
     check_model: Annotated[bool, Option(help="Refuse a direction made for another model.")] = opt.STEER.check_model,
 ) -> None:
@@ -160,7 +162,7 @@ def steer(
     hook = ul.SteeringHook(opt.read_direction(direction), alpha, operation, positions, parse_layers(layers), check_model)
     (variant,) = running.variants([model], [asked], prompting, [template])
     steered, unsteered = (
-        ul.generate(variant, None, applied, max_new_tokens, running.batch_size, resume=running.resume)
+        ul.generate(variant, None, applied, max_new_tokens, running.batch_size, resume=running.resume, stop=stop)
         for applied in (hook, None)
     )
     rows = [{"prompt": p, "unsteered": u, "steered": s} for p, u, s in zip(variant.prompts, unsteered, steered, strict=True)]
@@ -200,7 +202,7 @@ def _table(rows: list[dict[str, str]]) -> Table:
     return table
 
 
-for command in (plan, diagnose, sweep, report, reproduce, export):
+for command in (transfer, plan, diagnose, sweep, report, reproduce, export):
     app.command()(command)
 app.command("import")(import_)
 

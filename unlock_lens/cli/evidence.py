@@ -73,17 +73,20 @@ def report(
 
 
 def reproduce(
-    experiment: Annotated[Literal["cot", "post-training"], Argument(help="Which of the paper's two experiments.")],
+    experiment: Annotated[Literal["cot", "post-training", "icl"], Argument(help="Which of the paper's three experiments.")],
     out: Annotated[Path | None, Option(help="Folder for results and report.")] = None,
     zoo: opt.Zoo = False,
     show: Annotated[bool, Option("--show", help="Print the config, to copy and change, and run nothing.")] = False,
 ) -> None:
     """Run one of the paper's experiments unchanged (a GPU and the hub), or on the embedded family, and write its report.
 
-    cot: Chain-of-Thought from Qwen1.5-14B to 7B on MATH. post-training: from Qwen3-4B to 14B on AGIEval Math.
+    cot: Chain-of-Thought from Qwen1.5-14B to 7B on MATH. post-training: from Qwen3-4B to 14B on AGIEval Math. icl: in-context
+    learning from Qwen1.5-14B to 7B on GSM8K; the embedded family learns nothing from demonstrations, so it has no --zoo.
 
     Example: `unlock-lens reproduce cot --zoo --out cot-zoo`
     """
+    if zoo and experiment == "icl":
+        raise InvalidInput("the embedded family learns nothing from demonstrations; run icl without --zoo (a GPU and the hub)")
     name = f"{experiment}-zoo" if zoo else experiment
     if show:
         typer.echo(ul.recipes.path(name).read_text(encoding="utf-8"), nl=False)
@@ -122,7 +125,9 @@ def _run(config: ul.sweep.SweepConfig, out: Path) -> None:
 
 
 def _show(found: ul.results.Results) -> None:
-    from unlock_lens.evidence.report.table import show
+    from unlock_lens.evidence.report.paper import beside_the_paper
+    from unlock_lens.evidence.report.table import show, show_paper
 
     show(ul.report.summary(found), opt.console)
+    show_paper(beside_the_paper(found), opt.console)
     typer.echo(ul.report.verdict(found))

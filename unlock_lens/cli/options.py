@@ -30,6 +30,7 @@ def _defaults(of: Callable[..., Any]) -> SimpleNamespace:
 
 EXTRACT, STEER, GENERATE = map(_defaults, (ul.CapabilityDirection.extract, ul.SteeringHook, ul.generate))
 VARIANT, OPEN, PLAN, REMOTE = map(_defaults, (ul.Variant, open_model, ul.plan, ul.Remote))
+TRANSFER = _defaults(ul.transfer)
 
 
 def writable(file: Path | None) -> Path | None:
@@ -61,6 +62,7 @@ Template = Annotated[str, Option(help="Template around each text.")]
 Aggregate = Annotated[AggregateName, Option(help="How differences become one vector per layer; begin with mean.")]
 Layers = Annotated[str | None, Option(help="Layers, such as 4,5,6 or 4-12; all by default.")]
 BatchSize = Annotated[int, Option(help="Prompts in one forward pass.", min=1)]
+Stop = Annotated[list[str], Option(help="A completion ends before this text; may be given several times.")]
 SpecialTokens = Annotated[bool, Option(help="Let the tokenizer add special tokens; say no where the text holds them already.")]
 Backend = Annotated[Literal["transformer_lens", "nnsight"], Option(help="Framework that runs the models.")]
 Field = Annotated[str | None, Option(help="Key of the text in JSONL files; by default question, prompt or text.")]

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from unlock_lens.core.jobs import Request, check_resumable, collect, in_requests, key_of
@@ -19,6 +18,7 @@ from unlock_lens.core.tokens import check_last_token, warn_of_last_token
 from unlock_lens.core.variant import Variant, variant_of
 from unlock_lens.errors import InvalidInput
 from unlock_lens.hosts import Batch, Edits, Generation, Server
+from unlock_lens.hosts.endings import before, text_of
 from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.hosts.remote import Where, remote_of
 
@@ -36,6 +36,7 @@ def generate(
     progress: bool = True,
     resume: str | Path | None = None,
     wait: bool = True,
+    stop: Sequence[str] = (),
 ) -> list[str]:
     """Complete each prompt; the completions come without it, and without special tokens.
 
@@ -53,9 +54,11 @@ def generate(
         progress: whether to show a progress bar (after a second of work).
         resume: for models on a server: a folder that keeps finished requests, so that the same call goes on after a fault.
         wait: for models on a server: otherwise all requests are sent, and the same call collects them later.
+        stop: strings before the first of which a completion ends, such as ("Question", "\\n\\n"). Only what is written counts,
+            not the prompt; special tokens are not text. HookedTransformer cuts the text, and writes to the end all the same.
 
     Raises:
-        InvalidInput: no prompts, an empty one, a number out of range, resume without a server.
+        InvalidInput: no prompts, an empty one, a number out of range, an empty stop string, resume without a server.
         IncompatibleModel: a hook whose direction was made for another model.
         UnsupportedModel: a model that no backend serves, or that cannot run remotely as asked.
         RemoteError: a server that does not answer, refuses, or fails; JobsRunning with wait=False.
@@ -69,10 +72,35 @@ def generate(
         ['S 1 3 6 3 1 0 = 0']
     """
     variant = variant_of(model, prompts, add_special_tokens, remote)
+    found = complete(variant, steer, max_new_tokens, batch_size, use_cache, temperature, progress, resume, wait, stop)
+    return [completion.text for completion in found]
+
+
+class Completion(NamedTuple):
+    """What was written, and whether it ended by itself: at an end-of-sequence token or a stop string, not at the budget."""
+
+    text: str
+    ended: bool
+
+
+def complete(
+    variant: Variant,
+    steer: SteeringHook | Sequence[SteeringHook] | None,
+    max_new_tokens: int,
+    batch_size: int,
+    use_cache: bool = True,
+    temperature: float = 0.0,
+    progress: bool = True,
+    resume: str | Path | None = None,
+    wait: bool = True,
+    stop: Sequence[str] = (),
+) -> list[Completion]:
+    """`generate`, which also says which completions were cut."""
     if max_new_tokens < 1 or not temperature >= 0:
         raise InvalidInput(
             f"max_new_tokens {max_new_tokens} and temperature {temperature} were given; at least 1 and 0 are needed"
         )
+    check_stop(stop)
     backend, where = variant.backend, remote_of(variant.remote)
     check_resumable(where is not None, resume, wait)
     server = backend.on(where) if where else None
@@ -80,7 +108,7 @@ def generate(
     check_last_token(variant)
     warn_of_last_token(variant)
     tokens = variant.tokens
-    how = Generation(max_new_tokens, use_cache, temperature)
+    how = Generation(max_new_tokens, use_cache, temperature, stop=tuple(stop))
     if server and temperature:
         how = replace(how, seed=int(torch.randint(2**31, ())))  # torch.manual_seed here decides there
     order = tokens.batches(batch_size)
@@ -90,11 +118,22 @@ def generate(
     else:
         bar = shown(batches, f"generating with {backend.identity.name}", progress)
         written = [backend.generate(batch, edits, how) for batch in bar]
-    completions = [""] * len(variant)
+    completions = [Completion("", False)] * len(variant)
     for rows, new in zip(order, written, strict=True):
-        for row, ids in zip(rows.tolist(), new, strict=True):
-            completions[row] = _text(backend.tokenizer, backend.end_tokens, ids)
+        for row, ids in zip(rows.tolist(), new.tolist(), strict=True):
+            text = text_of(backend.tokenizer, backend.end_tokens, ids)
+            kept = before(text, stop)
+            completions[row] = Completion(kept, kept != text or not set(backend.end_tokens).isdisjoint(ids))
     return completions
+
+
+def check_stop(stop: Sequence[str]) -> None:
+    """Raise InvalidInput unless these are stop strings, none of them empty."""
+    if isinstance(stop, str):
+        raise InvalidInput(f"stop={stop!r} is one text; give a list of stop strings, stop=[{stop!r}]")
+    for each in stop:
+        if not isinstance(each, str) or not each:  # pyright: ignore[reportUnnecessaryIsInstance]  users have no type checker
+            raise InvalidInput(f"the stop string {each!r} was given; give a text that is not empty, as in stop=['Question']")
 
 
 def _on_server(
@@ -123,13 +162,3 @@ def _on_server(
         requests.append(Request(server, partial(server.generate, chunk, edits, drawn), key))
     found = collect(requests, resume, wait, progress, f"asking {model.name}")
     return [ids[str(i)] for chunk, ids in zip(chunks, found, strict=True) for i in range(len(chunk))]
-
-
-def _text(tokenizer: Any, end_tokens: Sequence[int], ids: Int[Tensor, " new_token"]) -> str:
-    written = ids.tolist()
-    ends = [i for i, token in enumerate(written) if token in end_tokens]
-    kept = written[: ends[0]] if ends else written
-    text = tokenizer.decode(kept, skip_special_tokens=True)
-    # SentencePiece's decoders take away the space of what stands first, which does not stand first here.
-    first = next((piece for piece in tokenizer.convert_ids_to_tokens(kept) if piece not in tokenizer.all_special_tokens), "")
-    return f" {text}" if str(first).startswith("\u2581") and not text.startswith(" ") else text

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from unlock_lens.core.generation import generate
+from unlock_lens.core.generation import Completion, complete
 from unlock_lens.core.progress import shown
 from unlock_lens.core.steering import SteeringHook
 from unlock_lens.core.variant import Variant, variant_of
@@ -75,6 +75,7 @@ class Evaluation:
         completions: in the problems' order.
         lengths: of the completions, in tokens.
         seconds: that generation took.
+        cut: share of the completions that ran to the budget of new tokens; None where it is not known.
     """
 
     outcome: Outcome
@@ -82,13 +83,16 @@ class Evaluation:
     completions: tuple[str, ...]
     lengths: tuple[int, ...]
     seconds: float
+    cut: float | None = None
 
     @classmethod
-    def of(cls, task: Scored, completions: Sequence[str], asked: Variant, seconds: float) -> Evaluation:
+    def of(
+        cls, task: Scored, completions: Sequence[str], asked: Variant, seconds: float, cut: float | None = None
+    ) -> Evaluation:
         """Judge completions of the prompts that were asked."""
         right = tuple(bool(found) for found in task.correct(completions))
         lengths = tuple(len(ids) for ids in asked.backend.tokenizer(list(completions), add_special_tokens=False)["input_ids"])
-        return cls(Outcome.of(task, completions, right), right, tuple(completions), lengths, seconds)
+        return cls(Outcome.of(task, completions, right), right, tuple(completions), lengths, seconds, cut)
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,7 @@ def evaluate(
     add_special_tokens: bool = True,
     progress: bool = True,
     remote: Where = False,
+    stop: Sequence[str] = (),
 ) -> Evaluation:
     """Complete the prompts greedily, steered or not, and judge the completions.
 
@@ -148,8 +153,13 @@ def evaluate(
     """
     started = time.perf_counter()
     asked = variant_of(model, prompts, add_special_tokens, remote)
-    completions = generate(asked, None, steer, max_new_tokens, batch_size, progress=progress)
-    return Evaluation.of(task, completions, asked, time.perf_counter() - started)
+    written = complete(asked, steer, max_new_tokens, batch_size, progress=progress, stop=stop)
+    return Evaluation.of(task, [each.text for each in written], asked, time.perf_counter() - started, cut_share(written))
+
+
+def cut_share(written: Sequence[Completion]) -> float:
+    """The share of completions that ran to the budget of new tokens."""
+    return sum(not each.ended for each in written) / len(written)
 
 
 def compare(after: Sequence[bool], before: Sequence[bool], seed: int = 0) -> Comparison:
@@ -178,6 +188,7 @@ def sample(
     add_special_tokens: bool = True,
     progress: bool = True,
     remote: Where = False,
+    stop: Sequence[str] = (),
 ) -> Sampled:
     """Sample completions of an unsteered model, for pass@k at k = 1, 2, 4, ... up to `samples`.
 
@@ -193,9 +204,8 @@ def sample(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for _ in shown(range(samples), "sampling", progress):
-            rounds.append(
-                generate(asked, max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature, progress=False)
-            )
+            found = complete(asked, None, max_new_tokens, batch_size, temperature=temperature, progress=False, stop=stop)
+            rounds.append([each.text for each in found])
     right = [task.correct(completions) for completions in rounds]
     counts = [sum(of_problem) for of_problem in zip(*right, strict=True)]
     ks = [2**i for i in range(samples.bit_length()) if 2**i <= samples]

@@ -78,12 +78,16 @@ class Pass:
 
 @dataclass(frozen=True)
 class Generation:
-    """How completions are made: greedily at temperature 0, otherwise sampled, on a server with `seed`."""
+    """How completions are made: greedily at temperature 0, otherwise sampled, on a server with `seed`.
+
+    Rows may end once their text holds one of the strings `stop`; who reads them cuts the text there.
+    """
 
     max_new_tokens: int
     use_cache: bool = True
     temperature: float = 0.0
     seed: int | None = None
+    stop: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -255,7 +259,7 @@ class Backend(Runs):
         with running(self.root):
             new = self._generated(batch, edits, replace(how, max_new_tokens=min(room, how.max_new_tokens)))
         ended = torch.isin(new, torch.tensor(self.end_tokens, dtype=torch.long)).any(dim=1)
-        if room < how.max_new_tokens and not bool(ended.all()):
+        if room < how.max_new_tokens and new.shape[1] == room and not bool(ended.all()):
             warnings.warn(
                 f"completions were cut after {room} new tokens: {self.identity.name} has {self._positions} learned positions",
                 stacklevel=3,

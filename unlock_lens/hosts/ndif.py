@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from unlock_lens.hosts.base import Batch, Edits, Generation, Pass, Pending, Server, scaled
+from unlock_lens.hosts.endings import stopping
 from unlock_lens.hosts.positions import Given, as_rows, residual_of, takes
 from unlock_lens.hosts.remote import Remote
 from unlock_lens.hosts.tracing import (
@@ -108,7 +109,7 @@ def generated(model: Any, blocks: str, batches: Sequence[Batch], edits: Edits, h
     """Ids of the completions of all batches, generated in one session: {"0": [row, new token], ...}."""
     # A body is shipped with what it names, so it names no batch and no backend.
     read = [(inputs_of(batch), batch.ids.shape[1]) for batch in batches]
-    seed, options = how.seed, generation_options(how)
+    seed, stop, options = how.seed, how.stop, generation_options(how)
     found = None
     with open_loops_end_quietly():
         with model.session(**where):
@@ -116,7 +117,7 @@ def generated(model: Any, blocks: str, batches: Sequence[Batch], edits: Edits, h
                 torch.manual_seed(seed)
             completions = {}
             for i, (inputs, length) in enumerate(read):
-                with model.generate(**options) as tracer:
+                with model.generate(**options, **stopping(model.tokenizer, (), stop, length)) as tracer:
                     with tracer.invoke(inputs):
                         edit_every_step(model, blocks, edits, tracer, Given(inputs["input_ids"]))
                     with tracer.invoke():

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
+from inspect import signature
 from itertools import chain, repeat
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from unlock_lens.errors import UnsupportedModel
 from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, end_tokens, scaled, state_of
+from unlock_lens.hosts.endings import stopping
 from unlock_lens.hosts.guard import running, steering, tell_of_dropout
 from unlock_lens.hosts.identity import Basis, ModelIdentity, executed_on, fingerprint, model_name, stored, weights_print
 from unlock_lens.hosts.listening import Listener, heard_pattern
@@ -317,8 +319,16 @@ class TransformerLensBackend(Backend):
                 eos_token_id=list(self.end_tokens) or None,
                 use_past_kv_cache=how.use_cache,
                 **sampling,
+                **self._stopping(how, batch.ids.shape[1]),
             )
         return whole[:, batch.ids.shape[1] :].cpu()
+
+    def _stopping(self, how: Generation, prompt_length: int) -> dict[str, Any]:
+        """Nothing for HookedTransformer, and for recurrent models without a cache, which take no criteria: their rows go on."""
+        stateless = getattr(self.model.cfg, "is_stateful", False) and not how.use_cache
+        if stateless or "stopping_criteria" not in signature(self.model.generate).parameters:
+            return {}
+        return stopping(self.tokenizer, self.end_tokens, how.stop, prompt_length)
 
     def _written(self, ids: Tensor, mask: Tensor | None, **how: Any) -> Any:
         masked = {} if mask is None else {"attention_mask": mask.to(self._device)}

@@ -68,7 +68,10 @@ def frontier(results: Results) -> go.Figure:
 
 
 def arms(results: Results) -> go.Figure:
-    """Accuracy of every arm on the test split with its 95% interval; faint marks are other seeds of the same arm."""
+    """Accuracy of every arm on the test split with its 95% interval.
+
+    Faint marks are other seeds of the same arm, upright lines what the paper reports (`paper_reports` of the config).
+    """
     lines = results.arms()
     if not lines:
         raise style.missing("line of the test split", style.TEST_REMEDY)
@@ -81,6 +84,14 @@ def arms(results: Results) -> go.Figure:
         x=[lines[name]["high"] for name in names], y=labels, mode="text", hoverinfo="skip", cliponaxis=False,
         text=[f"\u2002{_accuracy(lines[name]):.1%}" for name in names], textposition="middle right", textfont={"size": 12},
     )  # fmt: skip
+    told = [each for each in results.config.get("paper_reports") or () if each["arm"] in lines and each.get("of") is None]
+    if told:
+        drawn.add_scatter(
+            x=[each["right"] / 100 for each in told], y=[_bold(each["arm"]) for each in told], mode="markers", cliponaxis=False,
+            marker={"size": 13, "symbol": "line-ns", "line": {"width": 2, "color": CONTRARY}},
+            customdata=["about " if each.get("about") else "" for each in told],
+            hovertemplate="%{y}: the paper reports %{customdata}%{x:.1%}<extra></extra>",
+        )  # fmt: skip
     of_arm = results.tested()
     marks = [(_accuracy(line), _bold(name)) for name in names if n_seeds(of_arm[name]) > 1 for line in of_arm[name]]
     drawn.add_scatter(

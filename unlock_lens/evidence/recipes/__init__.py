@@ -1,4 +1,4 @@
-"""Ready-made sweeps: the embedded family's, and the paper's two experiments."""
+"""Ready-made sweeps: the embedded family's, and the paper's three experiments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from unlock_lens.evidence.sweep.config import SweepConfig
 
 
 def load(name: str) -> SweepConfig:
-    """A recipe: "cot", "post-training" (the paper's), "cot-zoo", "post-training-zoo", "zoo", "demo" (the embedded family's).
+    """A recipe: the paper's "cot", "post-training", "icl"; the embedded family's "cot-zoo", "post-training-zoo", "zoo", "demo".
 
     Raises:
         InvalidInput: there is no such recipe.

@@ -2,5 +2,6 @@
 
 from unlock_lens.evidence.report.judgement import Verdict, specificity, verdict
 from unlock_lens.evidence.report.page import summary, write
+from unlock_lens.evidence.report.paper import beside_the_paper
 
-__all__ = ["Verdict", "specificity", "summary", "verdict", "write"]
+__all__ = ["Verdict", "beside_the_paper", "specificity", "summary", "verdict", "write"]

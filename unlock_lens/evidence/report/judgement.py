@@ -36,6 +36,8 @@ ENOUGH = 100
 """Test problems below which nothing is said to have arrived."""
 MARGIN = 0.5
 """The gain must be at least this share of what asking gives, and no null source may reach this share of the gain."""
+MANY_CUT = 0.2
+"""Where the budget of new tokens cuts a larger share of the completions, the verdict says so."""
 COMES = 0.2
 """A behaviour has come, and correctness with it, when its share grows by more than this."""
 
@@ -93,7 +95,7 @@ def verdict(results: Results) -> Verdict:
     name = f"“{results.capability}”" if results.capability else "The capability"
     found = (
         _gain(arms), _null_sources(nulls), _comparisons(results, against), _naive(arms), _references(arms),
-        _behaviour(results, arms), specificity(results), _price(arms), _sharper(arms), _limits(results, arms),
+        _behaviour(results, arms), _answers(arms), specificity(results), _price(arms), _sharper(arms), _limits(results, arms),
     )  # fmt: skip
     return Verdict(status, f"{name} {_headline(status, results, arms, against, nulls)}.", tuple(text for text in found if text))
 
@@ -428,6 +430,22 @@ def _behaviour(results: Results, arms: Arms) -> str:
         (False, False): "and correctness hardly moves either",
     }[after - before > COMES, main["accuracy"] - base["accuracy"] > COMES]
     return f"The behaviour goes from {before:.0%} to {after:.0%} of completions, {judged}. {tokens}".strip()
+
+
+def _answers(arms: Arms) -> str:
+    """How answers were read where they have tags, and which completions the budget cut."""
+    shown = {name: arms[name] for name in (UNSTEERED, TRANSFERRED, PROMPTED, POST_TRAINED) if name in arms}
+    strict = {name: line["strict"] for name, line in shown.items() if line.get("strict")}
+    found: list[str] = []
+    if strict:
+        opening, closing = strict[TRANSFERRED]["tags"]
+        shares = _listed([f"{arm(name).label} {_share(of)}" for name, of in strict.items()])
+        found.append(f"Read between {opening} and {closing} alone, right are: {shares}.")
+    if absent := [arm(name).label for name, of in strict.items() if not of["tagged"]]:
+        found.append(f"The tag never appears in completions of: {_listed(absent)}; does the prompt ask for it?")
+    if cut := [f"{arm(name).label} {line['cut']:.0%}" for name, line in shown.items() if (line.get("cut") or 0.0) > MANY_CUT]:
+        found.append(f"The budget of new tokens cut many completions before they ended ({_listed(cut)}): raise max_new_tokens.")
+    return " ".join(found)
 
 
 def specificity(results: Results) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.plots.vocabulary import arm, in_order
 from unlock_lens.evidence.report.judgement import Status, nats, p_value, points, verdict
+from unlock_lens.evidence.report.paper import beside_the_paper
 from unlock_lens.evidence.results import TRANSFERRED, UNSTEERED, Line, Results, write_whole
 
 if TYPE_CHECKING:
@@ -19,15 +20,16 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 TONES: Mapping[Status, str] = {"arrived": "good", "did not arrive": "bad", "did harm": "bad", "not from the source": "bad"}
 TITLE_SPACE = 34  # pixels: the page sets titles as headings of its own
-COLUMNS = ("label", "role", "accuracy", "low", "high", "n", "seeds", "behaviour", "gained", "lost", "difference",
-           "difference_low", "difference_high", "p", "kl", "perplexity", "tokens", "tried", "aligner", "rank",
+COLUMNS = ("label", "role", "accuracy", "low", "high", "n", "seeds", "strict", "cut", "behaviour", "gained", "lost",
+           "difference", "difference_low", "difference_high", "p", "kl", "perplexity", "tokens", "tried", "aligner", "rank",
            "alpha")  # fmt: skip
 
 
 def summary(results: Results) -> pd.DataFrame:
     """The arms of the test split, one row each, in the order of figures and page; what was not measured is missing.
 
-    Of several seeds it is the least flattering one (`Results.arms`). "behaviour" is the share of completions that show the
+    Of several seeds it is the least flattering one (`Results.arms`). "strict" is the share that is right between the task's
+    answer tags, "cut" the share of completions that ran to the budget of new tokens, "behaviour" the share that show the
     swept capability; "difference" and what follows compare with the unsteered target on the same questions; "tried" counts the
     settings that the arm chose among, on train.
     """
@@ -60,6 +62,7 @@ def _row(results: Results, name: str, line: Line) -> dict[str, Any]:
         "label": arm(name).label, "role": arm(name).role, "seeds": len(results.tested()[name]),
         "tried": _tried(results, line),
         **{key: line.get(key) for key in ("accuracy", "low", "high", "n", "tokens")},
+        "strict": (line.get("strict") or {}).get("accuracy"), "cut": line.get("cut"),
         "behaviour": (line.get("behaviours") or {}).get(results.capability),
         **{key: paired.get(key) for key in ("gained", "lost", "difference", "p")},
         "difference_low": paired.get("low"), "difference_high": paired.get("high"),
@@ -85,13 +88,14 @@ def _page(results: Results) -> str:
     environment.filters["nats"] = nats
     environment.filters["dated"] = lambda text: str(text)[:16].replace("T", " ")
     own = {name: Markup((HERE / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
-    judged, (figures, left_out) = verdict(results), _figures(results)
+    judged, (figures, left_out), rows = verdict(results), _figures(results), list(_arms(results))
     return environment.get_template("page.html.j2").render(
         **own, plotly=Markup(get_plotlyjs()), version=version("unlock-lens"), name=results.config.get("name") or "Sweep",
         source=results.config.get("source"), target=results.config.get("target"), provenance=results.provenance or {},
-        verdict=judged, tone=TONES.get(judged.status, "open"), tiles=list(_tiles(results)), arms=list(_arms(results)),
+        verdict=judged, tone=TONES.get(judged.status, "open"), tiles=list(_tiles(results)), arms=rows,
         figures=figures, left_out=left_out, completions=_completions(results), diagnosis=results.diagnosis or {},
         facts=list(_facts(results.provenance or {})), config=_yaml(results.config), capability=results.capability,
+        tagged=any(row["strict"] is not None for row in rows), paper=list(beside_the_paper(results)),
     )  # fmt: skip
 
 

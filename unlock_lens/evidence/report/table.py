@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -32,6 +33,15 @@ def show(summary: pd.DataFrame, console: Console) -> None:
             style="bold" if name == "transferred" else "",
         )
     console.print(table)
+
+
+def show_paper(rows: Iterable[Mapping[str, str]], console: Console) -> None:
+    """Print what `beside_the_paper` gives, if it gives anything."""
+    table = Table("test set", "arm", "the paper", "here (95%)", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for row in rows:
+        table.add_row(row["of"], row["label"], row["paper"], row["here"])
+    if table.row_count:
+        console.print(table)
 
 
 def _p(value: Any) -> str:

@@ -21,13 +21,13 @@ from pydantic import (
 )
 
 from unlock_lens.core.alignment import SETTINGS, SubspaceAligner
-from unlock_lens.core.inputs import SLOT, parse_layer_map, parse_layers
+from unlock_lens.core.inputs import SLOT, fill, parse_layer_map, parse_layers
 from unlock_lens.core.variant import Variant
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.spec import Spec
 from unlock_lens.evidence.tasks.problems import Sizes
 from unlock_lens.evidence.tasks.specs import TaskSpec
-from unlock_lens.evidence.tasks.texts import TextSpec
+from unlock_lens.evidence.tasks.texts import CalibrationSpec, SelfText, TextSpec
 from unlock_lens.hosts.remote import remote_of
 from unlock_lens.method.align import RANK, MethodName
 from unlock_lens.method.apply import Operation, Positions
@@ -41,6 +41,13 @@ Control = Literal[
     "same_end", "forced", "at_price",
 ]  # fmt: skip
 CONTROLS: tuple[Control, ...] = get_args(Control)
+
+
+class Demonstration(Spec):
+    """A question with the answer that shows how such questions are to be answered."""
+
+    question: str
+    answer: str
 
 
 class Capability(Spec):
@@ -57,6 +64,7 @@ class Capability(Spec):
         same_end: template of unlocked prompts that end on the locked ones' last token, for the arm "same_end".
         pairs: JSONL file of prompt pairs (`locked`, `unlocked`) that directions are made from, instead of the templates and the
             extract split; the templates still make the prompts that are completed.
+        demonstrations: questions with answers that stand before each unlocked prompt, in its template (in-context learning).
         source_unlocked: the model that has the capability, for a model contrast; by default the source.
         target_unlocked: its counterpart of the target's size, for the control "own".
     """
@@ -70,6 +78,7 @@ class Capability(Spec):
     placebo: str | None = None
     same_end: str | None = None
     pairs: Path | None = None
+    demonstrations: tuple[Demonstration, ...] = ()
     source_unlocked: str | None = None
     target_unlocked: str | None = None
 
@@ -84,7 +93,7 @@ class Capability(Spec):
     def _is_contrast(self) -> Capability:
         if not (self.asks or self.pairs or self.source_unlocked):
             raise ValueError(
-                "locked and unlocked are the same; give unlocked (a template), unlocked_system, pairs, "
+                "locked and unlocked are the same; give unlocked (a template), unlocked_system, demonstrations, pairs, "
                 "or source_unlocked (a model)"
             )
         if (self.system or self.unlocked_system) is not None and not self.chat:
@@ -94,7 +103,7 @@ class Capability(Spec):
     @property
     def asks(self) -> bool:
         """Whether some prompt asks for the capability."""
-        return self.unlocked is not None or self.unlocked_system is not None
+        return self.unlocked is not None or self.unlocked_system is not None or bool(self.demonstrations)
 
     @property
     def plain(self) -> tuple[str, bool, str | None]:
@@ -105,7 +114,10 @@ class Capability(Spec):
         """The locked or the unlocked prompts of questions, to a model."""
         template = self.unlocked or self.locked if unlocked else self.locked
         system = self.unlocked_system if unlocked and self.unlocked_system is not None else self.system
-        return Variant(model, questions, template=template, chat=self.chat, system=system, **how)
+        shown = self.demonstrations if unlocked else ()
+        asked = fill(template, [each.question for each in shown])
+        pairs = [(question, each.answer) for question, each in zip(asked, shown, strict=True)]
+        return Variant(model, questions, template=template, chat=self.chat, system=system, demonstrations=pairs, **how)
 
 
 class Grid(Spec):
@@ -162,6 +174,22 @@ class Sampling(Spec):
     problems: PositiveInt = 100
 
 
+class PaperFigure(Spec):
+    """A share of right answers that the paper reports.
+
+    Attributes:
+        arm: what was run, as arms are called here: unsteered, transferred, prompted, post_trained.
+        right: in percent.
+        about: whether it is the height of a bar, read by eye, within a point.
+        of: which other test set it is of; by default it is this config's.
+    """
+
+    arm: Literal["unsteered", "transferred", "prompted", "post_trained"]
+    right: Annotated[FiniteFloat, Field(ge=0, le=100)]
+    about: bool = False
+    of: str | None = None
+
+
 class SweepConfig(Spec):
     """A whole sweep.
 
@@ -174,14 +202,16 @@ class SweepConfig(Spec):
             as NDIF would.
         sizes: how many problems each split takes; the splits share none.
         others: further behaviours of the task, moved with the chosen settings: is each transfer specific?
-        calibration: ordinary text, for the aligner "text".
+        calibration: text for the aligner "text": ordinary text, or what the models write themselves.
         aligner: further options of `SubspaceAligner`, for all maps but the paper's: sinks, ridge, skip_first and so on.
         unrelated: text that has nothing to do with the capability: what steering costs there.
         controls: directions that the transfer is compared with.
         control_seeds: how many of each random control.
         nulls: how many sources without a capability go through the transfer's maps, grid and choice: noise, noise with the
             covariance of the source's states, and halves of the locked prompts against each other, in turn.
+        stop: strings before the first of which every completion ends.
         seed: of problems, texts and controls.
+        paper_reports: what the paper reports of this experiment; the report shows it beside what was found.
 
     Raises:
         pydantic.ValidationError: a misspelt key or a value out of range; `load` and `parse` turn it into InvalidInput.
@@ -198,7 +228,7 @@ class SweepConfig(Spec):
     sizes: Sizes
     capability: Capability
     others: tuple[Capability, ...] = ()
-    calibration: TextSpec | None = None
+    calibration: CalibrationSpec | None = None
     unrelated: TextSpec | None = None
     grid: Grid
     aligner: AlignerOptions = AlignerOptions()  # pyright: ignore[reportInvalidTypeForm]  made of a signature
@@ -207,9 +237,11 @@ class SweepConfig(Spec):
     nulls: NonNegativeInt = 19
     sampling: Sampling = Sampling()
     max_new_tokens: PositiveInt = 64
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     batch_size: PositiveInt = 8
     special_tokens: bool = True
     seed: int = 0
+    paper_reports: tuple[PaperFigure, ...] = ()
 
     @model_validator(mode="after")
     def _agrees(self) -> SweepConfig:
@@ -218,6 +250,12 @@ class SweepConfig(Spec):
             raise ValueError(f"grid.n asks for {max(self.grid.n)} questions, sizes.extract gives {self.sizes.extract}")
         if "text" in self.grid.aligner and self.calibration is None:
             raise ValueError('the aligner "text" needs calibration: (which text?); or leave it out of grid.aligner')
+        if (
+            isinstance(self.calibration, SelfText)
+            and (self.calibration.n or 0) > self.sizes.extract
+            and not self.capability.pairs
+        ):
+            raise ValueError(f"calibration.n asks for {self.calibration.n} questions, sizes.extract gives {self.sizes.extract}")
         if self.remote and self.backend != "nnsight":
             raise ValueError(f"remote is {self.remote!r}, and the backend {self.backend}; models on a server take nnsight")
         remote_of(self.remote)

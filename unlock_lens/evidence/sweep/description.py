@@ -52,6 +52,7 @@ def ability(material: Material) -> float:
     """The share of train problems that the target solves: asked to, or, where no prompt can ask, in any of its samples."""
     config, task = material.config, material.probed
     how: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "progress": False, "batch_size": config.batch_size}
+    how["stop"] = config.stop
     if config.capability.asks:
         return evaluate(material.target, task, material.asked(material.target, task, unlocked=True), **how).outcome.accuracy
     sampling, prompts = config.sampling, material.asked(material.target, task)

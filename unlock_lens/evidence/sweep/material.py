@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor
@@ -19,21 +20,23 @@ from unlock_lens.core.inputs import SLOT, parse_layer_map, parse_layers, read_pa
 from unlock_lens.core.read import How, Picked
 from unlock_lens.core.steering import SteeringHook
 from unlock_lens.core.tokens import one_token, paired_tokens
+from unlock_lens.core.transfer import calibration_texts
 from unlock_lens.core.variant import Variant
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence import controls
 from unlock_lens.evidence.probe import Probe
 from unlock_lens.evidence.results import AT_PRICE, NAIVE, NAIVE_UNSTEERED, NULL, UNSTEERED
 from unlock_lens.evidence.sweep.config import Capability, Setting, SweepConfig
-from unlock_lens.evidence.tasks.problems import Task
+from unlock_lens.evidence.tasks.problems import Problem, Task
+from unlock_lens.evidence.tasks.texts import SelfText
 from unlock_lens.hosts import backend_of, open_model
 from unlock_lens.method.align import RANK
 
 T = TypeVar("T")
 Side = Literal["source", "target", "naive"]
 ZOO = "zoo:"
-PAPER_RANKS, PAPER_ALPHAS, PAPER_N = (1, 4, 16, 64, 128, 256, 512), (0.05, 0.1, 0.2, 0.5), 128
-"""What the paper tries (arXiv:2604.06377), with mean and pca; n from 128."""
+PAPER_RANKS, PAPER_ALPHAS = (1, 4, 16, 64, 128, 256, 512), (0.05, 0.1, 0.2, 0.5)
+"""What the paper tries (arXiv:2604.06377), with mean and pca, and n from 4 on."""
 NULLS = ("noise", "states", "halves")
 """Kinds of sources without a capability, in turn."""
 PROBED = 32
@@ -49,6 +52,7 @@ class Material:
         self.leaking = 0
         self._check_others()
         self._check_pairs()
+        self._check_demonstrations()
         self.texts = self._calibration()
         self.unrelated = config.unrelated.read(config.seed + 1) if config.unrelated else None
         self._made: dict[Hashable, Any] = {}
@@ -233,7 +237,7 @@ class Material:
         """The source's contrast of the locked prompts with those of another template."""
         template = getattr(self.config.capability, setting.control or "")
         capability, extract = self.config.capability, self.splits.extract
-        other = capability.model_copy(update={"unlocked": template, "pairs": None})
+        other = capability.model_copy(update={"unlocked": template, "pairs": None, "demonstrations": ()})
         locked, unlocked = self.asked(self.source, extract, other), self.asked(self.source, extract, other, unlocked=True)
         position = _position(setting)
         whole = self.once(("contrast", setting.control, position), lambda: self._captured(locked, unlocked, position))
@@ -269,13 +273,13 @@ class Material:
     def _captured(self, locked: Variant, unlocked: Variant, position: int) -> Contrast:
         return Contrast.capture(locked, unlocked, position=position, batch_size=self.config.batch_size, progress=self.progress)
 
-    def _contrasted(self, capability: Capability, locked: Any, unlocked: Any) -> tuple[Variant, Variant]:
-        """What directions are made from: pairs of prompts, or the extract split in both templates."""
+    def _contrasted(self, capability: Capability, locked: Any, unlocked: Any, n: int | None = None) -> tuple[Variant, Variant]:
+        """What directions are made from: pairs of prompts, or the extract split in both templates; n of them, or all."""
         if capability.pairs is None:
-            extract = self.splits.extract
+            extract = self.splits.extract.first(n) if n else self.splits.extract
             return self.asked(locked, extract, capability), self.asked(unlocked, extract, capability, unlocked=True)
-        prompts = read_pairs(capability.pairs)
-        whole = capability.model_copy(update={"locked": SLOT, "unlocked": SLOT})
+        prompts = [side[:n] for side in read_pairs(capability.pairs)]
+        whole = capability.model_copy(update={"locked": SLOT, "unlocked": SLOT, "demonstrations": ()})
         return whole.asked(locked, prompts[0], False, **self._tokens), whole.asked(unlocked, prompts[1], True, **self._tokens)
 
     def _calibrating(self, side: Side, calibration: str) -> Variant:
@@ -290,12 +294,24 @@ class Material:
         locked, unlocked = self._contrasted(capability, model, model)
         if calibration == "paper":
             return locked
+        if calibration == "text" and isinstance(self.config.calibration, SelfText):
+            return Variant(model, self._self_written(self.config.calibration), locked.add_special_tokens, self.config.remote)
         sides = (locked.prompts, unlocked.prompts) if self._both_sides else (locked.prompts,)
         prompts = [prompt for pair in zip(*sides, strict=True) for prompt in pair]
         texts = [*(self.texts or ()), *prompts] if calibration == "text" else prompts
         # A chat template has written the special tokens already.
         special = self.config.special_tokens and not capability.chat
         return Variant(model, texts, special, self.config.remote)
+
+    def _self_written(self, how: SelfText) -> list[str]:
+        """Calibration texts of the extract split, or of prompt pairs."""
+        capability = self.config.capability
+        unlocked = capability.source_unlocked if how.by == "source" else capability.target_unlocked
+        other = self.model(unlocked) if unlocked else self._side(how.by)
+        pair = self._contrasted(capability, self._side(how.by), other, how.n)
+        budget, config = how.max_new_tokens or self.config.max_new_tokens, self.config
+        write = partial(calibration_texts, *pair, budget, config.batch_size, config.stop, self.progress)
+        return self.once("self-written", write)
 
     def _side(self, side: Side) -> Any:
         return self.model({"source": self.config.source, "target": self.config.target, "naive": self.config.naive or ""}[side])
@@ -308,7 +324,7 @@ class Material:
 
     def _calibration(self) -> list[str] | None:
         """The calibration texts, without those that hold a question of the train or test split."""
-        if self.config.calibration is None:
+        if self.config.calibration is None or isinstance(self.config.calibration, SelfText):
             return None
         texts = self.config.calibration.read(self.config.seed)
         asked = [*self.splits.train.questions, *self.splits.test.questions]
@@ -336,6 +352,14 @@ class Material:
             asked = [*self.splits.train.questions, *self.splits.test.questions]
             if shared := next((q for q in asked if any(q in prompt for prompt in (*locked, *unlocked))), None):
                 raise InvalidInput(f"{capability.pairs} holds the train or test question {shared[:60]!r}; take it out")
+
+    def _check_demonstrations(self) -> None:
+        asked = {problem.key: problem.question for task in (self.splits.train, self.splits.test) for problem in task.problems}
+        for capability in (self.config.capability, *self.config.others):
+            for shown in capability.demonstrations:
+                text = Problem(f"{shown.question}\n{shown.answer}", shown.answer).key
+                if held := next((question for key, question in asked.items() if key in text), None):
+                    raise InvalidInput(f"a demonstration holds the train or test question {held[:60]!r}; take it out")
 
     def _controls_left_out(self) -> dict[str, str]:
         """Controls that cannot be run here, and why."""

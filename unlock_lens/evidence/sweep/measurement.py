@@ -9,15 +9,17 @@ from typing import Any
 
 import torch
 
-from unlock_lens.core.generation import generate
+from unlock_lens.core.generation import complete
 from unlock_lens.core.steering import SteeringHook
 from unlock_lens.core.variant import Variant, padded
 from unlock_lens.evidence.distributions import Price, completion_log_probs, first_token_entropies, price
-from unlock_lens.evidence.evaluation import Evaluation, Sampled, compare, evaluate, sample
+from unlock_lens.evidence.evaluation import Evaluation, Sampled, compare, cut_share, evaluate, sample
 from unlock_lens.evidence.results import FORCED, NAIVE, NAIVE_UNSTEERED, PROMPTED, Line
+from unlock_lens.evidence.statistics import wilson_interval
 from unlock_lens.evidence.sweep.config import Setting
 from unlock_lens.evidence.sweep.material import Material
-from unlock_lens.evidence.tasks.problems import Task
+from unlock_lens.evidence.tasks.problems import Task, between
+from unlock_lens.hosts.endings import before
 
 _BRACKET, _BISECTIONS = 16.0, 8
 
@@ -36,12 +38,16 @@ def measured(
     if setting.control in FORCED and steered is not None:
         found = _forced(material, task, prompts, int(setting.control.rpartition("_")[2]), steered["completions"])
     else:
-        found = evaluate(model, task, prompts, steer, config.max_new_tokens, config.batch_size, progress=False)
+        found = evaluate(
+            model, task, prompts, steer, config.max_new_tokens, config.batch_size, progress=False, stop=config.stop
+        )
     told = {
         **asdict(found.outcome),
         "right": [int(right) for right in found.right],
         "tokens": sum(found.lengths) / len(found.lengths),
         "seconds": found.seconds,
+        "cut": found.cut,
+        "strict": _strict(task, found.completions),
     }
     if split == "test":
         told |= {"lengths": list(found.lengths), "completions": list(found.completions)}
@@ -79,6 +85,17 @@ def _price(material: Material, setting: Setting) -> Price:
     return price(model, texts, material.steer(setting), **material.how, prompt_end=end)
 
 
+def _strict(task: Task, completions: Sequence[str]) -> dict[str, Any] | None:
+    """The same completions judged by what stands between the answer tags alone; `tagged` is the share that has them."""
+    right = task.strict(completions)
+    if right is None or task.answer_tags is None:
+        return None
+    low, high = wilson_interval(sum(right), len(right))
+    tagged = sum(between(completion, task.answer_tags) is not None for completion in completions) / len(right)
+    share = {"accuracy": sum(right) / len(right), "low": low, "high": high}
+    return {"tags": list(task.answer_tags), **share, "right": [int(each) for each in right], "tagged": tagged}
+
+
 def _forced(material: Material, task: Task, prompts: Variant, k: int, steered: Sequence[str]) -> Evaluation:
     """The unsteered target goes on from the first k tokens that the steered one wrote: what the opening alone brings."""
     started, tokenizer, asked = time.perf_counter(), prompts.backend.tokenizer, prompts.tokens
@@ -86,13 +103,15 @@ def _forced(material: Material, task: Task, prompts: Variant, k: int, steered: S
     rows = [ids[mask.bool()].tolist() for ids, mask in zip(asked.ids, asked.mask, strict=True)]
     begun = padded(tokenizer, [row + opening for row, opening in zip(rows, openings, strict=True)])
     variant = Variant(prompts.model, tokens=begun.ids, attention_mask=begun.mask, remote=prompts.remote)
-    left = max(material.config.max_new_tokens - k, 1)
-    rest = generate(variant, max_new_tokens=left, batch_size=material.config.batch_size, progress=False)
-    written = tokenizer(rest, add_special_tokens=False)["input_ids"]
+    config = material.config
+    left = max(config.max_new_tokens - k, 1)
+    rest = complete(variant, None, left, config.batch_size, progress=False, stop=config.stop)
+    written = tokenizer([each.text for each in rest], add_special_tokens=False)["input_ids"]
     whole = [
-        tokenizer.decode([*opening, *more], skip_special_tokens=True) for opening, more in zip(openings, written, strict=True)
+        before(tokenizer.decode([*opening, *more], skip_special_tokens=True), config.stop)
+        for opening, more in zip(openings, written, strict=True)
     ]
-    return Evaluation.of(task, whole, prompts, time.perf_counter() - started)
+    return Evaluation.of(task, whole, prompts, time.perf_counter() - started, cut_share(rest))
 
 
 def sharpening(material: Material, steer: SteeringHook, unsteered: Line, steered: Evaluation) -> dict[str, Any]:
@@ -102,7 +121,7 @@ def sharpening(material: Material, steer: SteeringHook, unsteered: Line, steered
     prompts = material.asked(target, task)
     sampled = sample(
         target, task, prompts, config.sampling.samples, config.sampling.temperature, config.seed, config.max_new_tokens,
-        config.batch_size, progress=False,
+        config.batch_size, progress=False, stop=config.stop,
     )  # fmt: skip
     hooks = {"unsteered": None, "steered": steer}
     written: Mapping[str, Sequence[str]] = {"unsteered": unsteered["completions"], "steered": steered.completions}

@@ -36,7 +36,7 @@ from unlock_lens.evidence.statistics import sample_size_in_words
 from unlock_lens.evidence.sweep.config import Setting, SweepConfig, difference
 from unlock_lens.evidence.sweep.description import forecast, inputs, problems, provenance
 from unlock_lens.evidence.sweep.geometry import geometry
-from unlock_lens.evidence.sweep.material import PAPER_ALPHAS, PAPER_N, PAPER_RANKS, Material
+from unlock_lens.evidence.sweep.material import PAPER_ALPHAS, PAPER_RANKS, Material
 from unlock_lens.evidence.sweep.measurement import at_price, measured
 
 logger = logging.getLogger(__name__)
@@ -98,10 +98,9 @@ def candidates(config: SweepConfig, chosen: Setting, control: str, seed: int, wi
         return [replace(setting, control=control, seed=seed) for setting in grid(config, chosen.capability)]
     if control == "paper":
         alphas = sorted({*PAPER_ALPHAS, *config.grid.alpha})
-        ns = [n for n in config.grid.n if n >= PAPER_N] or [max(config.grid.n)]
         ranks = [rank for rank in PAPER_RANKS if rank <= widest]
         base = replace(chosen, control=control, seed=seed, aligner="paper", method="unlock")
-        tried = product(("mean", "pca"), ns, ranks, alphas)
+        tried = product(("mean", "pca"), config.grid.n, ranks, alphas)
         return [replace(base, aggregate=how, n=n, rank=rank, alpha=alpha) for how, n, rank, alpha in tried]
     base = replace(chosen, control=control, seed=seed)
     if control == "own":

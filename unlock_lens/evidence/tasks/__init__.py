@@ -5,15 +5,17 @@ from unlock_lens.evidence.tasks.scoring import CHECKS
 from unlock_lens.evidence.tasks.specs import (
     AgiEvalMathSpec,
     Gsm8kSpec,
+    HubSpec,
     JsonlSpec,
     MathSpec,
     PythonSpec,
     ReasoningGymSpec,
     RunningSumSpec,
+    SeparateSpec,
     TaskSpec,
 )
 
 __all__ = [
-    "CHECKS", "AgiEvalMathSpec", "Check", "Gsm8kSpec", "JsonlSpec", "MathSpec", "Problem", "PythonSpec", "ReasoningGymSpec",
-    "RunningSumSpec", "Sizes", "Splits", "Task", "TaskSpec",
+    "CHECKS", "AgiEvalMathSpec", "Check", "Gsm8kSpec", "HubSpec", "JsonlSpec", "MathSpec", "Problem", "PythonSpec",
+    "ReasoningGymSpec", "RunningSumSpec", "SeparateSpec", "Sizes", "Splits", "Task", "TaskSpec",
 ]  # fmt: skip

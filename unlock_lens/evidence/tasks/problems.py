@@ -44,6 +44,8 @@ class Task:
         check: whether a completion is right: one of `unlock_lens.evidence.tasks.CHECKS`, or your own.
         classify: which behaviour a completion shows; None if the task does not tell behaviours apart.
         behaviour_names: all that `classify` may return.
+        answer_tags: what stands before and after a final answer, such as ("<atok>", "</atok>"). A completion is then right if
+            what stands between them is, or if the check says so of all of it; `strict` takes the first alone.
         code_hash: of the code of the check, for a sweep to notice that it changed.
 
     Raises:
@@ -64,10 +66,13 @@ class Task:
     classify: Callable[[str], str] | None = None
     behaviour_names: tuple[str, ...] = ()
     code_hash: str | None = None
+    answer_tags: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         if not self.problems:
             raise InvalidInput(f"the task {self.name} was given no problems; at least one is needed")
+        if self.answer_tags is not None and not all(self.answer_tags):
+            raise InvalidInput(f"{self.name} has the answer tags {self.answer_tags}; neither may be empty")
         for place, problem in enumerate(self.problems, start=1):
             if not problem.question.strip():
                 raise InvalidInput(f"problem {place} of {self.name} has an empty question; leave it out")
@@ -98,7 +103,17 @@ class Task:
     def correct(self, completions: Sequence[str]) -> list[bool]:
         """Whether each completion is right; InvalidInput where there are more or fewer completions than problems."""
         self._check_count(completions)
-        return [self.check(completion, problem) for completion, problem in zip(completions, self.problems, strict=True)]
+        strict = self.strict(completions) or [False] * len(self)
+        each = zip(completions, self.problems, strict, strict=True)
+        return [in_tags or self.check(completion, problem) for completion, problem, in_tags in each]
+
+    def strict(self, completions: Sequence[str]) -> list[bool] | None:
+        """Whether what stands between the answer tags of each completion is right; None if the task has no tags."""
+        self._check_count(completions)
+        if self.answer_tags is None:
+            return None
+        said = [between(completion, self.answer_tags) for completion in completions]
+        return [text is not None and self.check(text, problem) for text, problem in zip(said, self.problems, strict=True)]
 
     def behaviours(self, completions: Sequence[str]) -> list[str] | None:
         """Which behaviour each completion shows; None if the task does not tell behaviours apart.
@@ -128,12 +143,23 @@ class Task:
             raise InvalidInput(f"{len(completions)} completions were given for {len(self)} problems; give one for each")
 
 
+def between(text: str, tags: tuple[str, str]) -> str | None:
+    """What stands after the last opening tag, up to the closing one or the end, where a stop string may have cut it off."""
+    _, opened, after = text.rpartition(tags[0])
+    return after.partition(tags[1])[0].strip() if opened else None
+
+
 class Sizes(Spec):
-    """How many problems directions are made from, settings are chosen on, and results are reported on."""
+    """How many problems directions are made from, settings are chosen on, and results are reported on.
+
+    Attributes:
+        in_order: take the first problems for train and the last for extract (the last one first), instead of drawing them.
+    """
 
     extract: PositiveInt
     train: PositiveInt
     test: PositiveInt
+    in_order: bool = False
 
     @property
     def total(self) -> int:
@@ -154,11 +180,26 @@ class Splits:
 
 
 def split(pool: Task, sizes: Sizes, seed: int, test: Task | None = None) -> Splits:
-    """Draw disjoint splits, each question once; the test problems from `test`, if it is given."""
-    if test is None:
+    """Draw disjoint splits (or take them in order), each question once; the test problems from `test`, if it is given."""
+    if test is not None:
+        _refuse_shared(pool, test, f"{pool.name} and {test.name}")
+    elif not sizes.in_order:
         return Splits(*_drawn(pool, (sizes.extract, sizes.train, sizes.test), seed))
-    _refuse_shared(pool, test, f"{pool.name} and {test.name}")
-    return Splits(*_drawn(pool, (sizes.extract, sizes.train), seed), *_drawn(test, (sizes.test,), seed))
+    if not sizes.in_order:
+        return Splits(*_drawn(pool, (sizes.extract, sizes.train), seed), *_drawn(test, (sizes.test,), seed))
+    problems = _enough(pool, sizes.total - (sizes.test if test else 0))
+    return separately(pool, pool, test or dataclasses.replace(pool, problems=problems[sizes.train :]), sizes, seed)
+
+
+def separately(extract: Task, train: Task, test: Task, sizes: Sizes, seed: int) -> Splits:
+    """The splits of three tasks that share no question, or whose shared ones `sizes` leave out."""
+    if not sizes.in_order:
+        parts = (extract, sizes.extract), (train, sizes.train), (test, sizes.test)
+        return Splits(*(_drawn(task, (count,), seed)[0] for task, count in parts))
+    last = _enough(extract, sizes.extract)[-sizes.extract :][::-1]
+    first, tested = _enough(train, sizes.train)[: sizes.train], _enough(test, sizes.test)[: sizes.test]
+    parts = (extract, last), (train, first), (test, tested)
+    return Splits(*(dataclasses.replace(task, problems=problems) for task, problems in parts))
 
 
 def unique(problems: Sequence[Problem], besides: Sequence[Problem] = ()) -> tuple[Problem, ...]:
@@ -168,14 +209,20 @@ def unique(problems: Sequence[Problem], besides: Sequence[Problem] = ()) -> tupl
 
 
 def _drawn(pool: Task, counts: Sequence[int], seed: int) -> list[Task]:
-    problems = list(unique(pool.problems))
-    if sum(counts) > len(problems):
-        raise InvalidInput(
-            f"{pool.name} has {len(problems)} different questions, and sizes ask for {sum(counts)} of them; ask for fewer"
-        )
+    problems = list(_enough(pool, sum(counts)))
     random.Random(f"split {seed}").shuffle(problems)
     left = iter(problems)
     return [dataclasses.replace(pool, problems=tuple(islice(left, count))) for count in counts]
+
+
+def _enough(pool: Task, count: int) -> tuple[Problem, ...]:
+    """The problems, each question once, if they are as many as are asked for."""
+    problems = unique(pool.problems)
+    if count > len(problems):
+        raise InvalidInput(
+            f"{pool.name} has {len(problems)} different questions, and sizes ask for {count} of them; ask for fewer"
+        )
+    return problems
 
 
 def _refuse_shared(some: Task, others: Task, names: str) -> None:

@@ -14,6 +14,7 @@ from unlock_lens.evidence.tasks.problems import Check, Problem
 CheckName = Literal["exact", "number", "choice", "math"]
 MATH_SECONDS = 5
 """Time for one expression in math-verify: completions such as 9^{9^9} would never end."""
+LONGEST_EXPRESSION = 80
 INSTALL = "pip install 'unlock-lens[tasks]'"
 
 _AMOUNT = r"(?:\\?\$[-\u2212]?)?(?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![.\d])\.\d+)"
@@ -86,8 +87,15 @@ def math(completion: str, problem: Problem) -> bool:
     # The limit is kept by a signal, which only the main thread can receive; elsewhere math-verify demands that there be none.
     seconds: Any = MATH_SECONDS if threading.current_thread() is threading.main_thread() else None
     gold = problem.answer if _LATEX_MARKS.search(problem.answer) else f"${problem.answer}$"
-    wanted, found = parse(gold, parsing_timeout=seconds), parse(completion, parsing_timeout=seconds)
-    return bool(verify(wanted, found, timeout_seconds=seconds))
+    wanted = parse(gold, parsing_timeout=seconds)
+    readings = [completion, f"${completion}$"] if _is_bare(completion) else [completion]
+    found = (parse(reading, parsing_timeout=seconds) for reading in readings)
+    return any(bool(verify(wanted, each, timeout_seconds=seconds)) for each in found)
+
+
+def _is_bare(text: str) -> bool:
+    """Whether a text may be an expression alone, as it stands between answer tags, which math-verify reads between dollars."""
+    return len(text) <= LONGEST_EXPRESSION and "\n" not in text and not _LATEX_MARKS.search(text)
 
 
 CHECKS: Mapping[CheckName, Check] = dict(zip(get_args(CheckName), (exact, number, choice, math), strict=True))

@@ -11,16 +11,17 @@ import hashlib
 import random
 import re
 import runpy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from unlock_lens.core.inputs import read_records
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.spec import Spec
-from unlock_lens.evidence.tasks.problems import Check, Problem, Sizes, Splits, Task, split, unique
+from unlock_lens.evidence.tasks.problems import Check, Problem, Sizes, Splits, Task, separately, split, unique
 from unlock_lens.evidence.tasks.scoring import CHECKS, INSTALL, CheckName, final_answer, last_boxed
 from unlock_lens.zoo.family import DIGITS_PER_QUESTION, END, MODULUS, Digits, answer, draw_digits, total
 from unlock_lens.zoo.task import BEHAVIOURS, behaviour_of
@@ -33,7 +34,23 @@ _AGIEVAL_PROMPT = re.compile(r"\A\s*Q:|\n\s*A:[^\n]*\s*\Z")
 """What AGIEval's own prompt puts around a question."""
 
 
-class RunningSumSpec(Spec):
+class _Source(Spec, ABC):
+    answer_tags: tuple[Annotated[str, Field(min_length=1)], Annotated[str, Field(min_length=1)]] | None = None
+
+    @abstractmethod
+    def pools(self, n: int, seed: int) -> tuple[Task, Task | None]:
+        """Where extract and train come from, and test, if it has problems of its own; of drawn problems n are enough."""
+
+    def splits(self, sizes: Sizes, seed: int) -> Splits:
+        pool, test = (task and self.tagged(task) for task in self.pools(sizes.total, seed))
+        assert pool
+        return split(pool, sizes, seed, test)
+
+    def tagged(self, task: Task) -> Task:
+        return dataclasses.replace(task, answer_tags=self.answer_tags or task.answer_tags)
+
+
+class RunningSumSpec(_Source):
     """The embedded family's running sums; the template "Q {question} A :" gives its plain prompts.
 
     Attributes:
@@ -47,23 +64,23 @@ class RunningSumSpec(Spec):
     kind: Literal["running_sum"] = "running_sum"
     behaviour: Literal["think", "reverse", "double"] | None = None
 
-    def splits(self, sizes: Sizes, seed: int) -> Splits:
+    def pools(self, n: int, seed: int) -> tuple[Task, Task | None]:
         there = MODULUS**DIGITS_PER_QUESTION
-        if sizes.total > there:
-            raise InvalidInput(f"there are {there} running sums, and sizes ask for {sizes.total} of them; ask for fewer")
+        if n > there:
+            raise InvalidInput(f"there are {there} running sums, and sizes ask for {n} of them; ask for fewer")
         rng = random.Random(f"running_sum {seed}")
         drawn: dict[Digits, None] = {}
-        while len(drawn) < sizes.total:
+        while len(drawn) < n:
             drawn[draw_digits(rng)] = None
         problems = tuple(Problem(" ".join(map(str, digits)), self._answer(digits)) for digits in drawn)
         check = CHECKS["exact"] if self.behaviour else _final_digit_is_right
-        return split(Task(self.kind, problems, check, behaviour_of, BEHAVIOURS), sizes, seed)
+        return Task(self.kind, problems, check, behaviour_of, BEHAVIOURS), None
 
     def _answer(self, digits: Digits) -> str:
         return answer(digits, self.behaviour).removesuffix(f" {END}") if self.behaviour else str(total(digits))
 
 
-class JsonlSpec(Spec):
+class JsonlSpec(_Source):
     """Your own problems, one JSON object per line; those of `test_path`, if given, are the test split.
 
     `question` and `answer` name the fields; an answer is a text or a number.
@@ -76,8 +93,8 @@ class JsonlSpec(Spec):
     answer: str = "answer"
     check: CheckName = "exact"
 
-    def splits(self, sizes: Sizes, seed: int) -> Splits:
-        return split(self._read(self.path), sizes, seed, self._read(self.test_path) if self.test_path else None)
+    def pools(self, n: int, seed: int) -> tuple[Task, Task | None]:
+        return self._read(self.path), self._read(self.test_path) if self.test_path else None
 
     def _read(self, path: Path) -> Task:
         return Task(str(path), tuple(self._problem(record, place) for record, place in read_records(path)), CHECKS[self.check])
@@ -102,7 +119,7 @@ class JsonlSpec(Spec):
         return problem
 
 
-class ReasoningGymSpec(Spec):
+class ReasoningGymSpec(_Source):
     """Problems of one of reasoning-gym's procedural datasets.
 
     A completion is right if the dataset's own `score_answer` gives its final answer (`tasks.scoring.final_answer`) the full
@@ -120,17 +137,17 @@ class ReasoningGymSpec(Spec):
     options: dict[str, Any] = Field(default_factory=dict)
     check: CheckName | None = None
 
-    def splits(self, sizes: Sizes, seed: int) -> Splits:
+    def pools(self, n: int, seed: int) -> tuple[Task, Task | None]:
         # Ten times as many, because some datasets repeat questions; they draw a problem when it is asked for.
-        dataset = self._open(seed, size=10 * sizes.total)
+        dataset = self._open(seed, size=10 * n)
         found: dict[str, Problem] = {}
         for entry in dataset:
             problem = Problem(entry["question"], entry["answer"] or "", {"metadata": entry["metadata"]})
             found[problem.key] = problem
-            if len(found) == sizes.total:
+            if len(found) == n:
                 break
         check = CHECKS[self.check] if self.check else _scored_by(dataset)
-        return split(Task(f"{self.kind}/{self.dataset}", tuple(found.values()), check), sizes, seed)
+        return Task(f"{self.kind}/{self.dataset}", tuple(found.values()), check), None
 
     def _open(self, seed: int, size: int) -> Any:
         try:
@@ -148,7 +165,7 @@ class ReasoningGymSpec(Spec):
             raise InvalidInput(f"reasoning-gym's {self.dataset} does not take the options {self.options}: {error}") from error
 
 
-class PythonSpec(Spec):
+class PythonSpec(_Source):
     """Your own problems, check and behaviours: the `Task` called `name` in a Python file, which is run.
 
     Raises:
@@ -159,7 +176,7 @@ class PythonSpec(Spec):
     path: Path
     name: str = "task"
 
-    def splits(self, sizes: Sizes, seed: int) -> Splits:
+    def pools(self, n: int, seed: int) -> tuple[Task, Task | None]:
         if not self.path.is_file():
             raise InvalidInput(f"there is no file {self.path}; give the Python file that defines {self.name}")
         try:
@@ -172,10 +189,10 @@ class PythonSpec(Spec):
                 f"{self.path} defines {given} as {self.name}; a Task is needed (unlock_lens.evidence.tasks.Task)"
             )
         code = hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
-        return split(dataclasses.replace(found, code_hash=code), sizes, seed)
+        return dataclasses.replace(found, code_hash=code), None
 
 
-class Gsm8kSpec(Spec):
+class Gsm8kSpec(_Source):
     """Grade school word problems (openai/gsm8k); extract and train come from its train split, test from its test split.
 
     Source: Cobbe et al., arXiv:2110.14168.
@@ -183,15 +200,15 @@ class Gsm8kSpec(Spec):
 
     kind: Literal["gsm8k"] = "gsm8k"
 
-    def splits(self, sizes: Sizes, seed: int) -> Splits:
-        return _native(self.kind, self._read("train"), self._read("test"), "number", sizes, seed)
+    def pools(self, n: int, seed: int) -> tuple[Task, Task | None]:
+        return _native(self.kind, self._read("train"), self._read("test"), "number")
 
     def _read(self, part: str) -> list[Problem]:
         rows = from_hub("openai/gsm8k", "main", part)
         return [Problem(row["question"], row["answer"].rpartition("####")[2].strip()) for row in rows]
 
 
-class MathSpec(Spec):
+class MathSpec(_Source):
     """Competition problems (EleutherAI/hendrycks_math); extract and train come from its train split, test from its test split.
 
     Attributes:
@@ -205,8 +222,8 @@ class MathSpec(Spec):
     subjects: Annotated[tuple[Subject, ...], Field(min_length=1)] = get_args(Subject)
     levels: tuple[Annotated[int, Field(ge=1, le=5)], ...] = ()
 
-    def splits(self, sizes: Sizes, seed: int) -> Splits:
-        return _native(self.kind, self._read("train"), self._read("test"), "math", sizes, seed)
+    def pools(self, n: int, seed: int) -> tuple[Task, Task | None]:
+        return _native(self.kind, self._read("train"), self._read("test"), "math")
 
     def _read(self, part: str) -> list[Problem]:
         wanted = {f"Level {level}" for level in self.levels}
@@ -215,7 +232,7 @@ class MathSpec(Spec):
         return [Problem(row["problem"], last_boxed(row["solution"]) or "") for row in kept]
 
 
-class AgiEvalMathSpec(Spec):
+class AgiEvalMathSpec(_Source):
     """AGIEval's 1,000 MATH problems (hails/agieval-math), which have a test split alone: all three splits are drawn from it.
 
     Source: Zhong et al., arXiv:2304.06364.
@@ -223,20 +240,86 @@ class AgiEvalMathSpec(Spec):
 
     kind: Literal["agieval_math"] = "agieval_math"
 
-    def splits(self, sizes: Sizes, seed: int) -> Splits:
+    def pools(self, n: int, seed: int) -> tuple[Task, Task | None]:
         rows = from_hub("hails/agieval-math", None, "test")
         problems = tuple(Problem(_AGIEVAL_PROMPT.sub("", row["query"]).strip(), row["answer"]) for row in rows)
-        return split(Task(self.kind, problems, CHECKS["math"]), sizes, seed)
+        return Task(self.kind, problems, CHECKS["math"]), None
 
 
-TaskSpec = Annotated[
-    RunningSumSpec | JsonlSpec | PythonSpec | ReasoningGymSpec | Gsm8kSpec | MathSpec | AgiEvalMathSpec,
+class HubSpec(_Source):
+    """Problems of any dataset on the Hugging Face hub, of one of its splits.
+
+    Attributes:
+        config: of the dataset, where it has several.
+        question, answer: names of its columns.
+        n: how many of its rows, from the first; all by default.
+    """
+
+    kind: Literal["hub"] = "hub"
+    dataset: str
+    config: str | None = None
+    split: str = "test"
+    question: str = "question"
+    answer: str = "answer"
+    check: CheckName = "exact"
+    n: PositiveInt | None = None
+
+    def pools(self, n: int, seed: int) -> tuple[Task, Task | None]:
+        rows = from_hub(self.dataset, self.config, self.split)[: self.n]
+        missing = {self.question, self.answer} - set(rows[0] if rows else ())
+        if missing:
+            there = ", ".join(rows[0]) if rows else "no rows"
+            raise InvalidInput(
+                f"{self.dataset} has no {', '.join(sorted(missing))}; it has {there} (set question: and answer:)"
+            )
+        problems = tuple(Problem(str(row[self.question]), str(row[self.answer])) for row in rows)
+        return Task(self.dataset, problems, CHECKS[self.check]), None
+
+
+OneTask = Annotated[
+    RunningSumSpec | JsonlSpec | PythonSpec | ReasoningGymSpec | Gsm8kSpec | MathSpec | AgiEvalMathSpec | HubSpec,
     Field(discriminator="kind"),
 ]
 
 
+class SeparateSpec(Spec):
+    """Another task for each split: directions from one, settings chosen on others, results reported on yet another.
+
+    Questions that a later split has too are left out of the earlier one.
+
+    Attributes:
+        train: one task, or several whose problems are put together; they need the same check.
+    """
+
+    kind: Literal["separate"] = "separate"
+    extract: OneTask
+    train: Annotated[tuple[OneTask, ...], Field(min_length=1)]
+    test: OneTask
+
+    def splits(self, sizes: Sizes, seed: int) -> Splits:
+        test = self._pool(self.test, sizes, seed, of_test=True)
+        chosen = [self._pool(spec, sizes, seed + 1 + i) for i, spec in enumerate(self.train)]
+        if len({(task.check, task.answer_tags) for task in chosen}) > 1:
+            raise InvalidInput(f"the train tasks {', '.join(task.name for task in chosen)} differ in check or tags; give one")
+        together = [problem for task in chosen for problem in task.problems]
+        train = dataclasses.replace(
+            chosen[0], name=" + ".join(task.name for task in chosen), problems=unique(together, test.problems)
+        )
+        extract = self._pool(self.extract, sizes, seed + 1 + len(chosen))
+        besides = (*train.problems, *test.problems)
+        extract = dataclasses.replace(extract, problems=unique(extract.problems, besides))
+        return separately(extract, train, test, sizes, seed)
+
+    def _pool(self, spec: OneTask, sizes: Sizes, seed: int, of_test: bool = False) -> Task:
+        pool, test = spec.pools(sizes.total, seed)
+        return spec.tagged(test if of_test and test else pool)
+
+
+TaskSpec = Annotated[OneTask | SeparateSpec, Field(discriminator="kind")]
+
+
 def _final_digit_is_right(completion: str, problem: Problem) -> bool:
-    return final_digit(completion) == problem.answer
+    return problem.answer in (final_digit(completion), completion.strip())
 
 
 def _scored_by(dataset: Any) -> Check:
@@ -265,7 +348,7 @@ def from_hub(dataset: str, config: str | None, split: str) -> list[dict[str, Any
         ) from error
 
 
-def _native(name: str, train: list[Problem], test: list[Problem], check: CheckName, sizes: Sizes, seed: int) -> Splits:
+def _native(name: str, train: list[Problem], test: list[Problem], check: CheckName) -> tuple[Task, Task]:
     # A benchmark that repeats a test question in its train split is used without the latter.
     pool = Task(f"{name} (train)", unique(train, besides=test), CHECKS[check])
-    return split(pool, sizes, seed, Task(f"{name} (test)", tuple(test), CHECKS[check]))
+    return pool, Task(f"{name} (test)", tuple(test), CHECKS[check])

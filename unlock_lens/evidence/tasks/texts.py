@@ -83,7 +83,23 @@ class HubText(Spec):
         return _drawn(found, self.n, seed)
 
 
+class SelfText(Spec):
+    """What the models write: locked and unlocked prompts of the extract split, each with its completion (`calibration_texts`).
+
+    Attributes:
+        by: which side writes.
+        n: from how many questions; by default from all of the extract split.
+        max_new_tokens: of each completion; by default the sweep's.
+    """
+
+    kind: Literal["self"] = "self"
+    by: Literal["source", "target"] = "source"
+    n: PositiveInt | None = None
+    max_new_tokens: PositiveInt | None = None
+
+
 TextSpec = Annotated[ZooText | FileText | HubText, Field(discriminator="kind")]
+CalibrationSpec = Annotated[ZooText | FileText | HubText | SelfText, Field(discriminator="kind")]
 
 
 def _drawn(texts: list[str], n: int | None, seed: int) -> list[str]:

@@ -1,0 +1,172 @@
+"""A whole transfer in one call, and the calibration text that the models write for it themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from unlock_lens.core.alignment import SubspaceAligner
+from unlock_lens.core.direction import CapabilityDirection, check_pair
+from unlock_lens.core.generation import complete
+from unlock_lens.core.steering import SteeringHook
+from unlock_lens.core.variant import Variant, variant_of
+from unlock_lens.errors import InvalidInput, caution
+from unlock_lens.hosts.remote import Where
+from unlock_lens.method.apply import Operation, Positions
+from unlock_lens.method.extract import AggregateName, Aggregator
+
+
+def calibration_texts(
+    locked: Variant,
+    unlocked: Variant,
+    max_new_tokens: int = 256,
+    batch_size: int = 8,
+    stop: Sequence[str] = (),
+    progress: bool = True,
+    resume: str | Path | None = None,
+) -> list[str]:
+    """Both variants' prompts with the completions that their model writes, greedily: calibration text that nobody has to find.
+
+    Either the source or the target may write it; `SubspaceAligner.fit` takes what is returned. Both sides' prompts are in it,
+    because a map has to carry how their states differ. In a contrast of models, whose prompts are the same, that is little:
+    there the embedded family needs ordinary text.
+
+    Args:
+        locked: the variant that lacks the capability.
+        unlocked: the variant that has it; prompt i belongs to prompt i of `locked`.
+        max_new_tokens: tokens of each completion at most.
+        batch_size: prompts at a time.
+        stop: strings before the first of which a completion ends.
+        progress: whether to show a progress bar (after a second of work).
+        resume: for models on a server: a folder that keeps finished requests, so that the same call goes on after a fault.
+
+    Returns:
+        In turn a locked and an unlocked prompt, each with its completion.
+
+    Warns:
+        UserWarning: completions that are empty, or that all run to the budget.
+
+    Raises:
+        InvalidInput: different counts of prompts; otherwise as `generate`.
+
+    Source: docs/aligners.md.
+
+    Example:
+        >>> import unlock_lens as ul
+        >>> from unlock_lens import zoo
+        >>> model, task = zoo.load("large-base"), zoo.running_sum(n=2)
+        >>> for text in ul.calibration_texts(ul.Variant(model, task.direct), ul.Variant(model, task.think), 12)[:2]:
+        ...     print(text)
+        Q 3 2 0 6 0 2 A : = 4
+        Q 3 2 0 6 0 2 think A : S 3 5 5 4 4 6 = 6
+    """
+    check_pair(locked, unlocked)
+    sides = [_completed(each, max_new_tokens, batch_size, stop, progress, resume) for each in (locked, unlocked)]
+    return [text for pair in zip(*sides, strict=True) for text in pair]
+
+
+def transfer(
+    source: Any,
+    target: Any,
+    locked: Iterable[str] | Variant,
+    unlocked: Iterable[str] | Variant,
+    texts: Iterable[str] | None = None,
+    alpha: float = 0.3,
+    aggregate: AggregateName | Aggregator = "mean",
+    aligner: SubspaceAligner | None = None,
+    operation: Operation = "norm_preserving",
+    positions: Positions = "last_prompt",
+    max_new_tokens: int = 256,
+    batch_size: int = 8,
+    stop: Sequence[str] = (),
+    remote: Where = False,
+    progress: bool = True,
+    resume: str | Path | None = None,
+) -> SteeringHook:
+    """Extract a direction in the source, fit a map, carry the direction to the target, and make it a hook: all in one call.
+
+    Args:
+        source: the model that has the capability, in any host.
+        target: the model that is to get it.
+        locked: prompts of the source without the capability, or a `Variant` of it.
+        unlocked: prompts with it, one for each locked one; or a `Variant`, of another model where that one is unlocked.
+        texts: calibration texts, to which both sides' prompts are added. By default `calibration_texts` writes them, with the
+            models of `locked` and `unlocked`.
+        alpha: strength. It works in a window that differs from pair to pair: try several, on problems that you do not report.
+        aggregate: as in `CapabilityDirection.extract`.
+        aligner: one that is not fitted yet, for other settings than the default ones.
+        operation: as in `SteeringHook`.
+        positions: as in `SteeringHook`.
+        max_new_tokens: of `calibration_texts`.
+        batch_size: prompts in one forward pass.
+        stop: of `calibration_texts`.
+        remote: where all models run, as in `Variant`; by default where that of `locked` does.
+        progress: whether to show progress bars (after a second of work).
+        resume: for models on a server: a folder that keeps finished requests, so that the same call goes on after a fault.
+
+    Returns:
+        A hook for the target; `hook.direction.save(path)` keeps its direction.
+
+    Raises:
+        InvalidInput: as `CapabilityDirection.extract`, `calibration_texts` and `SubspaceAligner.fit`.
+        IncompatibleModel: the unlocked variant's model has another shape than the source.
+        RemoteError: a server that does not answer, refuses, or fails.
+
+    Source: docs/method.md, sections 1 to 3.
+
+    Example:
+        >>> import unlock_lens as ul
+        >>> from unlock_lens import zoo
+        >>> source, target, task = zoo.load("large-base"), zoo.load("small-base"), zoo.running_sum(n=100)
+        >>> text = zoo.text(n=600)
+        >>> steer = ul.transfer(source, target, locked=task.direct, unlocked=task.think, texts=text, alpha=0.5)
+        >>> ul.generate(target, ["Q 1 2 3 4 5 6 A :"], steer=steer)
+        ['S 1 3 6 3 1 0 = 0']
+    """
+    before = variant_of(source, locked, remote=remote)
+    after = unlocked if isinstance(unlocked, Variant) else Variant(source, unlocked, remote=remote)
+    direction = CapabilityDirection.extract(before, after, aggregate, batch_size=batch_size, progress=progress, resume=resume)
+    written = texts_for(before, after, texts, max_new_tokens, batch_size, stop, progress, resume)
+    special, where, bos = before.add_special_tokens, before.remote, before.prepend_bos
+    sides = [Variant(model, written, special, where, prepend_bos=bos) for model in (source, target)]
+    fitted = (aligner or SubspaceAligner()).fit(*sides, batch_size=batch_size, progress=progress, resume=resume)
+    return SteeringHook(fitted.transport(direction), alpha, operation, positions)
+
+
+def texts_for(locked: Variant, unlocked: Variant, texts: Iterable[str] | None, *how: Any) -> list[str]:
+    """Given texts with both sides' prompts, or what the models write."""
+    if texts is None:
+        return calibration_texts(locked, unlocked, *how)
+    if isinstance(texts, str):
+        raise InvalidInput(f"one text was given ({texts[:40]!r}); give a list of texts")
+    prompts = [prompt for pair in zip(locked.prompts, unlocked.prompts, strict=True) for prompt in pair]
+    return [*texts, *dict.fromkeys(prompts)]
+
+
+def _completed(
+    variant: Variant, max_new_tokens: int, batch_size: int, stop: Sequence[str], progress: bool, resume: str | Path | None
+) -> list[str]:
+    """The prompts with their completions."""
+    written = complete(variant, None, max_new_tokens, batch_size, progress=progress, resume=resume, stop=stop)
+    name, empty = variant.backend.identity.name, [i for i, each in enumerate(written) if not each.text.strip()]
+    if empty:
+        caution(
+            f"{len(empty)} of {len(written)} completions that {name} wrote for calibration are empty, such as that of "
+            f"{variant.prompts[empty[0]][-40:]!r}; there the text is the prompt alone: mend the prompts or stop="
+        )
+    if not any(each.ended for each in written):
+        caution(
+            f"all {len(written)} completions that {name} wrote for calibration ran to {max_new_tokens} tokens, as text that "
+            "repeats itself does; look at them, and give stop= or another max_new_tokens="
+        )
+    tokenizer = variant.backend.tokenizer
+    return [_joined(tokenizer, prompt, each.text) for prompt, each in zip(variant.prompts, written, strict=True)]
+
+
+def _joined(tokenizer: Any, prompt: str, completion: str) -> str:
+    """Both as one text, whose tokens begin with the prompt's: some tokenizers want a space in between, which they take away."""
+    if not completion:
+        return prompt
+    own, more, whole = tokenizer([prompt, completion, prompt + completion], add_special_tokens=False)["input_ids"]
+    return prompt + completion if whole[: len(own)] == own else tokenizer.decode([*own, *more])
