@@ -12,7 +12,7 @@ from rich.console import Console
 
 from unlock_lens import report
 from unlock_lens.cli import demo
-from unlock_lens.evidence.report.judgement import null_test
+from unlock_lens.evidence.report.comparisons import null_test
 from unlock_lens.evidence.results import Results
 
 ARMS = {"locked", "transferred", "paper", "own", "random", "anti_mean", "prompted"}

@@ -10,7 +10,8 @@ import pytest
 
 from tests.sweeps import sweep
 from unlock_lens import report
-from unlock_lens.evidence.report.judgement import gain, null_test, p_value
+from unlock_lens.evidence.report.comparisons import gain, null_test
+from unlock_lens.evidence.report.numbers import p_value
 from unlock_lens.evidence.results import Results
 from unlock_lens.evidence.statistics import wilson_interval
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.plots.vocabulary import arm, in_order
-from unlock_lens.evidence.report.judgement import Status, nats, p_value, points, verdict
+from unlock_lens.evidence.report.judgement import Status, verdict
+from unlock_lens.evidence.report.numbers import nats, p_value, points
 from unlock_lens.evidence.report.paper import beside_the_paper
 from unlock_lens.evidence.results import TRANSFERRED, UNSTEERED, Line, Results, write_whole
 
