@@ -20,6 +20,7 @@
 # %%
 import tempfile
 import textwrap
+import warnings
 from collections import Counter
 
 import matplotlib.pyplot as plt
@@ -38,6 +39,8 @@ from unlock_lens.evidence.sweep.config import SweepConfig
 from unlock_lens.evidence.tasks.texts import ZooText
 
 logging.disable_progress_bar()  # of weights that are loaded
+# Some maps below are fitted without unlocked prompts on purpose.
+warnings.filterwarnings("ignore", message="no calibration token")
 
 # %% [markdown]
 # **The line to change is the next one.** As it stands it names two models of the embedded family (0.5 and 0.2 million

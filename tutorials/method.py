@@ -18,6 +18,8 @@
 #     pip install unlock-lens matplotlib
 
 # %%
+import warnings
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
@@ -29,6 +31,8 @@ import unlock_lens as ul
 from unlock_lens import controls, zoo
 from unlock_lens.core import read
 
+# Some maps below are fitted without unlocked prompts on purpose.
+warnings.filterwarnings("ignore", message="no calibration token")
 COLOURS = "#1b74c8", "#c8560e", "#96700a", "#757575"
 
 

@@ -22,6 +22,7 @@
 import dataclasses
 import json
 import random
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -38,6 +39,8 @@ from unlock_lens.evidence.sweep.config import SweepConfig
 from unlock_lens.evidence.tasks import JsonlSpec, Sizes
 
 logging.disable_progress_bar()  # of weights that are loaded
+# Some maps below are fitted without unlocked prompts on purpose.
+warnings.filterwarnings("ignore", message="no calibration token")
 logging.set_verbosity_error()  # steered too much, a model may write padding, of which transformers warns
 
 # %% [markdown]
