@@ -137,7 +137,7 @@ def transfer(
         written = [*texts, *dict.fromkeys(prompts)]  # those of a contrast of models are the same on both sides
     special, where, bos = before.add_special_tokens, before.remote, before.prepend_bos
     sides = [Variant(model, written, special, where, prepend_bos=bos) for model in (source, target)]
-    fitted = (aligner or SubspaceAligner()).fit(*sides, batch_size=batch_size, progress=progress, resume=resume)
+    fitted = (aligner or SubspaceAligner()).fit(sides[0], sides[1], None, batch_size, progress, resume)
     return SteeringHook(fitted.transport(direction), alpha, operation, positions)
 
 
