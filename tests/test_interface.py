@@ -94,6 +94,16 @@ def test_generation_is_the_same_everywhere(
     assert TASK.behaviours(completions).count("think") >= 10
 
 
+def test_a_whole_transfer(large: Any, small: Any) -> None:
+    pair = ul.Variant(large, TASK.direct), ul.Variant(large, TASK.think)
+    texts = ul.calibration_texts(*pair, max_new_tokens=12, batch_size=4, stop=(), progress=True, resume=None)
+    assert all(isinstance(text, str) for text in texts)
+    assert ul.SubspaceAligner(rank=4).fit(large, small, texts).rank_ == 4
+    steer = ul.transfer(large, small, locked=TASK.direct, unlocked=TASK.think, texts=None, alpha=0.5, max_new_tokens=12)
+    assert isinstance(steer, ul.SteeringHook)
+    assert ul.generate(small, TASK.direct, steer=steer, stop=["="], max_new_tokens=12)
+
+
 def test_the_zoo() -> None:
     assert (zoo.path() / "small-base").is_dir()
     assert len(zoo.text(n=5, seed=0)) == 5

@@ -100,6 +100,28 @@ def test_steer_shows_both_completions(files: Path) -> None:
     assert "1 of 1" in done.stdout
 
 
+def test_a_whole_transfer_is_one_command(files: Path, tmp_path: Path) -> None:
+    """Without calibration text the source writes it; an aligner's options are those of `align`."""
+    asked = ("--questions", files / "questions.jsonl", "--locked", "Q {question} A :", "--unlocked", "Q {question} think A :")
+    given = ("transfer", "--source", LARGE, "--target", SMALL, *asked, "--batch-size", "100")
+    done = run(*given, "--max-new-tokens", "12", "--stop", ".", "--out", tmp_path / "self")
+    assert done.returncode == 0, done.stderr
+    assert "small-base" in done.stdout
+    steer = ("steer", "--model", SMALL, "--prompts", files / "questions.jsonl", "--template", "Q {question} A :")
+    how = ("--alpha", "0.5", "--max-new-tokens", "12", "--batch-size", "100")
+    done = run(*steer, "--direction", tmp_path / "self", *how, "--out", tmp_path / "steered.jsonl")
+    assert "100 of 100" in done.stdout, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "steered.jsonl").read_text().splitlines()]
+    assert sum(row["steered"].startswith("S") for row in rows) >= 95
+    run(*steer, "--direction", tmp_path / "self", *how, "--stop", "=", "--stop", "S 0", "--out", tmp_path / "stopped.jsonl")
+    stopped = [json.loads(line)["steered"] for line in (tmp_path / "stopped.jsonl").read_text().splitlines()]
+    assert stopped == [row["steered"].partition("=")[0].partition("S 0")[0] for row in rows]
+    done = run(*given, "--text", files / "text.txt", "--rank", "4", "--aggregate", "pca", "--out", tmp_path / "text")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(run("inspect", tmp_path / "text", "--json").stdout)
+    assert (told["provenance"]["rank"], told["provenance"]["aggregate"]) == (4, "pca")
+
+
 def write(folder: Path, name: str, content: str) -> Path:
     (folder / name).write_text(content)
     return folder / name
@@ -138,6 +160,7 @@ def test_mistakes_are_told_in_a_line_before_any_model_is_loaded(files: Path, tmp
     extract = ("extract", "--model", tmp_path, "--questions", questions)
     steer = ("steer", "--model", tmp_path, "--prompts", questions)
     align = ("align", "--source", tmp_path, "--target", tmp_path, "--text", files / "text.txt")
+    transfer = ("transfer", "--source", tmp_path, "--target", tmp_path, "--questions", questions)
     for args, keyword in [
         ((*extract, "--out", tmp_path / "d"), "--unlocked"),
         ((*extract, "--unlocked", "x", "--out", tmp_path / "d"), "{question}"),
@@ -150,6 +173,11 @@ def test_mistakes_are_told_in_a_line_before_any_model_is_loaded(files: Path, tmp
         ((*steer, "--direction", direction, "--alpha", "nan"), "alpha nan"),
         ((*steer, "--direction", direction, "--alpha", "1", "--layers", "7"), "[0, 1, 2, 3]"),
         ((*steer, "--direction", direction, "--alpha", "1", "--out", tmp_path), "cannot be written"),
+        ((*steer, "--direction", direction, "--alpha", "1", "--stop", ""), "stop string"),
+        ((*transfer, "--out", tmp_path / "d"), "--unlocked"),
+        ((*transfer, "--unlocked", "{question}!", "--out", tmp_path / "d", "--stop", ""), "stop string"),
+        ((*transfer, "--unlocked", "{question}!", "--out", tmp_path / "d", "--text", tmp_path / "no"), "no file"),
+        ((*transfer, "--unlocked", "{question}!", "--out", tmp_path), "cannot be written"),
         ((*align, "--out", tmp_path / "a", "--rank", "0"), "rank 0"),
         ((*align, "--out", tmp_path / "a", "--paper", "--method", "ridge"), "--paper"),
         ((*align, "--out", tmp_path / "a", "--rank", "best"), "rank 'best'"),
@@ -253,7 +281,21 @@ def test_mistakes_of_sweeps_are_told_in_a_line(config: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "extract", "align", "steer", "inspect", "plan", "diagnose", "sweep", "report", "reproduce", "export", "import"],
+    [
+        "demo",
+        "extract",
+        "align",
+        "steer",
+        "inspect",
+        "transfer",
+        "plan",
+        "diagnose",
+        "sweep",
+        "report",
+        "reproduce",
+        "export",
+        "import",
+    ],
 )
 def test_help_has_an_example(command: str) -> None:
     done = run(command, "--help")

@@ -16,6 +16,7 @@ from typer import Argument, Option
 
 import unlock_lens as ul
 from unlock_lens.core.alignment import SETTINGS
+from unlock_lens.core.generation import check_how
 from unlock_lens.core.inputs import SLOT, fill, parse_layer_map, read_pairs, read_texts
 from unlock_lens.errors import InvalidInput
 from unlock_lens.hosts import open_model
@@ -40,6 +41,12 @@ def writable(file: Path | None) -> Path | None:
     return file
 
 
+def stop_strings(given: list[str]) -> list[str]:
+    """Refuse stop strings that are empty, before any model is opened."""
+    check_how(1, given)
+    return given
+
+
 def number(spec: str | None) -> Any:
     """A number where one was written; the library judges other words, such as cv or all."""
     for kind in (int, float):
@@ -62,7 +69,9 @@ Template = Annotated[str, Option(help="Template around each text.")]
 Aggregate = Annotated[AggregateName, Option(help="How differences become one vector per layer; begin with mean.")]
 Layers = Annotated[str | None, Option(help="Layers, such as 4,5,6 or 4-12; all by default.")]
 BatchSize = Annotated[int, Option(help="Prompts in one forward pass.", min=1)]
-Stop = Annotated[list[str], Option(help="A completion ends before this text; may be given several times.")]
+Stop = Annotated[
+    list[str], Option(help="A completion ends before this text; may be given several times.", callback=stop_strings)
+]
 SpecialTokens = Annotated[bool, Option(help="Let the tokenizer add special tokens; say no where the text holds them already.")]
 Backend = Annotated[Literal["transformer_lens", "nnsight"], Option(help="Framework that runs the models.")]
 Field = Annotated[str | None, Option(help="Key of the text in JSONL files; by default question, prompt or text.")]

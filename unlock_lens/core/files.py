@@ -363,7 +363,7 @@ import unlock_lens as ul
 
 That text changes under steering does not prove transfer: compare the gain with random directions and with "away from the
 target's mean state" at the same strength (`unlock-lens sweep` runs these controls). Layer l is the output of block l; the
-method is UNLOCK, [arXiv:2604.06377](https://arxiv.org/abs/2604.06377).
+method is UNLOCK, NeurIPS 2026, [arXiv:2604.06377](https://arxiv.org/abs/2604.06377).
 
 <!-- unlock-lens: end of {kind} -->"""
 _HIDDEN = ("kind", "format_version", "shapes", "own_layer_map", "provenance")

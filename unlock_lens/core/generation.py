@@ -96,11 +96,7 @@ def complete(
     stop: Sequence[str] = (),
 ) -> list[Completion]:
     """`generate`, which also says which completions were cut."""
-    if max_new_tokens < 1 or not temperature >= 0:
-        raise InvalidInput(
-            f"max_new_tokens {max_new_tokens} and temperature {temperature} were given; at least 1 and 0 are needed"
-        )
-    check_stop(stop)
+    check_how(max_new_tokens, stop, temperature)
     backend, where = variant.backend, remote_of(variant.remote)
     check_resumable(where is not None, resume, wait)
     server = backend.on(where) if where else None
@@ -127,8 +123,12 @@ def complete(
     return completions
 
 
-def check_stop(stop: Sequence[str]) -> None:
-    """Raise InvalidInput unless these are stop strings, none of them empty."""
+def check_how(max_new_tokens: int, stop: Sequence[str], temperature: float = 0.0) -> None:
+    """Raise InvalidInput unless completions can be made like this: numbers in range, and no stop string that is empty."""
+    if max_new_tokens < 1 or not temperature >= 0:
+        raise InvalidInput(
+            f"max_new_tokens {max_new_tokens} and temperature {temperature} were given; at least 1 and 0 are needed"
+        )
     if isinstance(stop, str):
         raise InvalidInput(f"stop={stop!r} is one text; give a list of stop strings, stop=[{stop!r}]")
     for each in stop:

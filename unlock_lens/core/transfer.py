@@ -8,7 +8,7 @@ from typing import Any
 
 from unlock_lens.core.alignment import SubspaceAligner
 from unlock_lens.core.direction import CapabilityDirection, check_pair
-from unlock_lens.core.generation import complete
+from unlock_lens.core.generation import check_how, complete
 from unlock_lens.core.steering import SteeringHook
 from unlock_lens.core.variant import Variant, variant_of
 from unlock_lens.errors import InvalidInput, caution
@@ -124,24 +124,21 @@ def transfer(
         >>> ul.generate(target, ["Q 1 2 3 4 5 6 A :"], steer=steer)
         ['S 1 3 6 3 1 0 = 0']
     """
+    check_how(max_new_tokens, stop)
+    if isinstance(texts, str):
+        raise InvalidInput(f"one text was given ({texts[:40]!r}); give a list of texts")
     before = variant_of(source, locked, remote=remote)
     after = unlocked if isinstance(unlocked, Variant) else Variant(source, unlocked, remote=remote)
     direction = CapabilityDirection.extract(before, after, aggregate, batch_size=batch_size, progress=progress, resume=resume)
-    written = texts_for(before, after, texts, max_new_tokens, batch_size, stop, progress, resume)
+    if texts is None:
+        written = calibration_texts(before, after, max_new_tokens, batch_size, stop, progress, resume)
+    else:
+        prompts = (prompt for pair in zip(before.prompts, after.prompts, strict=True) for prompt in pair)
+        written = [*texts, *dict.fromkeys(prompts)]  # those of a contrast of models are the same on both sides
     special, where, bos = before.add_special_tokens, before.remote, before.prepend_bos
     sides = [Variant(model, written, special, where, prepend_bos=bos) for model in (source, target)]
-    fitted = (aligner or SubspaceAligner()).fit(*sides, batch_size=batch_size, progress=progress, resume=resume)
+    fitted = (aligner or SubspaceAligner()).fit(sides[0], sides[1], None, batch_size, progress, resume)
     return SteeringHook(fitted.transport(direction), alpha, operation, positions)
-
-
-def texts_for(locked: Variant, unlocked: Variant, texts: Iterable[str] | None, *how: Any) -> list[str]:
-    """Given texts with both sides' prompts, or what the models write."""
-    if texts is None:
-        return calibration_texts(locked, unlocked, *how)
-    if isinstance(texts, str):
-        raise InvalidInput(f"one text was given ({texts[:40]!r}); give a list of texts")
-    prompts = [prompt for pair in zip(locked.prompts, unlocked.prompts, strict=True) for prompt in pair]
-    return [*texts, *dict.fromkeys(prompts)]
 
 
 def _completed(

@@ -183,12 +183,12 @@ def split(pool: Task, sizes: Sizes, seed: int, test: Task | None = None) -> Spli
     """Draw disjoint splits (or take them in order), each question once; the test problems from `test`, if it is given."""
     if test is not None:
         _refuse_shared(pool, test, f"{pool.name} and {test.name}")
-    elif not sizes.in_order:
+    if sizes.in_order:
+        problems = _enough(pool, sizes.total - (sizes.test if test else 0))
+        return separately(pool, pool, test or dataclasses.replace(pool, problems=problems[sizes.train :]), sizes, seed)
+    if test is None:
         return Splits(*_drawn(pool, (sizes.extract, sizes.train, sizes.test), seed))
-    if not sizes.in_order:
-        return Splits(*_drawn(pool, (sizes.extract, sizes.train), seed), *_drawn(test, (sizes.test,), seed))
-    problems = _enough(pool, sizes.total - (sizes.test if test else 0))
-    return separately(pool, pool, test or dataclasses.replace(pool, problems=problems[sizes.train :]), sizes, seed)
+    return Splits(*_drawn(pool, (sizes.extract, sizes.train), seed), *_drawn(test, (sizes.test,), seed))
 
 
 def separately(extract: Task, train: Task, test: Task, sizes: Sizes, seed: int) -> Splits:
