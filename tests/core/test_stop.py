@@ -93,7 +93,8 @@ def test_a_request_stops_as_a_run_here_does() -> None:
 def test_steered_and_sampled_completions_stop_too(model: Any) -> None:
     task = zoo.running_sum(n=40)
     direction = ul.CapabilityDirection.extract(ul.Variant(model, task.direct), ul.Variant(model, task.think))
-    steer, how = ul.SteeringHook(direction, 0.5), {"max_new_tokens": 12}
+    steer = ul.SteeringHook(direction, 0.5)
+    how: dict[str, Any] = {"max_new_tokens": 12}
     steered = ul.generate(model, TASK.direct, steer, **how)
     assert sum("=" in text for text in steered) >= 6
     assert ul.generate(model, TASK.direct, steer, stop=["="], **how) == [text.partition("=")[0] for text in steered]
