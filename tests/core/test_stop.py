@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import pytest
+import torch
 
 import unlock_lens as ul
 from tests.checks import unchecked
@@ -93,7 +94,8 @@ def test_a_request_stops_as_a_run_here_does() -> None:
 def test_steered_and_sampled_completions_stop_too(model: Any) -> None:
     task = zoo.running_sum(n=40)
     direction = ul.CapabilityDirection.extract(ul.Variant(model, task.direct), ul.Variant(model, task.think))
-    steer, how = ul.SteeringHook(direction, 0.5), {"max_new_tokens": 12}
+    steer = ul.SteeringHook(direction, 0.5)
+    how: dict[str, Any] = {"max_new_tokens": 12}
     steered = ul.generate(model, TASK.direct, steer, **how)
     assert sum("=" in text for text in steered) >= 6
     assert ul.generate(model, TASK.direct, steer, stop=["="], **how) == [text.partition("=")[0] for text in steered]
@@ -116,9 +118,10 @@ def test_bad_stop_strings_are_refused_before_any_work(small: Any, stop: Any) -> 
         ul.generate(small, TASK.direct, stop=stop)
 
 
-def test_the_criterion_looks_at_the_whole_completion_where_the_last_tokens_hold_a_stop(small: Any) -> None:
-    criterion = StopCriterion(small.tokenizer, (), ["= 6"], 2)
-    ids = small.tokenizer.encode("= 6 " + "1 " * 40 + "= 6")
-    assert criterion.holds_stop(ids[2:])
-    assert not criterion.holds_stop(ids[2:-1])
+def test_the_criterion_looks_at_the_last_tokens_of_the_completion_alone(small: Any) -> None:
+    criterion = StopCriterion(small.tokenizer, (), ["= 6"], prompt_length=2)
+    rows = ["= 6 " + "1 " * 40 + "= 6", "= 6 " + "1 " * 40 + "= 5", "= 6 " + "1 " * 40 + "6 6"]
+    ids = torch.tensor([small.tokenizer.encode(row) for row in rows])
+    assert criterion(ids).tolist() == [True, False, False]
+    assert criterion(ids[:, :2]).tolist() == [False, False, False]
     assert before("one two", ["two", "e t"]) == "on"

@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import unlock_lens as ul
-from unlock_lens.core.generation import _text  # pyright: ignore[reportPrivateUsage]
 from unlock_lens.core.tokens import pairs_by_end
 from unlock_lens.evidence.distributions import completion_log_probs, next_token_log_probs, price
+from unlock_lens.hosts.endings import text_of
 
 TEXTS = ["the answer is four", "step by step", "two plus two ="]
 
@@ -82,8 +82,8 @@ def test_completions_keep_the_space_that_they_begin_with() -> None:
     tokenizer = sentencepiece()
     whole: list[int] = tokenizer("two plus two = four")["input_ids"]
     n = len(tokenizer("two plus two =")["input_ids"])
-    assert _text(tokenizer, [2], torch.tensor(whole[n:])) == " four"
-    assert _text(tokenizer, [2], torch.tensor([2, *whole[n:]])) == ""
+    assert text_of(tokenizer, [2], whole[n:]) == " four"
+    assert text_of(tokenizer, [2], [2, *whole[n:]]) == ""
 
 
 def test_a_token_that_has_read_nothing_is_not_paired() -> None:

@@ -11,7 +11,7 @@ import torch
 import unlock_lens as ul
 from tests.checks import unchecked
 from unlock_lens import recipes, sweep, zoo
-from unlock_lens.core.transfer import _joined
+from unlock_lens.core.transfer import joined
 from unlock_lens.evidence.sweep import SweepConfig
 from unlock_lens.evidence.sweep.material import Material
 
@@ -112,9 +112,9 @@ def test_mistakes_are_told_before_any_text_is_written(large: Any, small: Any, mo
 
 
 def test_text_is_joined_as_its_model_would_go_on(small: Any) -> None:
-    assert _joined(small.tokenizer, "Q 1 A :", "= 1") == "Q 1 A : = 1"
-    assert _joined(small.tokenizer, "Q 1 A :", "") == "Q 1 A :"
-    assert _joined(zoo.load("small-gpt2", "nnsight").tokenizer, "Q 1 A :", "= 1") == "Q 1 A : = 1"
+    assert joined(small.tokenizer, "Q 1 A :", "= 1") == "Q 1 A : = 1"
+    assert joined(small.tokenizer, "Q 1 A :", "") == "Q 1 A :"
+    assert joined(zoo.load("small-gpt2", "nnsight").tokenizer, "Q 1 A :", "= 1") == "Q 1 A : = 1"
 
 
 def config(**calibration: Any) -> SweepConfig:
@@ -132,7 +132,7 @@ def test_a_config_may_let_the_models_write(by: str, tmp_path: Path) -> None:
 
 def test_a_config_s_texts_are_those_of_the_extract_split() -> None:
     material = Material(config(n=30, max_new_tokens=11), progress=False)
-    variant = material._calibrating("target", "text")
+    variant = material._calibrating("target", "text")  # pyright: ignore[reportPrivateUsage]
     assert len(variant) == 60
     asked = material.asked(material.source, material.splits.extract.first(30))
     assert [text.startswith(prompt) for text, prompt in zip(variant.prompts[::2], asked.prompts, strict=True)] == [True] * 30

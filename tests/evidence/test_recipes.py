@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import unlock_lens as ul
+from tests.sweeps import sweep as made_up
 from unlock_lens import recipes, report, sweep
 from unlock_lens.evidence.results import Results
 from unlock_lens.evidence.sweep import SweepConfig
@@ -56,7 +57,8 @@ def test_what_the_paper_has_in_every_experiment(name: str) -> None:
 def test_chain_of_thought_is_the_papers() -> None:
     config = recipes.load("cot")
     assert (config.source, config.target) == ("Qwen/Qwen1.5-14B", "Qwen/Qwen1.5-7B")
-    assert (config.task.kind, config.task.answer_tags) == ("math", TAGS)
+    task: Any = config.task
+    assert (task.kind, task.answer_tags) == ("math", TAGS)
     assert (config.sizes.train, config.sizes.test) == (200, 5000)
     assert config.max_new_tokens == 512
     assert len(config.stop) == 20
@@ -119,7 +121,7 @@ IN_THE_ZOO: dict[str, dict[str, Any]] = {
 def in_the_zoo(name: str, **changes: Any) -> SweepConfig:
     """A recipe with the models, questions and prompts of the embedded family, on a corner of its grid."""
     recipe = recipes.load(name).model_dump(mode="json")
-    zoos = {**ZOO, **IN_THE_ZOO[name], **changes}
+    zoos: dict[str, Any] = {**ZOO, **IN_THE_ZOO[name], **changes}
     capability = {**recipe["capability"], **zoos.pop("capability")}
     corner = {**recipe["grid"], "n": [4, 16], "rank": [1, 16], "alpha": [0.5]}
     return SweepConfig.parse({**recipe, **zoos, "capability": capability, "grid": corner})
@@ -148,8 +150,6 @@ def test_the_recipes_run_on_the_embedded_family(name: str, tmp_path: Path) -> No
 
 
 def test_the_papers_figures_stand_beside_ours(tmp_path: Path) -> None:
-    from tests.sweeps import sweep as made_up
-
     told = [
         {"arm": "transferred", "right": 20.1, "about": True, "of": None},
         {"arm": "transferred", "right": 56, "about": False, "of": "GSM8K"},
@@ -162,9 +162,10 @@ def test_the_papers_figures_stand_beside_ours(tmp_path: Path) -> None:
     assert [bool(row["here"]) for row in rows] == [True, False, False]
     assert rows[0]["here"].startswith("98.0% (")
     assert list(report.beside_the_paper(plain)) == []
-    drawn = [list(trace.x) for trace in ul.plots.arms(found).data if "the paper reports" in str(trace.hovertemplate)]
+    plots: Any = ul.plots  # plotly is not annotated
+    drawn = [list(trace.x) for trace in plots.arms(found).data if "the paper reports" in str(trace.hovertemplate)]
     assert drawn == [[0.201]]
-    assert not any("the paper reports" in str(trace.hovertemplate) for trace in ul.plots.arms(plain).data)
+    assert not any("the paper reports" in str(trace.hovertemplate) for trace in plots.arms(plain).data)
 
 
 def test_demonstrations_stand_before_unlocked_prompts_alone(small: Any) -> None:

@@ -158,10 +158,10 @@ def _completed(
             "repeats itself does; look at them, and give stop= or another max_new_tokens="
         )
     tokenizer = variant.backend.tokenizer
-    return [_joined(tokenizer, prompt, each.text) for prompt, each in zip(variant.prompts, written, strict=True)]
+    return [joined(tokenizer, prompt, each.text) for prompt, each in zip(variant.prompts, written, strict=True)]
 
 
-def _joined(tokenizer: Any, prompt: str, completion: str) -> str:
+def joined(tokenizer: Any, prompt: str, completion: str) -> str:
     """Both as one text, whose tokens begin with the prompt's: some tokenizers want a space in between, which they take away."""
     if not completion:
         return prompt

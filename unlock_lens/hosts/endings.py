@@ -41,16 +41,18 @@ class StopCriterion:
         self.reach = max(len(each.encode()) for each in stop) + _SPARE
 
     def __call__(self, ids: Tensor, scores: Any = None, **_: Any) -> Tensor:
-        rows = ids[:, self.prompt_length :].tolist()
-        return torch.tensor([self.holds_stop(row) for row in rows], dtype=torch.bool, device=ids.device)
+        last = ids[:, max(self.prompt_length, ids.shape[1] - self.reach) :].tolist()
+        near = self.tokenizer.batch_decode(last, skip_special_tokens=True)
+        ends = [self.holds(text) and self.holds(self.whole(row)) for text, row in zip(near, ids, strict=True)]
+        return torch.tensor(ends, dtype=torch.bool, device=ids.device)
 
-    def holds_stop(self, row: list[int]) -> bool:
-        """Whether the last tokens, and then the whole completion, hold a stop string."""
-        last = self.tokenizer.decode(row[-self.reach :], skip_special_tokens=True)
-        if all(each not in last for each in self.stop):
-            return False
-        whole = text_of(self.tokenizer, self.end_tokens, row)
-        return before(whole, self.stop) != whole
+    def holds(self, text: str) -> bool:
+        """Whether a text holds a stop string; the last tokens' is looked at first, because the completion may be long."""
+        return any(each in text for each in self.stop)
+
+    def whole(self, row: Tensor) -> str:
+        """The completion of a row."""
+        return text_of(self.tokenizer, self.end_tokens, row[self.prompt_length :].tolist())
 
 
 def stopping(tokenizer: Any, end_tokens: Sequence[int], stop: Sequence[str], prompt_length: int) -> dict[str, Any]:

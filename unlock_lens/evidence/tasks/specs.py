@@ -253,6 +253,9 @@ class HubSpec(_Source):
         config: of the dataset, where it has several.
         question, answer: names of its columns.
         n: how many of its rows, from the first; all by default.
+
+    Raises:
+        InvalidInput: `splits` finds no such columns, or too few problems.
     """
 
     kind: Literal["hub"] = "hub"
@@ -289,6 +292,9 @@ class SeparateSpec(Spec):
 
     Attributes:
         train: one task, or several whose problems are put together; they need the same check.
+
+    Raises:
+        InvalidInput: `splits` finds train tasks that differ in check or tags, or too few problems.
     """
 
     kind: Literal["separate"] = "separate"
