@@ -174,7 +174,7 @@ def _headline(status: Status, results: Results, arms: Arms, against: Sequence[Ri
         beats, left = "no control comes near" if near else "it beats every control", arms.get("without_mean")
         gone = left is not None and not gains_on(left, base)
         doubt = "; but nothing of it is left without the direction's part along the target's mean state" if gone else ""
-        rare = f", and {_as_good(nulls)}" if nulls else ""
+        rare = f", and {_as_good(nulls)} (p = {nulls.p:.2g})" if nulls else ""
         return f"arrived: {change}, {'' if rare else 'and '}{beats} ({_reaches(best)} at most){rare}{better}{doubt}"
     if status == "not from the source" and nulls and not nulls.is_rare:
         return f"cannot be credited to the source: {change}, but {_as_good(nulls)} (p = {nulls.p:.2g})"
