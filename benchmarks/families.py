@@ -20,7 +20,7 @@ import multiprocessing
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,13 @@ class Plain:
     def run(self, ids: Sequence[int], steered: slice | None = None) -> tuple[Tensor, Tensor]:
         """States [layer, token, d_model], and log-probabilities after the last token."""
         states: list[Tensor] = []
+        with self._hooked(states, steered):
+            logits = self.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+        return torch.stack(states), logits.log_softmax(-1)
+
+    @contextlib.contextmanager
+    def _hooked(self, states: list[Tensor], steered: slice | None) -> Generator[None, None, None]:
+        """Keeps what blocks give, and edits the tokens of a whole sequence that are to be steered."""
 
         def after(layer: int) -> Callable[..., Any]:
             def hook(module: Any, args: Any, output: Any) -> Any:
@@ -90,25 +97,26 @@ class Plain:
 
         handles = [block.register_forward_hook(after(i)) for i, block in enumerate(self.blocks)]
         try:
-            logits = self.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+            yield
         finally:
             for handle in handles:
                 handle.remove()
-        return torch.stack(states), logits.log_softmax(-1)
 
     @staticmethod
     def _turned(h: Tensor, v: Tensor) -> Tensor:
         new = h / h.norm(dim=-1, keepdim=True) + ALPHA * v / v.norm()
         return h.norm(dim=-1, keepdim=True) * new / new.norm(dim=-1, keepdim=True)
 
-    def written(self, prompt: str, positions: str | None) -> str:
-        """The greedy completion, steered or (None) not."""
+    @torch.no_grad()
+    def written(self, prompt: str, positions: str) -> str:
+        """The greedy completion of the model's own generate, without cache, steered."""
         ids: list[int] = self.tokenizer.encode(prompt)
-        steered = {"last_prompt": slice(len(ids) - 1, len(ids)), "all": slice(None), None: None}[positions]
-        new: list[int] = []
-        while len(new) < STEPS and self.tokenizer.eos_token_id not in new:
-            new.append(int(self.run([*ids, *new], steered)[1].argmax()))
-        return self.tokenizer.decode(new, skip_special_tokens=True)
+        steered = {"last_prompt": slice(len(ids) - 1, len(ids)), "all": slice(None)}[positions]
+        with self._hooked([], steered):
+            whole = self.model.generate(
+                torch.tensor([ids]), max_new_tokens=STEPS, do_sample=False, use_cache=False, num_beams=1
+            )
+        return self.tokenizer.decode(whole[0, len(ids) :], skip_special_tokens=True)
 
 
 def expected(model: Any) -> dict[str, Any]:
@@ -121,11 +129,11 @@ def expected(model: Any) -> dict[str, Any]:
         "steered log-probabilities": torch.stack([plain.run(row, slice(len(row) - 1, len(row)))[1] for row in ids]),
         "vectors": plain.vectors,
     }
-    found |= {positions: [plain.written(prompt, positions) for prompt in PROMPTS] for positions in (None, *POSITIONS)}
+    found |= {positions: [plain.written(prompt, positions) for prompt in PROMPTS] for positions in POSITIONS}
     return found
 
 
-def differing(model: Any, true: Mapping[Any, Any]) -> list[str]:
+def differing(model: Any, true: Mapping[str, Any]) -> list[str]:
     """What a host's model gives otherwise."""
     direction = ul.CapabilityDirection(true["vectors"], tuple(range(LAYERS)))
     hooks = {positions: ul.SteeringHook(direction, ALPHA, positions=positions) for positions in POSITIONS}
@@ -193,7 +201,7 @@ def tried(kind: str) -> Outcome:
                 outcome[host] = f"refused: {_short(error)}"
             except Exception as error:
                 outcome[host] = f"WRONG: fails with {_short(error)}"
-    if true[None] == true["last_prompt"]:
+    if _off(true["steered log-probabilities"], true["log-probabilities"]) < 100 * CLOSE:
         return dict.fromkeys(HOSTS, "WRONG: nothing shows whether it is steered")
     return outcome
 

@@ -14,7 +14,8 @@ from unlock_lens.zoo.family import MIXES
 
 LAYERS, WIDTH = 3, 48
 _NAMES: Mapping[int, str] = {
-    LAYERS: "num_hidden_layers n_layer n_layers num_layers num_blocks decoder_layers num_decoder_layers num_layers_per_stack",
+    LAYERS: "num_hidden_layers n_layer n_layers num_layers num_blocks decoder_layers num_decoder_layers num_layers_per_stack "
+    "encoder_layers num_encoder_layers",
     WIDTH: "hidden_size d_model n_embd emb_dim embedding_dim embedding_size input_embedding_size output_embedding_size "
     "attention_hidden_size lru_width word_embed_proj_dim",
     64: "intermediate_size moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size decoder_ffn_dim "
@@ -25,7 +26,7 @@ _NAMES: Mapping[int, str] = {
     "num_decoder_attention_heads swa_num_attention_heads linear_num_value_heads mamba_n_heads mamba_num_heads "
     "linear_num_heads num_experts num_local_experts n_routed_experts moe_num_experts index_n_heads altup_num_inputs",
     2: "num_key_value_heads num_kv_heads swa_num_key_value_heads linear_num_key_heads num_experts_per_tok "
-    "num_experts_per_token moe_topk moe_k encoder_layers num_encoder_layers",
+    "num_experts_per_token moe_topk moe_k",
     1: "n_group topk_group n_groups num_expert_group mamba_n_groups mamba_ngroups n_shared_experts pretraining_tp "
     "first_k_dense_replace num_dense_layers",
     0: "num_kv_shared_layers num_nextn_predict_layers",
@@ -36,7 +37,25 @@ _NAMES: Mapping[int, str] = {
     16: "q_lora_rank kv_lora_rank qk_head_dim",
 }  # fmt: skip
 SMALL = {name: size for size, names in _NAMES.items() for name in names.split()}
-SPECIAL: dict[str, dict[str, Any]] = {}
+_LINEAR = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+SPECIAL: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
+    "jamba": {
+        "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
+        "use_mamba_kernels": False,
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
+    "minimax": {**_LINEAR, "block_size": 8},
+    "olmo_hybrid": _LINEAR,
+    "qwen3_next": _LINEAR,
+    "qwen3_5": {"text_config": _LINEAR},
+    "qwen3_5_moe": {"text_config": _LINEAR},
+    "qwen3_5_text": _LINEAR,
+    "qwen3_5_moe_text": _LINEAR,
+    "recurrent_gemma": {"block_types": ["recurrent", "recurrent", "attention"]},
+}  # fmt: skip
 """What a family needs besides."""
 
 

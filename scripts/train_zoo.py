@@ -67,6 +67,7 @@ class Recipe:
 
 _SMALL = Recipe("base", d_model=64, layers=3, steps=2500, learning_rate=3e-3)
 _LARGE = Recipe("base", d_model=96, layers=4, steps=2500, learning_rate=2e-3, seed=1)
+_MAMBA = Recipe("base", d_model=80, layers=4, steps=2500, learning_rate=3e-3, batch=64, seed=14, family="mamba", stored_as="float16")
 _VARIED: dict[str, Any] = {"mix": "varied", "steps": 400, "learning_rate": 1e-3, "stored_as": "float16"}
 _SHARED: dict[str, Any] = {**_VARIED, "mix": "shared", "steps": 800, "hidden": 0.8}
 RECIPES: dict[str, Recipe] = {
@@ -78,7 +79,8 @@ RECIPES: dict[str, Recipe] = {
     "small-post": replace(_SMALL, mix="post", steps=150, learning_rate=5e-4, start_from="small-base", seed=5),
     "large-post": replace(_LARGE, mix="post", steps=150, learning_rate=5e-4, start_from="large-base", seed=6),
     "small-gpt2": replace(_SMALL, family="gpt2", learning_rate=1e-3, seed=7),
-    "small-mamba": Recipe("base", 80, 4, 2500, 3e-3, batch=64, seed=14, family="mamba", stored_as="float16"),
+    "small-mamba": _MAMBA,
+    "small-mamba-post": replace(_MAMBA, mix="post", steps=150, learning_rate=5e-4, start_from="small-mamba", seed=15),
     "small-base-2": replace(_SMALL, seed=8, stored_as="float16"),
     "large-base-2": replace(_LARGE, seed=9, stored_as="float16"),
     "small-varied": replace(_SMALL, **_VARIED, start_from="small-base", seed=10),
@@ -233,7 +235,7 @@ def _optimise(model: PreTrainedModel, recipe: Recipe, tokenizer: PreTrainedToken
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        if step % 50 == 0:
+        if step % 250 == 0:
             typer.echo(f"{recipe.family} {recipe.mix} d={recipe.d_model} step {step} of {recipe.steps}: loss {loss.item():.3f}")
     model.eval()
     return loss.item()
