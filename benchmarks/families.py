@@ -40,7 +40,7 @@ HOSTS = {"nnsight": "nnsight", "bridge": "TransformerBridge"}
 PROMPTS = ["Q 3 1 4 1 5 think A :", "Q 6 A :", "W", "Q 5 A :"]
 """Of uneven length, one of them a single token."""
 POSITIONS = ("last_prompt", "all")
-ALPHA, STEPS, CLOSE, SECONDS = 0.6, 4, 1e-4, 180
+ALPHA, STEPS, CLOSE, SECONDS = 0.6, 4, 1e-4, 60
 Outcome = dict[str, str]
 """For each host "exact", "refused: reason", "WRONG: what"; for none, "cannot be built here: reason"."""
 
@@ -199,13 +199,13 @@ def tried(kind: str) -> Outcome:
                 continue
             try:
                 wrong = differing(ours, true)
+                if _off(true["steered log-probabilities"], true["log-probabilities"]) < 100 * CLOSE:
+                    wrong.append("nothing shows whether it is steered")
                 outcome[host] = f"WRONG: {', '.join(wrong)}" if wrong else "exact"
             except ul.UnlockLensError as error:
                 outcome[host] = f"refused: {_short(error)}"
             except Exception as error:
                 outcome[host] = f"WRONG: fails with {_short(error)}"
-    if _off(true["steered log-probabilities"], true["log-probabilities"]) < 100 * CLOSE:
-        return dict.fromkeys(HOSTS, "WRONG: nothing shows whether it is steered")
     return outcome
 
 

@@ -153,9 +153,10 @@ def current_run(model: Any) -> Any:
 def given_now(model: Any, blocks: str, first: int, run: Any) -> Given:
     """What the forward is given in the current pass, which is looked at once, before any block runs."""
     seen_here = vars(run.interleaver.batcher).setdefault("unlock_lens_given", {})
-    key, entered = str(run.batch_group), run.occurrence(f"{model.path}.input")
+    told = reached_each_pass(model, blocks)
+    key, entered = str(run.batch_group), run.occurrence(f"{told.path}.input")
     if entered <= run.wanted(f"{model.get(blocks)[first].path}.output"):
-        args, kwargs = model.inputs
+        args, kwargs = told.inputs
         given = given_to(args, kwargs)
         entered += 1
         if given is not None and given.seen is None and entered == 1:  # an empty cache that keeps no count
@@ -170,6 +171,13 @@ def given_now(model: Any, blocks: str, first: int, run: Any) -> Given:
         raise UnsupportedModel(f"the forward of {type(model._module).__name__} is given no ids; a decoder of text is needed")
     seen_here[key] = entered, given
     return given
+
+
+def reached_each_pass(model: Any, blocks: str) -> Any:
+    """Whose forward is given ids, mask and cache in each pass: the model, or inside PEFT's, which generates past its own, the
+    decoder.
+    """
+    return model.get(blocks.rpartition(".")[0]) if hasattr(model._module, "get_base_model") else model
 
 
 def ids_given(run: Any, group: Any = None) -> Given:
