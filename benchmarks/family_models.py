@@ -40,6 +40,7 @@ SMALL = {name: size for size, names in _NAMES.items() for name in names.split()}
 _LINEAR = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
 SPECIAL: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
     "jamba": {
         "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1,

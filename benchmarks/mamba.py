@@ -119,10 +119,13 @@ def cells(source: str, target: str, behaviour: str) -> Iterator[tuple[str, list[
         shares = torch.tensor([share(texts, behaviour) for texts in tuned]).view(len(ALPHAS), len(arms))
         best = [ALPHAS[i] for i in shares.argmax(dim=0).tolist()]
         found = written(target, TEST.direct, torch.tensor(best)[:, None, None] * units, where)
-        yield where, [
-            f"{share(texts, behaviour):.0%} ({alpha})" if share(texts, behaviour) else "0%"
-            for texts, alpha in zip(found, best, strict=True)
-        ]
+        yield (
+            where,
+            [
+                f"{share(texts, behaviour):.0%} ({alpha})" if share(texts, behaviour) else "0%"
+                for texts, alpha in zip(found, best, strict=True)
+            ],
+        )
 
 
 def main() -> None:

@@ -67,7 +67,9 @@ class Recipe:
 
 _SMALL = Recipe("base", d_model=64, layers=3, steps=2500, learning_rate=3e-3)
 _LARGE = Recipe("base", d_model=96, layers=4, steps=2500, learning_rate=2e-3, seed=1)
-_MAMBA = Recipe("base", d_model=80, layers=4, steps=2500, learning_rate=3e-3, batch=64, seed=14, family="mamba", stored_as="float16")
+_MAMBA = Recipe(
+    "base", d_model=80, layers=4, steps=2500, learning_rate=3e-3, batch=64, seed=14, family="mamba", stored_as="float16"
+)
 _VARIED: dict[str, Any] = {"mix": "varied", "steps": 400, "learning_rate": 1e-3, "stored_as": "float16"}
 _SHARED: dict[str, Any] = {**_VARIED, "mix": "shared", "steps": 800, "hidden": 0.8}
 RECIPES: dict[str, Recipe] = {

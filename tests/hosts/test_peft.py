@@ -48,7 +48,8 @@ def test_a_model_with_an_adapter_is_read_and_steered(host: str, tmp_path: Path) 
     true = torch.cat([plain(peft, row)[0] for row in rows], dim=1)
     torch.testing.assert_close(read.at_all_tokens(ul.Variant(model, PROMPTS)), true, rtol=1e-4, atol=1e-4)
     own = [
-        peft.generate(input_ids=torch.tensor([row]), max_new_tokens=STEPS, do_sample=False)[0, len(row) :].tolist() for row in rows
+        peft.generate(input_ids=torch.tensor([row]), max_new_tokens=STEPS, do_sample=False)[0, len(row) :].tolist()
+        for row in rows
     ]
     assert ul.generate(model, PROMPTS, max_new_tokens=STEPS) == [without_end(model, ids) for ids in own]
     vectors = torch.randn(3, 48, generator=torch.Generator().manual_seed(0))
