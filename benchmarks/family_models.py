@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from scripts.train_zoo import make_tokenizer
 from unlock_lens.zoo.family import MIXES
@@ -41,6 +42,7 @@ _LINEAR = {"layer_types": ["linear_attention", "full_attention", "linear_attenti
 SPECIAL: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
+    "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
     "jamba": {
         "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
@@ -48,6 +50,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
+    "mamba2": {"num_heads": 8, "head_dim": 12, "n_groups": 1},
+    "nemotron_h": {"layers_block_type": ["mamba", "attention", "mamba"], "mamba_head_dim": 12},
     "minimax": {**_LINEAR, "block_size": 8},
     "olmo_hybrid": _LINEAR,
     "qwen3_next": _LINEAR,
@@ -55,6 +59,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "qwen3_5_moe": {"text_config": _LINEAR},
     "qwen3_5_text": _LINEAR,
     "qwen3_5_moe_text": _LINEAR,
+    "xlnet": {"use_mems_eval": False},
     "recurrent_gemma": {"block_types": ["recurrent", "recurrent", "attention"]},
 }  # fmt: skip
 """What a family needs besides."""
@@ -97,10 +102,10 @@ def built(kind: str) -> Any:
     for name, value in ends.items():
         setattr(text, name, value)
     torch.manual_seed(0)
-    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]._from_config(config, attn_implementation="eager")
+    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for name, weight in model.named_parameters():
             scale = weight.shape[-1] ** -0.5 if weight.ndim > 1 else 0.2
             weight.copy_(torch.randn_like(weight) * scale + float(weight.ndim == 1 and "bias" not in name))
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = tokenizer.eos_token_id, 0
+    model.generation_config = GenerationConfig(**ends)
     return model.float().eval()

@@ -174,9 +174,7 @@ def given_now(model: Any, blocks: str, first: int, run: Any) -> Given:
 
 
 def reached_each_pass(model: Any, blocks: str) -> Any:
-    """Whose forward is given ids, mask and cache in each pass: the model, or inside PEFT's, which generates past its own, the
-    decoder.
-    """
+    """Whose forward is given ids, mask and cache in each pass: the model's, or the decoder's in PEFT, which passes by its own."""
     return model.get(blocks.rpartition(".")[0]) if hasattr(model._module, "get_base_model") else model
 
 
@@ -291,9 +289,8 @@ def path_of_blocks(module: Any, n_layers: int) -> str:
     kind = type(module).__name__
     if getattr(module.config, "is_encoder_decoder", False):
         raise UnsupportedModel(f"{kind} is an encoder-decoder; a decoder is needed")
-    decoder = module.get_decoder() if hasattr(module, "get_decoder") else module
-    lists = (part for part in (decoder or module).modules() if isinstance(part, torch.nn.ModuleList) and len(part) == n_layers)
-    inside = [blocks for blocks in lists if any(True for _ in blocks[0].children())]  # a list of projections holds no blocks
+    decoder = module.get_decoder() if hasattr(module, "get_decoder") else None
+    inside = lists_of_blocks(decoder or module, n_layers) or lists_of_blocks(module, n_layers)  # a head may be called decoder
     names = [name for name, part in module.named_modules() if any(part is found for found in inside)]
     if not names:
         raise UnsupportedModel(f"{kind} has no list of {n_layers} blocks; a decoder is needed")
@@ -304,6 +301,12 @@ def path_of_blocks(module: Any, n_layers: int) -> str:
             f"{kind} has several lists of {n_layers} blocks, {', '.join(outermost)}; nothing tells which is it"
         )
     return outermost[0]
+
+
+def lists_of_blocks(module: Any, n_layers: int) -> list[Any]:
+    """The module lists of that length; one of projections holds no blocks."""
+    lists = [part for part in module.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == n_layers]
+    return [blocks for blocks in lists if any(True for _ in blocks[0].children())]
 
 
 def _is_as_wide(norm: Any, width: int) -> bool:

@@ -319,7 +319,7 @@ class TransformerLensBackend(Backend):
                     use_past_kv_cache=how.use_cache,
                     **sampling,
                 )
-            except NotImplementedError as error:
+            except (NotImplementedError, ImportError) as error:
                 raise UnsupportedModel(f"{self.identity.name} can be read here, and not generate: {error}") from error
         return whole[:, batch.ids.shape[1] :].cpu()
 
