@@ -4,7 +4,7 @@
     .venv/bin/python -m benchmarks.families mamba qwen3_next       # some families, and what differs
 
 A family is exact in a host where states, next-token log-probabilities, and steered completions, in a batch of uneven prompts,
-with and without KV cache, are those of the bare Hugging Face model: one prompt at a time, no cache, no padding, hooks of its own.
+with and without KV cache, are those of the bare Hugging Face model: one prompt at a time, no cache, no padding, its own hooks.
 Each is tried in a process of its own, because a TransformerBridge changes classes of transformers for the whole process.
 """
 
@@ -46,8 +46,9 @@ Outcome = dict[str, str]
 
 
 def of_block(output: Any) -> Tensor:
-    """The residual stream [row, token, d_model] of one row in what a block gives: in a tuple, as the first of several streams
-    [stream, row, token, d_model], or with tokens first.
+    """The residual stream [row, token, d_model] of one row in what a block gives.
+
+    It may be in a tuple, the first of several streams [stream, row, token, d_model], or have its tokens first.
     """
     states = output if isinstance(output, Tensor) else output[0]
     states = states[0] if states.ndim == 4 else states
@@ -195,7 +196,7 @@ def tried(kind: str) -> Outcome:
     for host, opened in {"nnsight": _in_nnsight, "bridge": _in_bridge}.items():
         with tempfile.TemporaryDirectory() as folder:
             try:
-                ours = opened(model, folder)
+                ours = opened(model, f"{folder}/{kind}")
             except ul.UnlockLensError as error:
                 outcome[host] = f"refused: {_short(error)}"
                 continue
@@ -278,10 +279,10 @@ def main() -> None:
     """Try them all, or some."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", help="families; all when none is named")
-    parser.add_argument("--write", action="store_true", help="write the table into docs/versions.md")
+    parser.add_argument("--write", action="store_true", help="write the table, or its rows, into docs/versions.md")
     asked = parser.parse_args()
     prepare()
-    outcomes: dict[str, Outcome] = {}
+    outcomes = written_outcomes() if asked.kinds and asked.write else {}
     for kind in asked.kinds or families():
         outcomes[kind] = outcome_of(kind)
         print(kind, *(f"{HOSTS[host]}: {said}" for host, said in outcomes[kind].items()), sep=" | ", flush=True)  # noqa: T201

@@ -64,6 +64,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """What a family needs besides."""
 
+TOO_LARGE = ("gemma4", "gemma4_unified", "gemma4_unified_assistant")
+"""Whose parts for images and sounds take minutes to make, whatever is asked for; their text decoders are families too."""
+
 
 def families() -> list[str]:
     """All that transformers opens as causal language models."""
@@ -87,9 +90,11 @@ def _small(default: Any, vocabulary: int) -> dict[str, Any]:
 
 def built(kind: str) -> Any:
     """A model with weights so large that nothing is a near-tie."""
+    if kind in TOO_LARGE:
+        raise MemoryError("its parts for images and sounds are too large")
     tokenizer = make_tokenizer(MIXES["base"])
     ends: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
-    config_class = CONFIG_MAPPING[kind]
+    config_class: Any = CONFIG_MAPPING[kind]
     try:
         sizes = _small(config_class(), len(tokenizer))
     except Exception:  # a default that its own class refuses

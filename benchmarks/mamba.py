@@ -17,6 +17,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 import unlock_lens as ul
@@ -32,6 +33,7 @@ POST = {"small-base": "small-post", "large-base": "large-post", "small-mamba": "
 EXTRACT, TRAIN, TEST = zoo.running_sum(200, seed=1), zoo.running_sum(40, seed=4), zoo.running_sum(100, seed=9)
 TEXT = zoo.text(600, seed=1)
 NEW_TOKENS, BATCH = 12, 200
+TELL = Console(width=160, highlight=False, markup=False).print
 
 
 @cache
@@ -71,7 +73,7 @@ def arms_of(source: str, target: str, behaviour: str) -> dict[str, ul.Capability
 
 
 def written(target: str, prompts: Sequence[str], steps: Tensor, where: str) -> list[list[str]]:
-    """The completions of all prompts under each of the steps [step, layer, d_model], alpha times a unit vector, in one batch."""
+    """The completions of all prompts under each step [step, layer, d_model], alpha times a unit vector, in one batch."""
     ids = ul.Variant(model(target), prompts).tokens.ids
     of_rows = steps.repeat_interleave(len(ids), dim=0)
 
@@ -136,13 +138,13 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("unlock_lens").setLevel(logging.ERROR)  # ranks that texts do not span are capped, which is meant
-    print("| from -> to | behaviour | edit at | text | paper's | own | random | anti-mean |\n|---|---|---|---|---|---|---|---|")
+    TELL("| from and to | behaviour | edit at | text | paper's | own | random | anti-mean |\n|---|---|---|---|---|---|---|---|")
     for partner in asked.partners:
         for source, target in ((partner, "small-mamba"), ("small-mamba", partner)):
             for behaviour in asked.behaviours:
                 if behaviour != "post-training" or {source, target} <= POST.keys():
                     for where, shares in cells(source, target, behaviour):
-                        print("|", " | ".join([f"{source} -> {target}", behaviour, where, *shares]), "|", flush=True)
+                        TELL("|", " | ".join([f"{source} -> {target}", behaviour, where, *shares]), "|")
 
 
 if __name__ == "__main__":

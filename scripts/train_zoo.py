@@ -210,19 +210,17 @@ def fast_scan() -> Generator[None, None, None]:
         modeling_mamba.mamba_selective_scan = original
 
 
-def _scan(
-    hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, delta_bias: Tensor, **how: Any
-) -> Tensor:
+def _scan(hidden_states: Tensor, dt: Tensor, decay: Tensor, into: Tensor, out_of: Tensor, **how: Any) -> Tensor:
     """h[t] = exp(dt A) h[t-1] + dt B x, y = (C h + D x) silu(z), on [row, channel, token] and [row, state, token]."""
-    dt = softplus(dt + delta_bias[:, None]).permute(2, 0, 1)
-    kept = (dt[..., None] * A).exp()
-    added = (dt * hidden_states.permute(2, 0, 1))[..., None] * B.permute(2, 0, 1)[:, :, None]
+    dt = softplus(dt + how["delta_bias"][:, None]).permute(2, 0, 1)
+    kept = (dt[..., None] * decay).exp()
+    added = (dt * hidden_states.permute(2, 0, 1))[..., None] * into.permute(2, 0, 1)[:, :, None]
     state, states = torch.zeros_like(added[0]), list[Tensor]()
     for of_kept, of_added in zip(kept.unbind(), added.unbind(), strict=True):
         state = torch.addcmul(of_added, of_kept, state)
         states.append(state)
-    read = torch.einsum("trcs,trs->rct", torch.stack(states), C.permute(2, 0, 1))
-    return (read + D[:, None] * hidden_states) * silu(z)
+    read = torch.einsum("trcs,trs->rct", torch.stack(states), out_of.permute(2, 0, 1))
+    return (read + how["D"][:, None] * hidden_states) * silu(how["z"])
 
 
 def _optimise(model: PreTrainedModel, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> float:

@@ -314,7 +314,7 @@ def test_what_is_measured_goes_on_where_a_completion_would_end() -> None:
     backend = backend_of(in_nnsight(hf))
     ids = torch.tensor([[3, 4, 5]])
     for cached in (True, False):
-        tokens, logits = backend._decode(ids, None, cached)
+        tokens, logits = backend._decode(ids, None, cached)  # pyright: ignore[reportPrivateUsage]
         assert tokens.shape == logits.shape[:2] == (1, trust.STEPS)
 
 

@@ -174,7 +174,7 @@ def given_now(model: Any, blocks: str, first: int, run: Any) -> Given:
 
 
 def reached_each_pass(model: Any, blocks: str) -> Any:
-    """Whose forward is given ids, mask and cache in each pass: the model's, or the decoder's in PEFT, which passes by its own."""
+    """Whose forward is given ids, mask and cache in each pass: the model, or the decoder in PEFT's."""
     return model.get(blocks.rpartition(".")[0]) if hasattr(model._module, "get_base_model") else model
 
 

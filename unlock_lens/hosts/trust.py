@@ -17,6 +17,8 @@ LENGTHS = (5, 2)
 """Of the two rows that are compared."""
 CACHED = (5, 1)
 """Of the rows that are completed with and without a KV cache: a single token, too, right after another row."""
+REFUSALS = (NotImplementedError, ImportError, ValueError)
+"""What hosts raise where they take no such batch, or do not generate."""
 STEPS = 3
 """That are compared of a generation."""
 _WINDOWS = (
@@ -56,7 +58,7 @@ def batch_is_its_rows(read: Read, tokenizer: Any, dtype: torch.dtype, even: bool
     rows = two_rows(tokenizer, even)
     try:
         batch = read(*together(rows, tokenizer.pad_token_id or 0))
-    except (NotImplementedError, ValueError):  # a host that takes no such batch
+    except REFUSALS:
         return False
     return all(
         close(found[-len(row) :], read(row.unsqueeze(0), None)[0], dtype) for found, row in zip(batch, rows, strict=True)
@@ -68,7 +70,7 @@ def batch_writes_its_rows(decode: Decode, tokenizer: Any, dtype: torch.dtype, ca
     rows = two_rows(tokenizer, even)
     try:
         batch = decode(*together(rows, tokenizer.pad_token_id or 0), cached)
-    except (NotImplementedError, ValueError):
+    except REFUSALS:
         return False
     alone = [decode(row.unsqueeze(0), None, cached) for row in rows]
     return all(
@@ -81,7 +83,7 @@ def cache_is_the_sequence(decode: Decode, tokenizer: Any, dtype: torch.dtype, le
     rows = [ordinary_tokens(tokenizer, length).unsqueeze(0) for length in lengths]
     try:
         cached = [decode(row, None, True) for row in rows]
-    except (NotImplementedError, ValueError):
+    except REFUSALS:
         return False
     whole = [decode(row, None, False) for row in rows]
     return all(
