@@ -15,7 +15,7 @@ NDIF_TEST = $(shell $(PYTHON) -c 'import sys; print("test-ndif" * (sys.version_i
 APT_INSTALL := apt-get install --yes --no-install-recommends chromium fonts-dejavu-core
 
 .PHONY: help demo sweep test test-all test-numerics test-tl3 test-ndif test-wheel test-peers test-real bench-ndif browser diagnosis aligners bench \
-	bench-peers docs check format zoo zoo-figures clean
+	bench-peers docs check format zoo zoo-figures families clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "%-13s %s\n", $$1, $$2 }'
@@ -92,6 +92,9 @@ zoo: $(VENV)/ready  ## train the embedded family anew (35 minutes on 2 cores)
 
 zoo-figures: $(VENV)/ready  ## measure what steers the varied pair, the shared-opening pair and the second training seeds (15 minutes)
 	$(VENV)/bin/python benchmarks/zoo.py
+
+families: $(VENV)/ready  ## try a tiny model of every family of transformers in each host, and write the table of docs/versions.md (15 minutes)
+	$(VENV)/bin/python -m benchmarks.families --write
 
 clean:  ## remove the environments
 	rm -rf $(VENV) $(DEMO) $(TL3) $(PEERS) $(NDIF)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 import typer
 from torch import Tensor
+from torch.nn.functional import silu, softplus
 
 from unlock_lens.zoo import MODELS, path
 from unlock_lens.zoo.family import END, MIXES, PAD, TAGS, WITHIN, Mix, draw_pair, spelt
@@ -27,7 +29,7 @@ from unlock_lens.zoo.task import BEHAVIOURS, running_sum
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-Family = Literal["llama", "gpt2"]
+Family = Literal["llama", "gpt2", "mamba"]
 WARM_UP = 100
 FINAL_SHARE = 0.05
 MEASURED_ON = {"n": 400, "seed": 12345}
@@ -35,6 +37,8 @@ GPT2_POSITIONS = 96
 """Learned positions end here: a spelt prompt and the 64 tokens that `generate` writes by default have room."""
 GPT2_SPREAD = 0.1
 """Of the first weights: with the usual 0.02, meant for widths of 768 and more, running sums take over twice the steps."""
+MAMBA_STATE = 8
+"""Numbers that each channel remembers: half of the usual 16, because training time is in proportion to it."""
 GPT2_NO_DROPOUT: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 IGNORED = -100
 """The label that the loss leaves out: prompts and padding."""
@@ -54,7 +58,7 @@ class Recipe:
     start_from: str | None = None
     seed: int = 0
     family: Family = "llama"
-    """Architecture and tokenizer: one token a word for Llama, one a letter for GPT-2."""
+    """Architecture and tokenizer: one token a word for Llama and Mamba, one a letter for GPT-2."""
     stored_as: Literal["float32", "float16"] = "float32"
     """Weights are rounded to this before they are measured, so the model that loads is the one that was measured."""
     hidden: float = 0.0
@@ -63,6 +67,9 @@ class Recipe:
 
 _SMALL = Recipe("base", d_model=64, layers=3, steps=2500, learning_rate=3e-3)
 _LARGE = Recipe("base", d_model=96, layers=4, steps=2500, learning_rate=2e-3, seed=1)
+_MAMBA = Recipe(
+    "base", d_model=80, layers=4, steps=2500, learning_rate=3e-3, batch=64, seed=14, family="mamba", stored_as="float16"
+)
 _VARIED: dict[str, Any] = {"mix": "varied", "steps": 400, "learning_rate": 1e-3, "stored_as": "float16"}
 _SHARED: dict[str, Any] = {**_VARIED, "mix": "shared", "steps": 800, "hidden": 0.8}
 RECIPES: dict[str, Recipe] = {
@@ -74,6 +81,8 @@ RECIPES: dict[str, Recipe] = {
     "small-post": replace(_SMALL, mix="post", steps=150, learning_rate=5e-4, start_from="small-base", seed=5),
     "large-post": replace(_LARGE, mix="post", steps=150, learning_rate=5e-4, start_from="large-base", seed=6),
     "small-gpt2": replace(_SMALL, family="gpt2", learning_rate=1e-3, seed=7),
+    "small-mamba": _MAMBA,
+    "small-mamba-post": replace(_MAMBA, mix="post", steps=150, learning_rate=5e-4, start_from="small-mamba", seed=15),
     "small-base-2": replace(_SMALL, seed=8, stored_as="float16"),
     "large-base-2": replace(_LARGE, seed=9, stored_as="float16"),
     "small-varied": replace(_SMALL, **_VARIED, start_from="small-base", seed=10),
@@ -106,18 +115,20 @@ def make_tokenizer(mix: Mix, family: Family = "llama") -> PreTrainedTokenizerFas
 
 def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """A model of the recipe's family and size, with random weights."""
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
     shared: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": recipe.d_model,
         "num_hidden_layers": recipe.layers,
-        "num_attention_heads": recipe.heads,
         "tie_word_embeddings": False,
         "pad_token_id": tokenizer.get_vocab()[PAD],
         "bos_token_id": None,
         "eos_token_id": tokenizer.get_vocab()[END],
     }
+    if recipe.family == "mamba":
+        return MambaForCausalLM(MambaConfig(**shared, state_size=MAMBA_STATE))
+    shared["num_attention_heads"] = recipe.heads
     if recipe.family == "gpt2":
         gpt2 = GPT2Config(**shared, n_positions=GPT2_POSITIONS, initializer_range=GPT2_SPREAD, **GPT2_NO_DROPOUT)
         return GPT2LMHeadModel(gpt2)
@@ -171,7 +182,8 @@ def train(name: str, folder: Path) -> None:
         model = make_model(recipe, tokenizer)
     else:
         model = AutoModelForCausalLM.from_pretrained(folder / recipe.start_from)
-    loss = _optimise(model, recipe, tokenizer)
+    with fast_scan():
+        loss = _optimise(model, recipe, tokenizer)
     stored = {name: weight.to(getattr(torch, recipe.stored_as)) for name, weight in model.state_dict().items()}
     model.load_state_dict(stored)
     record = {
@@ -184,6 +196,31 @@ def train(name: str, folder: Path) -> None:
     model.save_pretrained(folder / name, state_dict=stored)
     tokenizer.save_pretrained(folder / name)
     (folder / name / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+@contextmanager
+def fast_scan() -> Generator[None, None, None]:
+    """Mamba's scan over tokens without the indexing that makes its backward pass quadratic in them, for training."""
+    from transformers.models.mamba import modeling_mamba
+
+    original, modeling_mamba.mamba_selective_scan = modeling_mamba.mamba_selective_scan, _scan
+    try:
+        yield
+    finally:
+        modeling_mamba.mamba_selective_scan = original
+
+
+def _scan(hidden_states: Tensor, dt: Tensor, decay: Tensor, into: Tensor, out_of: Tensor, **how: Any) -> Tensor:
+    """h[t] = exp(dt A) h[t-1] + dt B x, y = (C h + D x) silu(z), on [row, channel, token] and [row, state, token]."""
+    dt = softplus(dt + how["delta_bias"][:, None]).permute(2, 0, 1)
+    kept = (dt[..., None] * decay).exp()
+    added = (dt * hidden_states.permute(2, 0, 1))[..., None] * into.permute(2, 0, 1)[:, :, None]
+    state, states = torch.zeros_like(added[0]), list[Tensor]()
+    for of_kept, of_added in zip(kept.unbind(), added.unbind(), strict=True):
+        state = torch.addcmul(of_added, of_kept, state)
+        states.append(state)
+    read = torch.einsum("trcs,trs->rct", torch.stack(states), out_of.permute(2, 0, 1))
+    return (read + how["D"][:, None] * hidden_states) * silu(how["z"])
 
 
 def _optimise(model: PreTrainedModel, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> float:

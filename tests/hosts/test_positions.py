@@ -67,6 +67,7 @@ IDS = torch.arange(6).reshape(2, 3)
         ({}, 0),
         ({"attention_mask": torch.ones(2, 3)}, 0),
         ({"attention_mask": torch.ones(2, 8)}, 5),
+        ({"attention_mask": torch.ones(2, 2)}, 0),  # XLNet reads a token more than its mask has
         ({"past_key_values": Counted(5)}, 5),
         ({"past_key_values": Counted(0)}, 0),
         ({"past_key_values": Counted(0), "attention_mask": torch.ones(2, 8)}, 5),  # a recurrent cache counts nothing

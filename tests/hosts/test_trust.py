@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from pathlib import Path
@@ -304,3 +305,30 @@ def test_training_mode_without_dropout_is_nothing(folders: Any) -> None:
     model = open_host(folders["llama", "a"], "nnsight")
     model._module.train()
     direction_for(model)
+
+
+def test_what_is_measured_goes_on_where_a_completion_would_end() -> None:
+    """A row that ends at once shows nothing of the steps that read the cache."""
+    hf = copy.deepcopy(family("llama"))
+    hf.generation_config.eos_token_id = list(range(3, hf.config.vocab_size))
+    backend = backend_of(in_nnsight(hf))
+    ids = torch.tensor([[3, 4, 5]])
+    for cached in (True, False):
+        tokens, logits = backend._decode(ids, None, cached)  # pyright: ignore[reportPrivateUsage]
+        assert tokens.shape == logits.shape[:2] == (1, trust.STEPS)
+
+
+def test_a_cache_is_measured_beyond_the_window_that_a_sequence_leaves() -> None:
+    """MiniMax's cache writes something else once a sequence is longer than a sliding window."""
+    hf = family("minimax", sliding_window=8)
+    model = in_nnsight(hf)
+    direction = ul.CapabilityDirection(torch.randn(3, 48, generator=torch.Generator().manual_seed(1)), (0, 1, 2))
+    for text in ("Q 6 A :", "Q 3 1 4 1 5 9 2 6 5 3 5 think A :"):
+        row: list[int] = model.tokenizer.encode(text)
+        true = greedy(hf, row, direction.vectors, ALPHA, STEPS)
+        found = ul.generate(model, [text], ul.SteeringHook(direction, ALPHA), max_new_tokens=STEPS)
+        end = true.index(model.tokenizer.eos_token_id) if model.tokenizer.eos_token_id in true else len(true)
+        assert found == [model.tokenizer.decode(true[:end], skip_special_tokens=True)]
+    found = backend_of(model).found
+    assert found["cache"]
+    assert not found["cache, beyond 8 tokens"]

@@ -33,7 +33,7 @@ def extract(model: Any, remote: ul.Remote, **how: Any) -> Tensor:
 def extract_slowly(model: Any, remote: ul.Remote, **how: Any) -> Tensor:
     """With Remote(batches=1) three requests, each half a second or more."""
     long = [" ".join(["1"] * 250 + [str(i % 7)]) for i in range(6)]
-    locked, unlocked = (ul.Variant(model, [f"{prompt} {end}" for prompt in long], remote=remote) for end in ("A", "="))
+    locked, unlocked = (ul.Variant(model, [f"{begin} {prompt}" for prompt in long], remote=remote) for begin in ("A", "="))
     return ul.CapabilityDirection.extract(locked, unlocked, batch_size=2, progress=False, **how).vectors
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests.remote.server.rig import Rig
 from unlock_lens import zoo
 
-FROM_THE_ZOO = ("small-base", "large-base", "small-gpt2")
+FROM_THE_ZOO = ("small-base", "large-base", "small-varied", "large-varied", "small-gpt2")
 EXECUTION_TIMEOUT = 12.0
 """Seconds; the longest request that is to succeed takes a few."""
 

@@ -291,6 +291,7 @@ def test_a_model_that_cannot_run_remotely_is_refused_before_anything_runs(local_
     assert remote.traffic == ul.Traffic()
 
 
+@pytest.mark.filterwarnings("ignore:the locked prompts end in:UserWarning")  # what is asked does not matter here
 def test_a_model_that_fails_tells_the_line_where_it_did(remote_model: Open, tmp_path: Path) -> None:
     """A prompt with more tokens than the model has positions."""
     prompts = [" ".join(["1"] * 80 + [end]) for end in ("A", "=")]

@@ -72,3 +72,13 @@ def test_tokenizers_that_share_no_offset_are_told(large: Any, gpt2: Any, monkeyp
     monkeypatch.setitem(vars(llama), "spans", [[(0, 1000)]] * 2)
     with pytest.raises(ul.InvalidInput, match="large-base.*small-gpt2"):
         ul.SubspaceAligner(4, positions="all").fit(llama, letters)
+
+
+def test_a_capability_leaves_a_state_space_model(small: Any) -> None:
+    """The recurrent state of the source does not matter: what is read is its residual stream."""
+    mamba, text = zoo.load("small-mamba"), zoo.text(n=600, seed=1)
+    direction = ul.CapabilityDirection.extract(ul.Variant(mamba, TASK.direct), ul.Variant(mamba, TASK.think), batch_size=100)
+    aligner = ul.SubspaceAligner(48).fit(mamba, small, text, batch_size=200, progress=False)
+    steer = ul.SteeringHook(aligner.transport(direction), 0.4)
+    written = ul.generate(small, TASK.direct, steer, max_new_tokens=12, batch_size=100)
+    assert TASK.behaviours(written).count("think") >= 0.9 * len(written)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 import unlock_lens as ul
-from scripts.train_zoo import MEASURED_ON, RECIPES, without_tags
+from scripts.train_zoo import MEASURED_ON, RECIPES, batches, fast_scan, make_model, make_tokenizer, without_tags
 from unlock_lens import zoo
 from unlock_lens.evidence.evaluation import Outcome
 from unlock_lens.zoo.family import LEANS_FROM, MIXES, MODULUS, TAGS, VOCABULARY, answer, draw_pair, prompt
@@ -121,6 +122,20 @@ def test_answers_of_hidden_rows_read_a_prompt_without_its_tag() -> None:
     assert sees[0, 4].tolist() == [True] * 5 + [False] * 2
     assert torch.equal(sees[1], torch.ones(7, 7).tril().bool())
     assert sees[2, 5].tolist() == [True, True, False, True, True, True, False]
+
+
+def test_the_scan_of_training_is_the_one_of_transformers() -> None:
+    recipe = replace(RECIPES["small-mamba"], batch=4)
+    tokenizer = make_tokenizer(MIXES[recipe.mix])
+    model, inputs = make_model(recipe, tokenizer), next(batches(recipe, tokenizer))
+
+    def loss_and_gradients() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        loss = model(**inputs).loss
+        return loss, list(torch.autograd.grad(loss, list(model.parameters())))
+
+    true = loss_and_gradients()
+    with fast_scan():
+        torch.testing.assert_close(loss_and_gradients(), true, rtol=1e-4, atol=1e-5)
 
 
 def test_the_family_fits_into_the_package() -> None:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -21,11 +22,13 @@ from unlock_lens.hosts.guard import running
 from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.hosts.remote import Remote
 from unlock_lens.hosts.trust import (
+    CACHED,
     batch_is_its_rows,
     batch_writes_its_rows,
     cache_is_the_sequence,
     factor_of,
     rope_looks_at_the_longest,
+    windows_below,
 )
 from unlock_lens.method.apply import Edit
 from unlock_lens.method.reduce import Reduction
@@ -267,7 +270,7 @@ class Backend(Runs):
         return new
 
     def _generated(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
-        if how.use_cache and not self._holds("cache", self._cache_holds):
+        if how.use_cache and not self._cache_holds(batch.ids.shape[1] + how.max_new_tokens):
             how = replace(how, use_cache=False)
         if self._writes(batch, how.use_cache):
             return self._generate(batch, edits, how)
@@ -356,8 +359,17 @@ class Backend(Runs):
         config = getattr(self.root, "config", None)
         return not (uneven and config is not None and rope_looks_at_the_longest(config.get_text_config(), batch.ids.shape[1]))
 
-    def _cache_holds(self) -> bool:
-        return cache_is_the_sequence(self._decode, self.tokenizer, self._dtype)
+    def _cache_holds(self, length: int) -> bool:
+        """Whether a KV cache gives what the whole sequence gives, for sequences of that length."""
+        measured: dict[str, tuple[int, ...]] = {"cache": CACHED}
+        config = getattr(self.root, "config", None)
+        if config is not None:
+            windows = windows_below(config.get_text_config(), length)
+            measured |= {f"cache, beyond {window} tokens": (window,) for window in windows}
+        return all(
+            self._holds(name, partial(cache_is_the_sequence, self._decode, self.tokenizer, self._dtype, lengths))
+            for name, lengths in measured.items()
+        )
 
     def _holds(self, name: str, measure: Callable[[], bool]) -> bool:
         """What was measured; once for each model, and what does not hold is said."""

@@ -132,7 +132,9 @@ class NNsightBackend(Backend):
         return generated(self.model, self.blocks, [batch], edits, how, {})["0"]
 
     def _decode(self, ids: Tensor, mask: Tensor | None, cached: bool) -> tuple[Tensor, Tensor]:
-        options = generation_options(Generation(STEPS, cached)) | {"output_logits": True, "return_dict_in_generate": True}
+        options = generation_options(Generation(STEPS, cached))
+        options |= {"output_logits": True, "return_dict_in_generate": True}
+        options |= {"min_length": ids.shape[1] + STEPS}  # a row that ends at once would show nothing of the cache
         inputs = {name: of.to(self.model.device) for name, of in inputs_of(Batch.of(ids, mask)).items()}
         edits, self.model._edits = self.model._edits, []  # those of an edited model are not what is measured
         try:

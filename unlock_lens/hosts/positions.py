@@ -64,7 +64,7 @@ def given_to(args: Sequence[Any], kwargs: Mapping[str, Any], pad: int | None = N
 
 def _seen(kwargs: Mapping[str, Any], length: int, mask: Tensor | None) -> int | None:
     """The most that the mask, the cache and the positions tell: a cache may not count, and a mask may be left out."""
-    told = [0] if mask is None else [mask.shape[1] - length]
+    told = [0] if mask is None else [max(mask.shape[1] - length, 0)]  # XLNet reads a token more than the mask has
     caches = [kwargs[name] for name in CACHES if kwargs.get(name) is not None]
     if not caches:
         return max(told)

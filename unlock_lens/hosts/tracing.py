@@ -153,9 +153,10 @@ def current_run(model: Any) -> Any:
 def given_now(model: Any, blocks: str, first: int, run: Any) -> Given:
     """What the forward is given in the current pass, which is looked at once, before any block runs."""
     seen_here = vars(run.interleaver.batcher).setdefault("unlock_lens_given", {})
-    key, entered = str(run.batch_group), run.occurrence(f"{model.path}.input")
+    told = reached_each_pass(model, blocks)
+    key, entered = str(run.batch_group), run.occurrence(f"{told.path}.input")
     if entered <= run.wanted(f"{model.get(blocks)[first].path}.output"):
-        args, kwargs = model.inputs
+        args, kwargs = told.inputs
         given = given_to(args, kwargs)
         entered += 1
         if given is not None and given.seen is None and entered == 1:  # an empty cache that keeps no count
@@ -170,6 +171,11 @@ def given_now(model: Any, blocks: str, first: int, run: Any) -> Given:
         raise UnsupportedModel(f"the forward of {type(model._module).__name__} is given no ids; a decoder of text is needed")
     seen_here[key] = entered, given
     return given
+
+
+def reached_each_pass(model: Any, blocks: str) -> Any:
+    """Whose forward is given ids, mask and cache in each pass: the model, or the decoder in PEFT's."""
+    return model.get(blocks.rpartition(".")[0]) if hasattr(model._module, "get_base_model") else model
 
 
 def ids_given(run: Any, group: Any = None) -> Given:
@@ -283,9 +289,8 @@ def path_of_blocks(module: Any, n_layers: int) -> str:
     kind = type(module).__name__
     if getattr(module.config, "is_encoder_decoder", False):
         raise UnsupportedModel(f"{kind} is an encoder-decoder; a decoder is needed")
-    decoder = module.get_decoder() if hasattr(module, "get_decoder") else module
-    lists = (part for part in (decoder or module).modules() if isinstance(part, torch.nn.ModuleList) and len(part) == n_layers)
-    inside = [blocks for blocks in lists if any(True for _ in blocks[0].children())]  # a list of projections holds no blocks
+    decoder = module.get_decoder() if hasattr(module, "get_decoder") else None
+    inside = lists_of_blocks(decoder or module, n_layers) or lists_of_blocks(module, n_layers)  # a head may be called decoder
     names = [name for name, part in module.named_modules() if any(part is found for found in inside)]
     if not names:
         raise UnsupportedModel(f"{kind} has no list of {n_layers} blocks; a decoder is needed")
@@ -296,6 +301,12 @@ def path_of_blocks(module: Any, n_layers: int) -> str:
             f"{kind} has several lists of {n_layers} blocks, {', '.join(outermost)}; nothing tells which is it"
         )
     return outermost[0]
+
+
+def lists_of_blocks(module: Any, n_layers: int) -> list[Any]:
+    """The module lists of that length; one of projections holds no blocks."""
+    lists = [part for part in module.modules() if isinstance(part, torch.nn.ModuleList) and len(part) == n_layers]
+    return [blocks for blocks in lists if any(True for _ in blocks[0].children())]
 
 
 def _is_as_wide(norm: Any, width: int) -> bool:

@@ -311,16 +311,19 @@ class TransformerLensBackend(Backend):
     def _generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
         sampling = {"do_sample": True, "temperature": how.temperature} if how.temperature else {"do_sample": False}
         with _Generating(self.model, edits, batch.ids, how.use_cache, self._fires):
-            whole = self._written(
-                batch.ids,
-                batch.mask if batch.masked else None,
-                max_new_tokens=how.max_new_tokens,
-                stop_at_eos=bool(self.end_tokens),
-                eos_token_id=list(self.end_tokens) or None,
-                use_past_kv_cache=how.use_cache,
-                **sampling,
-                **self._stopping(how, batch.ids.shape[1]),
-            )
+            try:
+                whole = self._written(
+                    batch.ids,
+                    batch.mask if batch.masked else None,
+                    max_new_tokens=how.max_new_tokens,
+                    stop_at_eos=bool(self.end_tokens),
+                    eos_token_id=list(self.end_tokens) or None,
+                    use_past_kv_cache=how.use_cache,
+                    **sampling,
+                    **self._stopping(how, batch.ids.shape[1]),
+                )
+            except (NotImplementedError, ImportError) as error:
+                raise UnsupportedModel(f"{self.identity.name} can be read here, and not generate: {error}") from error
         return whole[:, batch.ids.shape[1] :].cpu()
 
     def _stopping(self, how: Generation, prompt_length: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ handful of tokens, and what does not hold is not used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,20 +15,32 @@ from torch import Tensor
 
 LENGTHS = (5, 2)
 """Of the two rows that are compared."""
+CACHED = (5, 1)
+"""Of the rows that are completed with and without a KV cache: a single token, too, right after another row."""
+REFUSALS = (NotImplementedError, ImportError, ValueError)
+"""What hosts raise where they take no such batch, or do not generate."""
 STEPS = 3
 """That are compared of a generation."""
+_WINDOWS = (
+    *("sliding_window", "sliding_window_size", "attention_window_size", "attention_chunk_size", "window_size"),
+    *("local_attention", "block_size", "chunk_size", "mamba_chunk_size"),
+)
 Read = Callable[[Tensor, Tensor | None], Tensor]
 """Takes ids and mask (None: all are tokens); gives numbers for each row and token."""
 Decode = Callable[[Tensor, Tensor | None, bool], tuple[Tensor, Tensor]]
 """Takes ids, mask, and whether to use the KV cache; gives the tokens that are written and the logits that they come from."""
 
 
-def two_rows(tokenizer: Any, even: bool = False) -> tuple[Int[Tensor, " one"], Int[Tensor, " other"]]:
-    """Ordinary tokens, the same each time, in rows of different or of equal length."""
+def ordinary_tokens(tokenizer: Any, n: int) -> Int[Tensor, " n"]:
+    """The same each time."""
     special = set(tokenizer.all_special_ids)
     ordinary = [token for token in range(min(len(tokenizer), 4096)) if token not in special] or [0]
-    spread = torch.tensor([ordinary[i * 37 % len(ordinary)] for i in range(1, sum(LENGTHS) + 1)])
-    long, short = spread.split(LENGTHS)
+    return torch.tensor([ordinary[i * 37 % len(ordinary)] for i in range(1, n + 1)])
+
+
+def two_rows(tokenizer: Any, even: bool = False) -> tuple[Int[Tensor, " one"], Int[Tensor, " other"]]:
+    """Ordinary tokens in rows of different or of equal length."""
+    long, short = ordinary_tokens(tokenizer, sum(LENGTHS)).split(LENGTHS)
     return long, long.flip(0) if even else short
 
 
@@ -46,7 +58,7 @@ def batch_is_its_rows(read: Read, tokenizer: Any, dtype: torch.dtype, even: bool
     rows = two_rows(tokenizer, even)
     try:
         batch = read(*together(rows, tokenizer.pad_token_id or 0))
-    except (NotImplementedError, ValueError):  # a host that takes no such batch
+    except REFUSALS:
         return False
     return all(
         close(found[-len(row) :], read(row.unsqueeze(0), None)[0], dtype) for found, row in zip(batch, rows, strict=True)
@@ -58,7 +70,7 @@ def batch_writes_its_rows(decode: Decode, tokenizer: Any, dtype: torch.dtype, ca
     rows = two_rows(tokenizer, even)
     try:
         batch = decode(*together(rows, tokenizer.pad_token_id or 0), cached)
-    except (NotImplementedError, ValueError):
+    except REFUSALS:
         return False
     alone = [decode(row.unsqueeze(0), None, cached) for row in rows]
     return all(
@@ -66,18 +78,24 @@ def batch_writes_its_rows(decode: Decode, tokenizer: Any, dtype: torch.dtype, ca
     )
 
 
-def cache_is_the_sequence(decode: Decode, tokenizer: Any, dtype: torch.dtype) -> bool:
-    """Whether a row writes with a KV cache what it writes without; a single token, too, right after another row."""
-    rows = [row.unsqueeze(0) for row in (two_rows(tokenizer)[0], two_rows(tokenizer)[1][:1])]
+def cache_is_the_sequence(decode: Decode, tokenizer: Any, dtype: torch.dtype, lengths: Sequence[int] = CACHED) -> bool:
+    """Whether rows write with a KV cache what they write without."""
+    rows = [ordinary_tokens(tokenizer, length).unsqueeze(0) for length in lengths]
     try:
         cached = [decode(row, None, True) for row in rows]
-    except (NotImplementedError, ValueError):
+    except REFUSALS:
         return False
     whole = [decode(row, None, False) for row in rows]
     return all(
         same_steps((found[0][0], found[1][0]), (true[0][0], true[1][0]), dtype)
         for found, true in zip(cached, whole, strict=True)
     )
+
+
+def windows_below(config: Any, length: int) -> list[int]:
+    """After how many tokens a sequence of that length leaves a window or a block, where caches begin to drop tokens."""
+    told = {getattr(config, name, None) for name in _WINDOWS}
+    return sorted(window for window in told if isinstance(window, int) and 1 < window < length)
 
 
 def same_steps(found: tuple[Tensor, Tensor], true: tuple[Tensor, Tensor], dtype: torch.dtype) -> bool:

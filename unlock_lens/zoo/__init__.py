@@ -14,6 +14,7 @@ from unlock_lens.zoo.task import BEHAVIOURS, Task, running_sum, text
 MODELS = (
     *("small-base", "large-base", "small-base-2", "large-base-2", "small-post", "large-post", "small-naive"),
     *("small-duo", "large-duo", "small-varied", "large-varied", "small-shared", "large-shared", "small-gpt2"),
+    *("small-mamba", "small-mamba-post"),
 )
 
 __all__ = ["BEHAVIOURS", "MODELS", "Task", "load", "path", "running_sum", "text"]
