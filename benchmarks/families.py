@@ -242,14 +242,14 @@ def prepare() -> None:
     """Import what all families need, in silence."""
     for package in ("nnsight", "transformer_lens"):
         assert importlib.util.find_spec(package), f"{package} is needed"
-    import nnsight  # noqa: F401
+    import nnsight  # noqa: F401  # pyright: ignore[reportUnusedImport]
     from transformer_lens.model_bridge.sources.transformers import helpers
 
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    assert callable(helpers._ensure_torchvision)  # which runs `pip install` for multimodal models
-    helpers._ensure_torchvision = lambda: False
+    assert callable(helpers._ensure_torchvision)  # pyright: ignore[reportPrivateUsage]  which runs `pip install` for multimodal models
+    helpers._ensure_torchvision = lambda: False  # pyright: ignore[reportPrivateUsage]
     torch.set_num_threads(1)
     expected(built("llama"))
 

@@ -76,7 +76,9 @@ def families() -> list[str]:
 def _small(default: Any, vocabulary: int) -> dict[str, Any]:
     """The sizes of a config, and of those within it, that are to be made small."""
     named = default.to_dict()
-    sizes = {name: SMALL[name] for name, value in named.items() if name in SMALL and isinstance(value, int | None)}
+    sizes: dict[str, Any] = {
+        name: SMALL[name] for name, value in named.items() if name in SMALL and isinstance(value, int | None)
+    }
     if "kv_lora_rank" in named:  # keys and values of all heads come from one latent vector
         sizes |= {"num_key_value_heads": sizes["num_attention_heads"]}
         sizes.pop("head_dim", None)
