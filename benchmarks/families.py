@@ -117,7 +117,7 @@ class Plain:
             whole = self.model.generate(
                 torch.tensor([ids]), max_new_tokens=STEPS, do_sample=False, use_cache=False, num_beams=1
             )
-        return self.tokenizer.decode(whole[0, len(ids) :], skip_special_tokens=True)
+        return str(self.tokenizer.decode(whole[0, len(ids) :], skip_special_tokens=True))
 
 
 def expected(model: Any) -> dict[str, Any]:

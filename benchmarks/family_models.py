@@ -101,7 +101,7 @@ def built(kind: str) -> Any:
         sizes = _small(config_class(), len(tokenizer))
     except Exception:  # a default that its own class refuses
         sizes = dict(SMALL)
-    special = SPECIAL.get(kind, {})
+    special: dict[str, Any] = SPECIAL.get(kind, {})
     within = {name: {**sizes.get(name, {}), **value} for name, value in special.items() if isinstance(value, dict)}
     config = config_class(**{**sizes, **ends, **special, **within})
     text = config.get_text_config(decoder=True)

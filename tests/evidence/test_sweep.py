@@ -94,7 +94,8 @@ def test_the_capability_arrives_and_controls_stay_where_they_were(found: Results
     arms = {name: line["accuracy"] for name, line in found.arms().items()}
     assert set(arms) == {
         "transferred", "unsteered", "prompted", "paper", "own", "random", "anti_mean", "without_mean", "shuffled", "naive",
-        "naive_unsteered", "minus", "wrong", "forced_1", "forced_3", "forced_8",
+        "naive_unsteered", "minus", "wrong", "forced_1", "forced_3", "forced_8", "own_at_price", "random_at_price",
+        "anti_mean_at_price",
     }  # fmt: skip
     for name in ("transferred", "prompted", "own"):
         assert arms[name] >= 0.9, name
@@ -542,6 +543,6 @@ def test_controls_are_tried_once_more_at_the_price_of_the_transfer(found: Result
 def test_the_summary_tells_among_how_many_settings_each_arm_chose(found: Results) -> None:
     tried = report.summary(found)["tried"].to_dict()
     assert tried["transferred"] == tried["shuffled"] == 2 * 2 * 2 * 2
-    assert tried["paper"] == 2 * len(PAPER_RANKS[:4]) * len({*PAPER_ALPHAS, *SEVERAL.grid.alpha})
+    assert tried["paper"] == 2 * 2 * len(PAPER_RANKS[:4]) * len({*PAPER_ALPHAS, *SEVERAL.grid.alpha})
     assert tried["random"] == len(SEVERAL.grid.alpha)
     assert math.isnan(tried["unsteered"])
