@@ -98,9 +98,9 @@ def built(kind: str) -> Any:
     ends: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0}
     config_class: Any = CONFIG_MAPPING[kind]
     try:
-        sizes = _small(config_class(), len(tokenizer))
+        sizes: dict[str, Any] = _small(config_class(), len(tokenizer))
     except Exception:  # a default that its own class refuses
-        sizes = dict(SMALL)
+        sizes = {**SMALL}
     special: dict[str, Any] = SPECIAL.get(kind, {})
     within = {name: {**sizes.get(name, {}), **value} for name, value in special.items() if isinstance(value, dict)}
     config = config_class(**{**sizes, **ends, **special, **within})
