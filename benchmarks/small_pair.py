@@ -1,0 +1,240 @@
+"""The small real pair: SmolLM2-135M-Instruct and Gemma-3-270m, both ways, three capabilities, every control (docs/results.md).
+
+    python benchmarks/real_models.py --help                                         # how to get the models
+    python benchmarks/small_pair.py run MODELS/smollm2 MODELS/gemma --way smollm2-gemma
+    python benchmarks/small_pair.py run MODELS/gemma MODELS/smollm2 --way gemma-smollm2
+    python benchmarks/small_pair.py table                                           # writes it to docs/results.md
+
+A run appends one line to benchmarks/results/small_pair.jsonl for each finished setting; the same command resumes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from decoding import Decoder
+from languages import shows
+from study_directions import Side, read_side
+from study_files import lines, written_between
+
+import unlock_lens as ul
+from unlock_lens import controls
+from unlock_lens.core.direction import CapabilityDirection
+from unlock_lens.evidence.statistics import wilson_interval
+from unlock_lens.hosts import backend_of, open_model
+
+HERE = Path(__file__).parent
+CONFIG, RESULTS, DOCUMENT = HERE / "small_pair.yaml", HERE / "results" / "small_pair.jsonl", HERE.parent / "docs" / "results.md"
+ROWS = 100
+"""Completions in one batch."""
+
+
+@dataclass(frozen=True)
+class Openings:
+    """What is continued, what directions are made of, and what maps are fitted on."""
+
+    choose: Sequence[str]
+    test: Sequence[str]
+    contrasts: Mapping[str, Sequence[str]]
+    texts: Sequence[str]
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Openings:
+        parts = config["openings"]
+        every = [f"{when}, {who} {did}" for when, who, did in product(parts["when"], parts["who"], parts["did"])]
+        random.Random(0).shuffle(every)
+        halves = {name: [line.split(" | ") for line in of.strip().split("\n")] for name, of in config["parallels"].items()}
+        halves["capitals"] = [[part.upper() for part in line] for line in halves["english"]]
+        contrasts = {name: [opening for opening, _ in of] for name, of in halves.items()}
+        for name in config["capabilities"]:  # English that ends as the other does
+            ends = [opening.split(" ")[-1] for opening in contrasts[name]]
+            pairs = zip(contrasts["english"], ends, strict=True)
+            contrasts[f"placebo {name}"] = [" ".join([*opening.split(" ")[:-1], end]) for opening, end in pairs]
+        n = config["choose"]
+        return cls(every[:n], every[n : n + config["test"]], contrasts, [" ".join(line) for of in halves.values() for line in of])
+
+
+def directions(config: Mapping[str, Any], source: Any, target: Any, openings: Openings) -> dict[str, CapabilityDirection]:
+    """Every arm's direction in the target, by "arm capability", or "arm" where it is one for all capabilities."""
+    here, there = (read_side(model, openings.contrasts, add_special_tokens=True) for model in (source, target))
+    aligner = ul.SubspaceAligner(config["rank"], sinks="drop").fit(source, target, openings.texts)
+    found: dict[str, CapabilityDirection] = {}
+    for name in config["capabilities"]:
+        found[f"transferred {name}"] = aligner.transport(_of(here, name))
+        found[f"own {name}"] = _of(there, name)
+        found[f"placebo {name}"] = aligner.transport(_of(here, f"placebo {name}"))
+        found[f"minus {name}"] = -found[f"transferred {name}"]
+        for rank in config["paper_ranks"]:
+            paper = ul.SubspaceAligner.paper(rank).fit_activations(
+                here.states["english"], there.states["english"], backend_of(source).identity, backend_of(target).identity
+            )
+            found[f"paper-{rank} {name}"] = paper.transport(_of(here, name))
+    like = found[f"own {config['capabilities'][0]}"]
+    found["anti-mean"] = controls.away_from(there.states["english"].double().mean(1).float(), like)
+    states = torch.cat([here.states[name] for name in ("english", *config["capabilities"])], dim=1)
+    noise_like = _of(here, config["capabilities"][0])
+    for seed in range(config["noise"]):
+        found[f"noise-{seed}"] = aligner.transport(controls.noise_of_states(noise_like, states, seed))
+    for seed in range(config["random"]):
+        found[f"random-{seed}"] = controls.random_like(like, seed)
+    return found
+
+
+def _of(side: Side, name: str) -> CapabilityDirection:
+    return side.contrast(name, locked="english")
+
+
+class Runs:
+    """The finished settings, and the model that makes the others."""
+
+    def __init__(self, way: str, target: Any, tokens: int, path: Path) -> None:
+        self.way, self.target, self.tokens, self.path = way, target, tokens, path
+        self.decoder = Decoder(target)
+        self.done = {_key(line) for line in lines(path)}
+
+    def complete(self, split: str, openings: Sequence[str], settings: Sequence[tuple[str, float, ul.SteeringHook | None]]) -> None:
+        """Complete the openings with each setting (arm, alpha, hook), as many settings in one batch as fit."""
+        left = [one for one in settings if (self.way, split, one[0], one[1]) not in self.done]
+        at_once = max(ROWS // len(openings), 1)
+        for start in range(0, len(left), at_once):
+            some = left[start : start + at_once]
+            tokens = ul.Variant(self.target, list(openings) * len(some)).tokens
+            steers = [hook for _, _, hook in some for _ in openings]
+            ids = self.decoder.complete(self.decoder.prefix(tokens.ids, tokens.mask), steers, self.tokens)
+            texts = self.target.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            for i, (arm, alpha, _) in enumerate(some):
+                self._keep(split, arm, alpha, texts[i * len(openings) : (i + 1) * len(openings)])
+
+    def _keep(self, split: str, arm: str, alpha: float, completions: Sequence[str]) -> None:
+        line = {"way": self.way, "split": split, "arm": arm, "alpha": alpha, "completions": completions}
+        self.done.add(_key(line))
+        with self.path.open("a") as out:
+            out.write(json.dumps(line, ensure_ascii=False) + "\n")
+        print(self.way, split, arm, alpha, flush=True)
+
+
+def _key(line: Mapping[str, Any]) -> tuple[str, str, str, float]:
+    return line["way"], line["split"], line["arm"], line["alpha"]
+
+
+def run(source_folder: str, target_folder: str, way: str) -> None:
+    config = yaml.safe_load(CONFIG.read_text())
+    openings = Openings.of(config)
+    source, target = (open_model(folder, "nnsight", dtype="float32") for folder in (source_folder, target_folder))
+    RESULTS.parent.mkdir(exist_ok=True)
+    runs = Runs(way, target, config["tokens"], RESULTS)
+    runs.complete("test", openings.test, [("unsteered", 0.0, None)])
+    for name, template in config["prompted"].items():
+        runs.complete("test", [template.replace("{opening}", o) for o in openings.test], [(f"prompted {name}", 0.0, None)])
+        runs.complete("test", openings.contrasts[name], [(f"opened {name}", 0.0, None)])
+    found = directions(config, source, target, openings)
+    del source
+    hooks = {(arm, a): ul.SteeringHook(direction, a) for arm, direction in found.items() for a in config["alphas"]}
+    runs.complete("choose", openings.choose, [(arm, alpha, hook) for (arm, alpha), hook in hooks.items()])
+    chosen = dict.fromkeys(setting for name in config["capabilities"] for setting in chosen_settings(config, way, name).values())
+    runs.complete("test", openings.test, [(*setting, hooks[setting]) for setting in chosen])
+
+
+def chosen_settings(config: Mapping[str, Any], way: str, capability: str) -> dict[str, tuple[str, float]]:
+    """For each row of the table the arm and strength that showed the capability most often on "choose"; of ties the first."""
+    score = scores(way, "choose", capability)
+    best: dict[str, tuple[str, float]] = {}
+    for setting, share in score.items():
+        row = _row(setting[0], capability)
+        if row and (row not in best or share > score[best[row]]):
+            best[row] = setting
+    return best
+
+
+def scores(way: str, split: str, capability: str) -> dict[tuple[str, float], int]:
+    """How many completions of each setting show the capability."""
+    return {
+        (line["arm"], line["alpha"]): sum(shows(capability, text) for text in line["completions"])
+        for line in lines(RESULTS)
+        if (line["way"], line["split"]) == (way, split)
+    }
+
+
+ROWS_OF_TABLE = (
+    "unsteered", "prompted", "transferred", "own", "paper's calibration", "placebo", "minus", "wrong capability", "anti-mean",
+    "random, best of 20", "noise, best of 19",
+)  # fmt: skip
+
+
+def _row(arm: str, capability: str) -> str | None:
+    """The row of the table that an arm is a setting of."""
+    kind, _, of = arm.partition(" ")
+    kind, _, draw = kind.partition("-")
+    if arm == "anti-mean":
+        return arm
+    if kind == "random":
+        return "random, best of 20"
+    if kind == "noise":
+        return "noise, best of 19"
+    if of != capability:
+        return "wrong capability" if kind == "transferred" else None
+    return "paper's calibration" if draw else kind
+
+
+def table(config: Mapping[str, Any]) -> Iterator[str]:
+    """Markdown: one table for each way."""
+    for way in dict.fromkeys(line["way"] for line in lines(RESULTS)):
+        yield f"**{way.replace('-', ' to ')}**, n = {config['test']}\n"
+        yield "| arm | " + " | ".join(config["capabilities"]) + " |\n|---|" + "---|" * len(config["capabilities"])
+        rows = {name: _column(config, way, name) for name in config["capabilities"]}
+        for row in ROWS_OF_TABLE:
+            yield f"| {row} | " + " | ".join(rows[name].get(row, "") for name in config["capabilities"]) + " |"
+        yield f"| nulls as good, of {config['random'] + config['noise']} | " + " | ".join(
+            str(as_good(way, name)) for name in config["capabilities"]
+        ) + " |\n"
+
+
+def _column(config: Mapping[str, Any], way: str, capability: str) -> dict[str, str]:
+    score = scores(way, "test", capability)
+    settings = {"unsteered": ("unsteered", 0.0), "prompted": (f"prompted {capability}", 0.0)}
+    settings |= chosen_settings(config, way, capability)
+    return {row: _cell(score[of], config["test"], of) for row, of in settings.items() if of in score}
+
+
+def _cell(shown: int, n: int, setting: tuple[str, float]) -> str:
+    low, high = wilson_interval(shown, n)
+    return f"{shown} ({100 * low:.0f}-{100 * high:.0f}%)" + (f" at {setting[1]:g}" if setting[1] else "")
+
+
+def as_good(way: str, capability: str) -> int:
+    """How many null directions do as well as the transfer on "choose", each with the strength that suits it best."""
+    score = scores(way, "choose", capability)
+    best: dict[str, int] = {}
+    for (arm, _), shown in score.items():
+        best[arm] = max(shown, best.get(arm, 0))
+    nulls = [shown for arm, shown in best.items() if arm.startswith(("random-", "noise-"))]
+    return sum(shown >= best[f"transferred {capability}"] for shown in nulls)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    of_run = commands.add_parser("run")
+    of_run.add_argument("source")
+    of_run.add_argument("target")
+    of_run.add_argument("--way", required=True, help="the pair's name in the results, SOURCE-TARGET")
+    commands.add_parser("table")
+    given = parser.parse_args()
+    if given.command == "run":
+        torch.set_num_threads(1)
+        run(given.source, given.target, given.way)
+    else:
+        written_between(DOCUMENT, "small pair", "\n".join(table(yaml.safe_load(CONFIG.read_text()))))
+
+
+if __name__ == "__main__":
+    main()
