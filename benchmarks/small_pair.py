@@ -129,7 +129,7 @@ def _key(line: Mapping[str, Any]) -> tuple[str, str, str, float]:
 def run(source_folder: str, target_folder: str, way: str) -> None:
     config = yaml.safe_load(CONFIG.read_text())
     openings = Openings.of(config)
-    source, target = (open_model(folder, "nnsight", dtype="float32") for folder in (source_folder, target_folder))
+    source, target = (open_model(folder, "nnsight", dtype="bfloat16") for folder in (source_folder, target_folder))
     RESULTS.parent.mkdir(exist_ok=True)
     runs = Runs(way, target, config["tokens"], RESULTS)
     runs.complete("test", openings.test, [("unsteered", 0.0, None)])
