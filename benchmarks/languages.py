@@ -26,13 +26,13 @@ _LEAST_WORDS, _LEAST_LETTERS = 2, 10
 
 
 def language(text: str) -> str | None:
-    """The language with most common words, if it has at least 2 of them and more than every other; else None.
+    """The language with most different common words, if it has at least 2 of them and more than every other; else None.
 
     Example:
         >>> language(" et les enfants sont partis avec leur mère"), language(" 12 34")
         ('french', None)
     """
-    words = re.findall(r"[^\W\d_]+", text.lower())
+    words = set(re.findall(r"[^\W\d_]+", text.lower()))
     counts = {name: sum(word in common for word in words) for name, common in _WORDS.items()}
     best, second = sorted(counts.values(), reverse=True)[:2]
     return max(counts, key=lambda name: counts[name]) if best >= _LEAST_WORDS and best > second else None
