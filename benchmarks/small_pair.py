@@ -59,6 +59,8 @@ class Openings:
             ends = [opening.split(" ")[-1] for opening in contrasts[name]]
             pairs = zip(contrasts["english"], ends, strict=True)
             contrasts[f"placebo {name}"] = [" ".join([*opening.split(" ")[:-1], end]) for opening, end in pairs]
+        for name in ("english", *config["capabilities"]):
+            contrasts[f"comma {name}"] = [f"{opening}," for opening in contrasts[name]]
         n = config["choose"]
         texts = [" ".join(line) for of in halves.values() for line in of]
         return cls(every[:n], every[n : n + config["test"]], contrasts, texts)
@@ -72,6 +74,7 @@ def directions(config: Mapping[str, Any], source: Any, target: Any, openings: Op
     for name in config["capabilities"]:
         found[f"transferred {name}"] = aligner.transport(_of(here, name))
         found[f"own {name}"] = _of(there, name)
+        found[f"comma {name}"] = aligner.transport(here.contrast(f"comma {name}", locked="comma english"))
         found[f"placebo {name}"] = aligner.transport(_of(here, f"placebo {name}"))
         found[f"minus {name}"] = -found[f"transferred {name}"]
         for rank in config["paper_ranks"]:
@@ -171,9 +174,18 @@ def scores(way: str, split: str, capability: str) -> dict[tuple[str, float], int
 
 
 ROWS_OF_TABLE = (
-    "unsteered", "prompted", "transferred", "own", "paper's calibration", "placebo", "minus", "wrong capability", "anti-mean",
-    "random, best of 20", "noise, best of 19",
+    "unsteered", "prompted", "transferred", "comma", "placebo", "own", "paper's calibration", "minus", "wrong capability",
+    "anti-mean", "random, best of 20", "noise, best of 19",
 )  # fmt: skip
+
+
+NAMES = {
+    "transferred": "**transferred**",
+    "comma": "transferred, both sides end in a comma",
+    "placebo": "transferred, the last word alone",
+    "minus": "minus the transferred",
+    "own": "target's own",
+}
 
 
 def _row(arm: str, capability: str) -> str | None:
@@ -198,7 +210,7 @@ def table(config: Mapping[str, Any]) -> Iterator[str]:
         yield "| arm | " + " | ".join(config["capabilities"]) + " |\n|---|" + "---|" * len(config["capabilities"])
         rows = {name: _column(config, way, name) for name in config["capabilities"]}
         for row in ROWS_OF_TABLE:
-            yield f"| {row} | " + " | ".join(rows[name].get(row, "") for name in config["capabilities"]) + " |"
+            yield f"| {NAMES.get(row, row)} | " + " | ".join(rows[name].get(row, "") for name in config["capabilities"]) + " |"
         yield (
             f"| nulls as good, of {config['random'] + config['noise']} | "
             + " | ".join(str(as_good(way, name)) for name in config["capabilities"])
