@@ -84,10 +84,9 @@ def directions(config: Mapping[str, Any], source: Any, target: Any, openings: Op
             found[f"paper-{rank} {name}"] = paper.transport(_of(here, name))
     like = found[f"own {config['capabilities'][0]}"]
     found["anti-mean"] = controls.away_from(there.states["english"].double().mean(1).float(), like)
-    states = torch.cat([here.states[name] for name in ("english", *config["capabilities"])], dim=1)
     noise_like = _of(here, config["capabilities"][0])
     for seed in range(config["noise"]):
-        found[f"noise-{seed}"] = aligner.transport(controls.noise_of_states(noise_like, states, seed))
+        found[f"noise-{seed}"] = aligner.transport(controls.noise_of_states(noise_like, here.states["english"], seed))
     for seed in range(config["random"]):
         found[f"random-{seed}"] = controls.random_like(like, seed)
     return found

@@ -92,6 +92,6 @@ def prepare(config: Mapping[str, Any], source_folder: str, target_folder: str, q
     for kind in CONTRASTS:
         text.transport(contrasts[kind]).save(out / f"text_{kind}.safetensors")
     for seed in range(config["noise"]):
-        noise = controls.noise_of_states(contrasts["same_end"], ends[0], seed)
+        noise = controls.noise_of_states(contrasts["same_end"], here.states["locked"], seed)
         text.transport(noise).save(out / f"noise_{seed}.safetensors")
     print(f"{text.n_tokens} calibration tokens; directions are in {out}", flush=True)  # noqa: T201
