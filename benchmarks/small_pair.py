@@ -152,7 +152,7 @@ def run(source_folder: str, target_folder: str, way: str) -> None:
     runs.complete("test", openings.test, [(*setting, hooks[setting]) for setting in chosen])
 
 
-def chosen_settings(config: Mapping[str, Any], way: str, capability: str) -> dict[str, tuple[str, float]]:
+def chosen_settings(way: str, capability: str) -> dict[str, tuple[str, float]]:
     """For each row of the table the arm and strength that showed the capability most often on "choose"; of ties the first."""
     score = scores(way, "choose", capability)
     best: dict[str, tuple[str, float]] = {}
@@ -220,7 +220,7 @@ def table(config: Mapping[str, Any]) -> Iterator[str]:
 def _column(config: Mapping[str, Any], way: str, capability: str) -> dict[str, str]:
     score = scores(way, "test", capability)
     settings = {"unsteered": ("unsteered", 0.0), "prompted": (f"prompted {capability}", 0.0)}
-    settings |= chosen_settings(config, way, capability)
+    settings |= chosen_settings(way, capability)
     return {row: _cell(score[of], config["test"], of) for row, of in settings.items() if of in score}
 
 
@@ -235,7 +235,7 @@ def as_good(way: str, capability: str) -> int:
     best: dict[str, int] = {}
     for (arm, _), shown in score.items():
         best[arm] = max(shown, best.get(arm, 0))
-    nulls = [shown for arm, shown in best.items() if arm.startswith(("random-", "noise-"))]
+    nulls = [shown for arm, shown in best.items() if is_null(arm)]
     return sum(shown >= best[f"transferred {capability}"] for shown in nulls)
 
 

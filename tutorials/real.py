@@ -107,7 +107,7 @@ print(aligned)
 # ## What it writes
 #
 # Before anything is generated: the tokens that the transported direction raises most, read through Gemma's own final norm and
-# unembedding. SmolLM2 has another vocabulary, so these words can only come through the map.
+# unembedding, in Gemma's vocabulary. No completion was needed for it.
 
 # %%
 written = lens.tokens_written(aligned, target, k=6)
