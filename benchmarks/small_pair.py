@@ -145,11 +145,17 @@ def run(source_folder: str, target_folder: str, way: str) -> None:
     found = directions(config, source, target, openings)
     del source
     hooks = {(arm, a): ul.SteeringHook(direction, a) for arm, direction in found.items() for a in config["alphas"]}
-    runs.complete("choose", openings.choose, [(arm, alpha, hook) for (arm, alpha), hook in hooks.items()])
-    chosen = dict.fromkeys(
-        setting for name in config["capabilities"] for setting in chosen_settings(config, way, name).values()
-    )
-    runs.complete("test", openings.test, [(*setting, hooks[setting]) for setting in chosen])
+    names = config["capabilities"]
+    for are_nulls in (False, True):  # what decides most comes first
+        settings = [(*setting, hook) for setting, hook in hooks.items() if is_null(setting[0]) == are_nulls]
+        runs.complete("choose", openings.choose, settings)
+        chosen = dict.fromkeys(setting for name in names for setting in chosen_settings(way, name).values())
+        runs.complete("test", openings.test, [(*setting, hooks[setting]) for setting in chosen])
+
+
+def is_null(arm: str) -> bool:
+    """Whether an arm is a draw that knows nothing of any capability."""
+    return arm.startswith(("random-", "noise-"))
 
 
 def chosen_settings(way: str, capability: str) -> dict[str, tuple[str, float]]:
