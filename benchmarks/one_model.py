@@ -9,7 +9,6 @@ A finished setting is one line of benchmarks/results/one_model.jsonl; `run` resu
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +20,7 @@ import yaml
 from decoding import Decoder
 from study import judged
 from study_directions import read_side
-from study_files import lines, written_between
+from study_files import append, lines, written_between
 
 import unlock_lens as ul
 from unlock_lens import controls, distributions
@@ -111,8 +110,7 @@ class Runs:
             "begins": [row[: max(FORCED)] for row in ids],
             "texts": texts[:8],
         }
-        with RESULTS.open("a") as out:
-            out.write(json.dumps(line, ensure_ascii=False) + "\n")
+        append(RESULTS, line)
 
 
 def table(done: Sequence[Mapping[str, Any]]) -> Iterator[str]:

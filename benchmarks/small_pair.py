@@ -11,7 +11,6 @@ A run appends one line to benchmarks/results/small_pair.jsonl for each finished 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import yaml
 from decoding import Decoder
 from languages import shows
 from study_directions import Side, read_side
-from study_files import lines, written_between
+from study_files import append, lines, written_between
 
 import unlock_lens as ul
 from unlock_lens import controls
@@ -122,8 +121,7 @@ class Runs:
     def _keep(self, split: str, arm: str, alpha: float, completions: Sequence[str]) -> None:
         line = {"way": self.way, "split": split, "arm": arm, "alpha": alpha, "completions": completions}
         self.done.add(_key(line))
-        with self.path.open("a") as out:
-            out.write(json.dumps(line, ensure_ascii=False) + "\n")
+        append(self.path, line)
         print(self.way, split, arm, alpha, flush=True)  # noqa: T201
 
 

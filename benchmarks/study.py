@@ -14,7 +14,6 @@ settings are chosen, is in study.yaml, which was fixed before a test problem was
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ import torch
 import yaml
 from decoding import Decoder, Prefix
 from study_directions import prepare
-from study_files import lines
+from study_files import append, lines
 from study_table import write
 
 import unlock_lens as ul
@@ -126,8 +125,7 @@ class Study:
             rows.append({**row, **judged(text, self.problems[start + i]["answer"]), "text": text})
         line = {"split": split, "arm": arm, "direction": setting[0], "alpha": setting[1], "start": start, "rows": rows}
         self.done.add(_key(line))
-        with RESULTS.open("a") as out:
-            out.write(json.dumps(line, ensure_ascii=False) + "\n")
+        append(RESULTS, line)
         right = sum(row["flexible"] for row in rows)
         print(split, arm, setting, start, "right:", right, "of", len(rows), flush=True)  # noqa: T201
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,12 @@ from typing import Any
 def lines(path: Path) -> list[dict[str, Any]]:
     """What is in a file of results; nothing if there is none yet."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Add one result in a single write, so that several processes can share a file."""
+    with path.open("ab", buffering=0) as out:
+        out.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
 
 
 def written_between(document: Path, name: str, text: str) -> None:
