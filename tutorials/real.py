@@ -28,6 +28,7 @@
 # From the hub, `"HuggingFaceTB/SmolLM2-135M-Instruct"` and `"google/gemma-3-270m"` do as well.
 
 # %%
+import logging
 import os
 
 import matplotlib.pyplot as plt
@@ -39,6 +40,7 @@ import unlock_lens as ul
 from unlock_lens import controls, lens
 
 # %%
+logging.getLogger("unlock_lens").setLevel(logging.ERROR)  # it would say how many attention sinks were left out
 MODELS = os.environ["UNLOCK_LENS_MODELS"]
 SOURCE, TARGET = f"{MODELS}/smollm2", f"{MODELS}/gemma"
 source, target = (
@@ -92,14 +94,16 @@ def texts(sentences):
 # ## Extract and align
 #
 # French against English openings, in SmolLM2. Both sides end in the same token, a comma: otherwise much of the direction
-# is the difference between two last words. The map is fitted on what both models make of the same sentences. The first
-# token of a text is an attention sink in both models, and left out.
+# is the difference between two last words. The map is fitted on what both models make of the same sentences, and of the
+# openings themselves: it should have seen the states that the direction is the difference of. The first token of a text
+# is an attention sink in both models, and left out.
 
 # %%
 english_openings, french_openings = ([opening(line) + "," for line in lines] for lines in (english, french))
 locked, unlocked = ul.Variant(source, english_openings), ul.Variant(source, french_openings)
 direction = ul.CapabilityDirection.extract(locked, unlocked, progress=False)
-aligner = ul.SubspaceAligner(sinks="drop").fit(source, target, texts(english) + texts(french), progress=False)
+calibration = texts(english) + texts(french) + english_openings + french_openings
+aligner = ul.SubspaceAligner(sinks="drop").fit(source, target, calibration, progress=False)
 aligned = aligner.transport(direction)
 print(aligned)
 
