@@ -83,15 +83,16 @@ class Study:
             for j, (arm, one) in enumerate(some):
                 self._keep("choose", arm, one, start, ids[j * (end - start) : (j + 1) * (end - start)])
 
-    def test(self) -> None:
-        """Complete the test problems, block by block, each block with every arm in turn."""
+    def test(self, only: Sequence[str] = ()) -> None:
+        """Complete the test problems, block by block, each block with every arm in turn, or with some."""
         first, end = self.config["problems"]["test"]
         size, chosen = self.config["problems"]["block"], chosen_settings(self.config)
         for start in range(first, end, size):
             block, prefixes = range(start, min(start + size, end)), dict[str, Prefix]()
             for arm, of in self.config["arms"].items():
                 one = chosen.get(arm, ("", 0.0))
-                if ("test", arm, one, start) in self.done or ("directions" in of and arm not in chosen):
+                is_ready = "directions" not in of or arm in chosen
+                if ("test", arm, one, start) in self.done or not is_ready or (only and arm not in only):
                     continue
                 kind = of.get("prompt", "locked")
                 prefixes[kind] = prefixes.get(kind) or self._prefix(kind, block)
@@ -177,6 +178,10 @@ def main() -> None:
         command = commands.add_parser(name)
         for argument in (*models, *(["problems"] if models else [])):
             command.add_argument(argument)
+        if name == "test":
+            command.add_argument(
+                "--only", nargs="*", default=(), help="these arms alone, so that several processes can share the work"
+            )
     given = parser.parse_args()
     config = yaml.safe_load(CONFIG.read_text())
     torch.set_num_threads(1)
@@ -189,7 +194,7 @@ def main() -> None:
     else:
         study = Study(config, given.target, Path(given.problems))
         if given.command == "test":
-            study.test()
+            study.test(given.only)
         else:
             study.choose(config["arms"] if given.command == "choose" else nulls(config))
 
