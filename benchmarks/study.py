@@ -180,7 +180,7 @@ def main() -> None:
             command.add_argument(argument)
         if name == "test":
             command.add_argument(
-                "--only", nargs="*", default=(), help="these arms alone, so that several processes can share the work"
+                "--only", nargs="*", default=(), help="these arms alone, to share the work"
             )
     given = parser.parse_args()
     config = yaml.safe_load(CONFIG.read_text())
