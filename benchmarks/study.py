@@ -59,7 +59,7 @@ class Study:
 
     def __init__(self, config: Mapping[str, Any], target: str, problems: Path) -> None:
         self.config, self.folder, self.problems = config, target, lines(problems)
-        self.done = {_key(line) for line in lines(RESULTS)}
+        self.done = {key for line in lines(RESULTS) for key in _keys(line)}
 
     @cached_property
     def model(self) -> Any:
@@ -73,7 +73,7 @@ class Study:
         """Complete the choosing problems at every setting of these arms."""
         start, end = self.config["problems"]["choose"]
         settings = [(arm, one) for arm in arms for one in settings_of(self.config, arms[arm])]
-        settings = [(arm, one) for arm, one in settings if ("choose", arm, one, start) not in self.done]
+        settings = [(arm, one) for arm, one in settings if not self._is_done("choose", arm, one, range(start, end))]
         at_once = max(ROWS // (end - start), 1)
         for i in range(0, len(settings), at_once):
             some = settings[i : i + at_once]
@@ -91,15 +91,18 @@ class Study:
             block, prefixes = range(start, min(start + size, end)), dict[str, Prefix]()
             for arm, of in self.config["arms"].items():
                 one = chosen.get(arm, ("", 0.0))
-                is_ready = "directions" not in of or arm in chosen
-                if ("test", arm, one, start) in self.done or not is_ready or (only and arm not in only):
+                is_ready = arm in chosen if "directions" in of else "forced" not in of or self.config["transfer"] in chosen
+                if self._is_done("test", arm, one, block) or not is_ready or (only and arm not in only):
                     continue
                 kind = of.get("prompt", "locked")
                 prefixes[kind] = prefixes.get(kind) or self._prefix(kind, block)
-                forced = self._begun(start, of["forced"]) if "forced" in of else ()
+                forced = self._begun(block, of["forced"]) if "forced" in of else ()
                 hook = self._hook(arm, one) if one[0] else None
                 ids = self.decoder.complete(prefixes[kind], hook, self.config["budget"], forced)
                 self._keep("test", arm, one, start, ids)
+
+    def _is_done(self, split: str, arm: str, setting: Setting, problems: range) -> bool:
+        return all((split, arm, setting, problem) in self.done for problem in problems)
 
     def _prefix(self, kind: str, problems: range, times: int = 1) -> Prefix:
         template = self.config["prompts"][kind]
@@ -112,10 +115,11 @@ class Study:
         sign = self.config["arms"].get(arm, {}).get("sign", 1)
         return ul.SteeringHook(sign * direction, setting[1])
 
-    def _begun(self, start: int, n: int) -> list[list[int]]:
+    def _begun(self, problems: range, n: int) -> list[list[int]]:
         """The first tokens that the transfer wrote, for each problem of a block."""
         of = [line for line in lines(RESULTS) if line["split"] == "test" and line["arm"] == self.config["transfer"]]
-        return [row["begins"][:n] for line in of if line["start"] == start for row in line["rows"]]
+        begun = {row["problem"]: row["begins"][:n] for line in of for row in line["rows"]}
+        return [begun[problem] for problem in problems]
 
     def _keep(self, split: str, arm: str, setting: Setting, start: int, ids: Sequence[Sequence[int]]) -> None:
         rows: list[dict[str, Any]] = []
@@ -125,7 +129,7 @@ class Study:
             row = {"problem": start + i, "tokens": len(written) - ended, "ended": ended, "begins": list(written[:8])}
             rows.append({**row, **judged(text, self.problems[start + i]["answer"]), "text": text})
         line = {"split": split, "arm": arm, "direction": setting[0], "alpha": setting[1], "start": start, "rows": rows}
-        self.done.add(_key(line))
+        self.done.update(_keys(line))
         append(RESULTS, line)
         right = sum(row["flexible"] for row in rows)
         print(split, arm, setting, start, "right:", right, "of", len(rows), flush=True)  # noqa: T201
@@ -160,8 +164,9 @@ def chosen_settings(config: Mapping[str, Any]) -> dict[str, Setting]:
     return chosen
 
 
-def _key(line: Mapping[str, Any]) -> tuple[str, str, Setting, int]:
-    return line["split"], line["arm"], (line["direction"], line["alpha"]), line["start"]
+def _keys(line: Mapping[str, Any]) -> set[tuple[str, str, Setting, int]]:
+    setting = line["direction"], line["alpha"]
+    return {(line["split"], line["arm"], setting, row["problem"]) for row in line["rows"]}
 
 
 def main() -> None:
@@ -179,9 +184,7 @@ def main() -> None:
         for argument in (*models, *(["problems"] if models else [])):
             command.add_argument(argument)
         if name == "test":
-            command.add_argument(
-                "--only", nargs="*", default=(), help="these arms alone, to share the work"
-            )
+            command.add_argument("--only", nargs="*", default=(), help="these arms alone, to share the work")
     given = parser.parse_args()
     config = yaml.safe_load(CONFIG.read_text())
     torch.set_num_threads(1)
