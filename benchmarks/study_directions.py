@@ -82,10 +82,6 @@ def prepare(config: Mapping[str, Any], source_folder: str, target_folder: str, q
                 paper.fit_activations(here.states["locked"], there.states["locked"], *models)
                 moved = paper.transport(here.contrast(kind, aggregate))
                 moved.save(out / f"paper_{kind}_{aggregate}_{rank}.safetensors")
-    ends = [torch.cat([side.states[kind] for kind in ("locked", "cot", "same_end")], dim=1) for side in (here, there)]
-    last = ul.SubspaceAligner(positions="last").fit_activations(*ends, *models)
-    for kind in ("cot", "same_end"):
-        last.transport(contrasts[kind]).save(out / f"last_tokens_{kind}.safetensors")
     text = ul.SubspaceAligner(config["rank"]).fit(
         ul.Variant(source, texts, add_special_tokens=False), ul.Variant(target, texts, add_special_tokens=False)
     )
