@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -22,14 +23,14 @@ import torch
 import yaml
 from decoding import Decoder
 from languages import shows
-from study_directions import Side, read_side
+from study_directions import read_side
 from study_files import append, lines, written_between
 
 import unlock_lens as ul
 from unlock_lens import controls
 from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.evidence.statistics import wilson_interval
-from unlock_lens.hosts import backend_of, open_model
+from unlock_lens.hosts import open_model
 
 HERE = Path(__file__).parent
 CONFIG, RESULTS, DOCUMENT = HERE / "small_pair.yaml", HERE / "results" / "small_pair.jsonl", HERE.parent / "docs" / "results.md"
@@ -71,28 +72,22 @@ def directions(config: Mapping[str, Any], source: Any, target: Any, openings: Op
     aligner = ul.SubspaceAligner(config["rank"], sinks="drop").fit(source, target, openings.texts)
     found: dict[str, CapabilityDirection] = {}
     for name in config["capabilities"]:
-        found[f"transferred {name}"] = aligner.transport(_of(here, name))
-        found[f"own {name}"] = _of(there, name)
-        found[f"comma {name}"] = aligner.transport(here.contrast(f"comma {name}", locked="comma english"))
-        found[f"placebo {name}"] = aligner.transport(_of(here, f"placebo {name}"))
-        found[f"minus {name}"] = -found[f"transferred {name}"]
-        for rank in config["paper_ranks"]:
-            paper = ul.SubspaceAligner.paper(rank).fit_activations(
-                here.states["english"], there.states["english"], backend_of(source).identity, backend_of(target).identity
-            )
-            found[f"paper-{rank} {name}"] = paper.transport(_of(here, name))
+        for kind, unlocked, locked in (("comma-", f"comma {name}", "comma english"), ("", name, "english")):
+            moved, own = aligner.transport(here.contrast(unlocked, locked=locked)), there.contrast(unlocked, locked=locked)
+            found |= {f"{kind}transferred {name}": moved, f"{kind}own {name}": own, f"{kind}minus {name}": -moved}
+            states = here.states[locked], there.states[locked]
+            for rank in config["paper_ranks"]:
+                paper = ul.SubspaceAligner.paper(rank).fit_activations(*states, aligner.source_model, aligner.target_model)
+                found[f"{kind}paper-{rank} {name}"] = paper.transport(here.contrast(unlocked, locked=locked))
+        found[f"placebo {name}"] = aligner.transport(here.contrast(f"placebo {name}", locked="english"))
     like = found[f"own {config['capabilities'][0]}"]
     found["anti-mean"] = controls.away_from(there.states["english"].double().mean(1).float(), like)
-    noise_like = _of(here, config["capabilities"][0])
+    noise_like = here.contrast(config["capabilities"][0], locked="english")
     for seed in range(config["noise"]):
         found[f"noise-{seed}"] = aligner.transport(controls.noise_of_states(noise_like, here.states["english"], seed))
     for seed in range(config["random"]):
         found[f"random-{seed}"] = controls.random_like(like, seed)
     return found
-
-
-def _of(side: Side, name: str) -> CapabilityDirection:
-    return side.contrast(name, locked="english")
 
 
 class Runs:
@@ -176,71 +171,72 @@ def scores(way: str, split: str, capability: str) -> dict[tuple[str, float], int
     }
 
 
-ROWS_OF_TABLE = (
-    "unsteered", "prompted", "transferred", "comma", "placebo", "own", "paper's calibration", "minus", "wrong capability",
-    "anti-mean", "random, best of 20", "noise, best of 19",
-)  # fmt: skip
-
-
 NAMES = {
-    "transferred": "**transferred**",
-    "comma": "transferred, both sides end in a comma",
+    "unsteered": "unsteered",
+    "prompted": "prompted",
+    "opened": "of 24 openings in that language or in capitals, unsteered",
+    "comma-transferred": "**transferred, both sides end in a comma**",
+    "comma-own": "target's own, both end in a comma",
+    "comma-paper": "paper's calibration, both end in a comma",
+    "comma-minus": "minus the first",
+    "comma-wrong": "another capability's, both end in a comma",
+    "transferred": "transferred, openings as they are",
     "placebo": "transferred, the last word alone",
-    "minus": "minus the transferred",
-    "own": "target's own",
+    "own": "target's own, openings as they are",
+    "paper": "paper's calibration, openings as they are",
+    "minus": "minus the transferred, openings as they are",
+    "wrong": "another capability's, openings as they are",
+    "anti-mean": "anti-mean",
+    "random": "random, best of 20",
+    "noise": "noise, best of 19",
+    "nulls comma-transferred": "nulls as good as the first, on the choosing openings",
+    "nulls transferred": "nulls as good as the transfer of openings as they are",
 }
+"""The rows of the table, and what they are called there."""
 
 
 def _row(arm: str, capability: str) -> str | None:
     """The row of the table that an arm is a setting of."""
     kind, _, of = arm.partition(" ")
-    kind, _, draw = kind.partition("-")
-    if arm == "anti-mean":
-        return arm
-    if kind == "random":
-        return "random, best of 20"
-    if kind == "noise":
-        return "noise, best of 19"
-    if of != capability:
-        return "wrong capability" if kind == "transferred" else None
-    return "paper's calibration" if draw else kind
+    kind = re.sub(r"-\d+$", "", kind)  # a rank, or a seed
+    if of in ("", capability):
+        return kind
+    return {"comma-transferred": "comma-wrong", "transferred": "wrong"}.get(kind)
 
 
 def table(config: Mapping[str, Any]) -> Iterator[str]:
     """Markdown: one table for each way."""
+    names = config["capabilities"]
     for way in dict.fromkeys(line["way"] for line in lines(RESULTS)):
-        yield f"**{way.replace('-', ' to ')}**, n = {config['test']}\n"
-        yield "| arm | " + " | ".join(config["capabilities"]) + " |\n|---|" + "---|" * len(config["capabilities"])
-        rows = {name: _column(config, way, name) for name in config["capabilities"]}
-        for row in ROWS_OF_TABLE:
-            yield f"| {NAMES.get(row, row)} | " + " | ".join(rows[name].get(row, "") for name in config["capabilities"]) + " |"
-        yield (
-            f"| nulls as good, of {config['random'] + config['noise']} | "
-            + " | ".join(str(as_good(way, name)) for name in config["capabilities"])
-            + " |\n"
-        )
+        yield f"**{way.replace('-', ' to ')}**, {config['test']} openings\n"
+        yield "| arm | " + " | ".join(names) + " |\n|---|" + "---|" * len(names)
+        columns = {name: _column(config, way, name) for name in names}
+        for row, called in NAMES.items():
+            if any(row in columns[name] for name in names):
+                yield f"| {called} | " + " | ".join(columns[name].get(row, "") for name in names) + " |"
+        yield ""
 
 
 def _column(config: Mapping[str, Any], way: str, capability: str) -> dict[str, str]:
     score = scores(way, "test", capability)
     settings = {"unsteered": ("unsteered", 0.0), "prompted": (f"prompted {capability}", 0.0)}
     settings |= chosen_settings(way, capability)
-    return {row: _cell(score[of], config["test"], of) for row, of in settings.items() if of in score}
+    cells = {row: _cell(score[of], config["test"], of) for row, of in settings.items() if of in score}
+    if (opened := (f"opened {capability}", 0.0)) in score:
+        cells["opened"] = str(score[opened])
+    best: dict[str, int] = {}
+    for (arm, _), shown in scores(way, "choose", capability).items():
+        best[arm] = max(shown, best.get(arm, 0))
+    nulls = [shown for arm, shown in best.items() if is_null(arm)]
+    for arm in ("comma-transferred", "transferred"):
+        if nulls and f"{arm} {capability}" in best:
+            cells[f"nulls {arm}"] = f"{sum(shown >= best[f'{arm} {capability}'] for shown in nulls)} of {len(nulls)}"
+    return cells
 
 
 def _cell(shown: int, n: int, setting: tuple[str, float]) -> str:
     low, high = wilson_interval(shown, n)
     return f"{shown} ({100 * low:.0f}-{100 * high:.0f}%)" + (f" at {setting[1]:g}" if setting[1] else "")
-
-
-def as_good(way: str, capability: str) -> int:
-    """How many null directions do as well as the transfer on "choose", each with the strength that suits it best."""
-    score = scores(way, "choose", capability)
-    best: dict[str, int] = {}
-    for (arm, _), shown in score.items():
-        best[arm] = max(shown, best.get(arm, 0))
-    nulls = [shown for arm, shown in best.items() if is_null(arm)]
-    return sum(shown >= best[f"transferred {capability}"] for shown in nulls)
 
 
 def main() -> None:
