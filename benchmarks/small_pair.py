@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -34,6 +34,7 @@ from unlock_lens.hosts import open_model
 
 HERE = Path(__file__).parent
 CONFIG, RESULTS, DOCUMENT = HERE / "small_pair.yaml", HERE / "results" / "small_pair.jsonl", HERE.parent / "docs" / "results.md"
+README = HERE.parent / "README.md"
 ROWS = 100
 """Completions in one batch."""
 
@@ -193,6 +194,16 @@ NAMES = {
     "nulls transferred": "nulls as good as the transfer of openings as they are",
 }
 """The rows of the table, and what they are called there."""
+IN_README = ("unsteered", "prompted", *(f"comma-{kind}" for kind in ("transferred", "own", "paper", "minus", "wrong")), "anti-mean")
+    "unsteered",
+    "prompted",
+    "comma-transferred",
+    "comma-own",
+    "comma-paper",
+    "comma-minus",
+    "comma-wrong",
+    "anti-mean",
+)
 
 
 def _row(arm: str, capability: str) -> str | None:
@@ -204,17 +215,22 @@ def _row(arm: str, capability: str) -> str | None:
     return {"comma-transferred": "comma-wrong", "transferred": "wrong"}.get(kind)
 
 
-def table(config: Mapping[str, Any]) -> Iterator[str]:
+def tables(config: Mapping[str, Any]) -> Iterator[str]:
     """Markdown: one table for each way."""
-    names = config["capabilities"]
     for way in dict.fromkeys(line["way"] for line in lines(RESULTS)):
         yield f"**{way.replace('-', ' to ')}**, {config['test']} openings\n"
-        yield "| arm | " + " | ".join(names) + " |\n|---|" + "---|" * len(names)
-        columns = {name: _column(config, way, name) for name in names}
-        for row, called in NAMES.items():
-            if any(row in columns[name] for name in names):
-                yield f"| {called} | " + " | ".join(columns[name].get(row, "") for name in names) + " |"
+        yield from table(config, way, NAMES)
         yield ""
+
+
+def table(config: Mapping[str, Any], way: str, rows: Iterable[str]) -> Iterator[str]:
+    """Markdown: some rows of one way; those that nothing is known of are left out."""
+    names = config["capabilities"]
+    columns = {name: _column(config, way, name) for name in names}
+    yield "| arm | " + " | ".join(names) + " |\n|---|" + "---|" * len(names)
+    for row in rows:
+        if any(row in columns[name] for name in names):
+            yield f"| {NAMES[row]} | " + " | ".join(columns[name].get(row, "") for name in names) + " |"
 
 
 def _column(config: Mapping[str, Any], way: str, capability: str) -> dict[str, str]:
@@ -253,7 +269,9 @@ def main() -> None:
         torch.set_num_threads(1)
         run(given.source, given.target, given.way)
     else:
-        written_between(DOCUMENT, "small pair", "\n".join(table(yaml.safe_load(CONFIG.read_text()))))
+        config = yaml.safe_load(CONFIG.read_text())
+        written_between(DOCUMENT, "small pair", "\n".join(tables(config)))
+        written_between(README, "small pair", "\n".join(table(config, "smollm2-gemma", IN_README)))
 
 
 if __name__ == "__main__":
