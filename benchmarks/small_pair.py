@@ -194,7 +194,7 @@ NAMES = {
     "nulls transferred": "nulls as good as the transfer of openings as they are",
 }
 """The rows of the table, and what they are called there."""
-IN_README = ("unsteered", "prompted", *(f"comma-{kind}" for kind in ("transferred", "own", "paper", "minus", "wrong")), "anti-mean")
+IN_README = (
     "unsteered",
     "prompted",
     "comma-transferred",
