@@ -33,6 +33,12 @@ class Prefix:
     mask: Tensor
     cache: Any
 
+    def repeated(self, times: int) -> Prefix:
+        """All prompts several times over, read once."""
+        rows, cache = torch.arange(len(self.last)).repeat(times), deepcopy(self.cache)
+        cache.batch_select_indices(rows)
+        return Prefix(self.last[rows], self.mask[rows], cache)
+
 
 class Decoder:
     """An nnsight model's own module, run bare."""

@@ -77,7 +77,7 @@ class Study:
         at_once = max(ROWS // (end - start), 1)
         for i in range(0, len(settings), at_once):
             some = settings[i : i + at_once]
-            repeated = self._prefix("locked", range(start, end), len(some))
+            repeated = self._prefix("locked", range(start, end)).repeated(len(some))
             hooks = [self._hook(arm, one) for arm, one in some]
             ids = self.decoder.complete(repeated, [hook for hook in hooks for _ in range(start, end)], self.config["budget"])
             for j, (arm, one) in enumerate(some):
@@ -104,9 +104,9 @@ class Study:
     def _is_done(self, split: str, arm: str, setting: Setting, problems: range) -> bool:
         return all((split, arm, setting, problem) in self.done for problem in problems)
 
-    def _prefix(self, kind: str, problems: range, times: int = 1) -> Prefix:
+    def _prefix(self, kind: str, problems: range) -> Prefix:
         template = self.config["prompts"][kind]
-        prompts = [template.replace("{question}", self.problems[i]["question"]) for i in problems] * times
+        prompts = [template.replace("{question}", self.problems[i]["question"]) for i in problems]
         tokens = ul.Variant(self.model, prompts, add_special_tokens=False).tokens
         return self.decoder.prefix(tokens.ids, tokens.mask)
 

@@ -61,6 +61,7 @@ def test_a_prefix_serves_several_arms(model: Any, steer: ul.SteeringHook, prompt
     prefix = decoder.prefix(tokens.ids, tokens.mask)
     first, _, again = (decoder.complete(prefix, hook, 12) for hook in (None, steer, None))
     assert first == again
+    assert decoder.complete(prefix.repeated(2), None, 12) == first * 2
 
 
 def test_forced_tokens_stand_first_and_the_model_goes_on(model: Any, prompts: list[str]) -> None:
