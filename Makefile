@@ -14,7 +14,7 @@ PYTEST := $(VENV)/bin/pytest -n $(WORKERS) --dist loadfile
 NDIF_TEST = $(shell $(PYTHON) -c 'import sys; print("test-ndif" * (sys.version_info >= (3, 11)))')
 APT_INSTALL := apt-get install --yes --no-install-recommends chromium fonts-dejavu-core
 
-.PHONY: help demo sweep test test-all test-numerics test-tl3 test-ndif test-wheel test-peers test-real bench-ndif browser diagnosis aligners bench \
+.PHONY: help demo sweep test test-all test-numerics test-tl3 test-ndif test-wheel test-peers test-real real bench-ndif browser diagnosis aligners bench \
 	bench-peers docs check format zoo zoo-figures families clean
 
 help:  ## list the targets
@@ -57,6 +57,9 @@ test-real: export OMP_NUM_THREADS = 2
 test-real: $(VENV)/real $(TL3)/real  ## steer a real pretrained model (SmolLM2-135M-Instruct) in every host, and show what it writes
 	$(VENV)/bin/pytest -m real -s tests/real
 	$(TL3)/bin/pytest -m real -s tests/real -k hooked
+
+real: $(VENV)/real  ## run the notebook on real models, SmolLM2 to Gemma; UNLOCK_LENS_MODELS=FOLDER names them (3 minutes)
+	$(VENV)/bin/python -m tests.tutorials tutorials/real.py
 
 browser:  ## install Chromium, with which the report and the documentation are tested (Debian, as root)
 	which -a chromium chromium-browser google-chrome | grep -q . || $(APT_INSTALL) || { apt-get update && $(APT_INSTALL); }

@@ -45,7 +45,7 @@ print(target.tokenizer.decode(ids[0], skip_special_tokens=True))""",
 """The quickstart's cell that shows the native way."""
 _SECONDS = re.compile(r"\bseconds?\b")
 _NOISE = re.compile(r"(?<![\w:/.])/(?:home|mnt|opt|root|srv|tmp|usr|var|work)/|\b\d+%\||it/s\]|Warning:")
-_LONGEST_CELL = 120
+_LONGEST_CELL = 600
 
 
 class TextNotFoundError(AssertionError):

@@ -1,4 +1,5 @@
-"""The tutorials are whole, and each runs here in every host that it is for (remote.ipynb: beside its server, tests/remote).
+"""The tutorials are whole, and each runs here in every host that it is for (remote.ipynb: beside its server, tests/remote;
+real.ipynb: where its models are, `make real`).
 
 A run must show, line by line, what is kept in the notebook: in the host that it was written for, and in the other, for which
 texts of its code are replaced. A text that is not found any more is an error.
@@ -30,8 +31,8 @@ from tests.tutorials import (
 )
 
 NAMES = sorted(file.stem for file in TUTORIALS.glob("*.py"))
-REMOTE = "remote"
-HERE = [name for name in NAMES if name != REMOTE]
+REMOTE, REAL = "remote", "real"
+HERE = [name for name in NAMES if name not in (REMOTE, REAL)]
 IN_BOTH = ("evidence", "method", "own", "quickstart")
 """The others show what is native to one host."""
 
@@ -42,7 +43,7 @@ def quick(names: Iterable[str], chosen: str) -> list[Any]:
 
 
 def test_every_tutorial_is_there() -> None:
-    assert NAMES == ["analysis", "evidence", "method", "own", "quickstart", "remote", "tracing"]
+    assert NAMES == ["analysis", "evidence", "method", "own", "quickstart", "real", "remote", "tracing"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,7 +64,7 @@ def test_a_notebook_is_its_script(name: str) -> None:
     assert sources(notebook_of(TUTORIALS / name)) == sources(script_of(TUTORIALS / name))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*HERE, REMOTE])
 def test_one_line_names_the_models(name: str) -> None:
     """It can be changed, and no other line names the models that it names."""
     line = LINE_TO_CHANGE[name == REMOTE]

@@ -1,0 +1,123 @@
+"""The study's table and figure, from its lines of results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from study_files import written_between
+
+from unlock_lens.evidence.evaluation import compare
+from unlock_lens.evidence.statistics import wilson_interval
+
+DOCS = Path(__file__).parent.parent / "docs"
+Rows = dict[int, dict[str, Any]]
+"""What an arm made of each problem."""
+HEAD = (
+    "arm", "setting", "n", "right (flexible)", "right (strict)", "gained / lost, p", "transferred minus this",
+    "tokens", "cut off", "zlib",
+)  # fmt: skip
+
+
+def write(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write both into docs/results.md."""
+    arms, settings = tested(config, lines)
+    written_between(DOCS / "results.md", "study", "\n".join(table(config, arms, settings)))
+    written_between(DOCS / "results.md", "choosing", "\n".join(choosing(lines)))
+    (DOCS / "results.svg").write_text(figure(arms))
+
+
+def tested(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Rows], dict[str, str]]:
+    """The rows of each arm, and the setting that it was tested at, in the config's order."""
+    arms: dict[str, Rows] = {arm: {} for arm in config["arms"]}
+    settings: dict[str, str] = {}
+    for line in lines:
+        if line["split"] == "test" and line["arm"] in arms:
+            arms[line["arm"]].update({row["problem"]: row for row in line["rows"]})
+            settings[line["arm"]] = f"{line['direction']}, {line['alpha']:g}" if line["direction"] else ""
+    return {arm: rows for arm, rows in arms.items() if rows}, settings
+
+
+def table(config: Mapping[str, Any], arms: Mapping[str, Rows], settings: Mapping[str, str]) -> Iterator[str]:
+    """Markdown, an arm a row; comparisons are on the problems that both arms have."""
+    yield "| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD)
+    base, transfer = arms.get("unsteered", {}), arms.get(config["transfer"], {})
+    for arm, rows in arms.items():
+        n, of = len(rows), list(rows.values())
+        name = f"**{arm}**" if arm == config["transfer"] else arm
+        cells = [name, settings[arm], str(n), _share([row["flexible"] for row in of]), _share([row["strict"] for row in of])]
+        cells += [_changed(rows, base) if rows is not base else "", _difference(transfer, rows) if rows is not transfer else ""]
+        cells += [f"{fmean(row['tokens'] for row in of):.0f}", f"{fmean(not row['ended'] for row in of):.0%}"]
+        yield "| " + " | ".join([*cells, f"{fmean(row['zlib'] for row in of):.2f}"]) + " |"
+
+
+def choosing(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Markdown: what every setting brought on the choosing problems."""
+    of = [line for line in lines if line["split"] == "choose"]
+    alphas = sorted({line["alpha"] for line in of})
+    yield "| arm, direction | " + " | ".join(f"alpha {alpha:g}" for alpha in alphas) + " |\n|---|" + "---|" * len(alphas)
+    found = {(line["arm"], line["direction"], line["alpha"]): line["rows"] for line in of}
+    for arm, direction in dict.fromkeys((line["arm"], line["direction"]) for line in of):
+        cells = [_brief(found.get((arm, direction, alpha))) for alpha in alphas]
+        yield f"| {arm}, {direction} | " + " | ".join(cells) + " |"
+
+
+def _brief(rows: Sequence[Mapping[str, Any]] | None) -> str:
+    return (
+        f"{sum(row['flexible'] for row in rows)} of {len(rows)}, {fmean(row['tokens'] for row in rows):.0f} tokens"
+        if rows
+        else ""
+    )
+
+
+def _share(right: Sequence[bool]) -> str:
+    low, high = wilson_interval(sum(right), len(right))
+    return f"{sum(right) / len(right):.0%} ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def _both(a: Rows, b: Rows) -> tuple[list[bool], list[bool]]:
+    shared = sorted(a.keys() & b.keys())
+    return [a[i]["flexible"] for i in shared], [b[i]["flexible"] for i in shared]
+
+
+def _changed(rows: Rows, base: Rows) -> str:
+    after, before = _both(rows, base)
+    if not after:
+        return ""
+    found = compare(after, before)
+    return f"{found.gained} / {found.lost}, {found.p:.2g}"
+
+
+def _difference(transfer: Rows, rows: Rows) -> str:
+    after, before = _both(transfer, rows)
+    if not after:
+        return ""
+    found = compare(after, before)
+    return f"{100 * found.difference:+.0f} ({100 * found.low:+.0f} to {100 * found.high:+.0f}), p {found.p:.2g}"
+
+
+def figure(arms: Mapping[str, Rows]) -> str:
+    """An SVG: the share of right answers of each arm with its interval."""
+    step, left, width = 22, 260, 360
+    shares = {arm: [row["flexible"] for row in rows.values()] for arm, rows in arms.items()}
+    most = max([wilson_interval(sum(right), len(right))[1] for right in shares.values()], default=1.0)
+    scale, height = width / most, step * len(shares) + 40
+    drawn = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 60} {height}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{left + width + 60}" height="{height}" fill="#ffffff"/>',
+        f'<text x="{left}" y="{height - 8}" fill="#444">right answers, share of problems, 95% Wilson interval</text>',
+    ]
+    for i, (arm, right) in enumerate(shares.items()):
+        y, share = step * i + 20, sum(right) / len(right)
+        low, high = (left + scale * end for end in wilson_interval(sum(right), len(right)))
+        colour = "#c2410c" if arm.startswith("transferred") else "#334155"
+        drawn += [
+            f'<text x="{left - 12}" y="{y + 4}" text-anchor="end" fill="#111">{arm} (n {len(right)})</text>',
+            f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2"/>',
+            f'<circle cx="{left + scale * share:.1f}" cy="{y}" r="4" fill="{colour}"/>',
+            f'<text x="{high + 6:.1f}" y="{y + 4}" fill="#444">{share:.0%}</text>',
+        ]
+    return "\n".join([*drawn, "</svg>", ""])
