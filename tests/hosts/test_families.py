@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.families import HOSTS, Outcome, families, written_outcomes
+from tests.hosts.models import HAS_HOOKED_TRANSFORMER
 
 ROOT = Path(__file__).parents[2]
 FAST = ("llama", "gpt2", "gemma2", "mamba2", "lfm2", "qwen3_next")
@@ -27,6 +28,7 @@ def tried(*kinds: str) -> dict[str, Outcome]:
     }
 
 
+@pytest.mark.skipif(HAS_HOOKED_TRANSFORMER, reason="the table is that of TransformerLens 4")
 def test_fast_families_are_exact_in_both_hosts() -> None:
     assert tried(*FAST) == {kind: dict.fromkeys(HOSTS, "exact") for kind in FAST}
 
@@ -41,5 +43,6 @@ def test_the_table_has_every_family_and_none_that_is_wrong() -> None:
 
 
 @pytest.mark.full
+@pytest.mark.skipif(HAS_HOOKED_TRANSFORMER, reason="the table is that of TransformerLens 4")
 def test_every_family_is_as_the_table_says() -> None:
     assert tried() == written_outcomes()
