@@ -217,7 +217,7 @@ def tried(kind: str) -> Outcome:
 
 def _short(error: Exception) -> str:
     said = " ".join(str(error).split()).replace("|", "/").partition(". ")[0].partition("; ")[0]
-    return f"{'' if isinstance(error, ul.UnlockLensError) else type(error).__name__ + ': '}{said[:110]}"
+    return f"{'' if isinstance(error, ul.UnlockLensError) else type(error).__name__ + ': '}{said[:110]}".strip()
 
 
 def _in_process(kind: str, answers: Any) -> None:
@@ -272,7 +272,7 @@ def written_outcomes() -> dict[str, Outcome]:
     """What the table in the documents says."""
     page = PAGE.read_text()
     rows = [line.strip("| ").split(" | ") for line in page[page.index(BEGIN) : page.index(END)].splitlines() if " | " in line]
-    return {kind: {"nnsight": nnsight, "bridge": bridge} for kind, nnsight, bridge in rows[1:]}
+    return {kind: {"nnsight": nnsight.strip(), "bridge": bridge.strip()} for kind, nnsight, bridge in rows[1:]}
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ def tried(*kinds: str) -> dict[str, Outcome]:
     )
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.count(" | ") == len(HOSTS)]
     return {
-        kind: {host: said.removeprefix(f"{HOSTS[host]}: ").strip() for host, said in zip(HOSTS, of_hosts, strict=True)}
+        kind: {host: said.removeprefix(f"{HOSTS[host]}: ") for host, said in zip(HOSTS, of_hosts, strict=True)}
         for kind, *of_hosts in rows
     }
 
