@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from aligner_cases import Transfer
+from aligner_cases import Transfer, shows
 from torch import Tensor
 
 import unlock_lens as ul
@@ -18,7 +18,7 @@ from unlock_lens.core import read
 from unlock_lens.core.contrast import Contrast
 from unlock_lens.core.tokens import paired_tokens
 from unlock_lens.method.align import proportional_layer
-from unlock_lens.zoo.family import MIXES, OPENINGS, TAGS, answer
+from unlock_lens.zoo.family import MIXES, answer
 
 RANKS = (1, 4, 8, 16, 24, 32, 48, 64)
 N_PAIRS = (4, 16, 64, 200)
@@ -168,7 +168,7 @@ class Bench:
         if without is None:
             return zoo.text(max(N_TEXTS), seed=self.seed, mix=mix)
         drawn = zoo.text(5 * max(N_TEXTS), seed=self.seed, mix=mix)
-        return [text for text in drawn if not _shows(text, without, MIXES[mix].openings)][: max(N_TEXTS)]
+        return [text for text in drawn if not shows(text, without, MIXES[mix].openings)][: max(N_TEXTS)]
 
     def aligner(self, case: Case, states: tuple[Tensor, Tensor]) -> ul.SubspaceAligner:
         paper = case.calibration == "paper"
@@ -218,13 +218,6 @@ def _bare(completion: str) -> str:
 
 def _mean(found: list[bool]) -> float:
     return sum(found) / len(found)
-
-
-def _shows(text: str, behaviour: str, openings: bool) -> bool:
-    asked, written = text.split(" : ")
-    if TAGS[behaviour] in asked.split():
-        return True
-    return written.startswith(OPENINGS[behaviour]) if openings else not written.startswith(OPENINGS["direct"])
 
 
 def _layer_map(kind: str, source_layers: int, target_layers: int) -> dict[int, int]:

@@ -110,9 +110,14 @@ def built(kind: str) -> Any:
         setattr(text, name, value)
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            scale = weight.shape[-1] ** -0.5 if weight.ndim > 1 else 0.2
-            weight.copy_(torch.randn_like(weight) * scale + float(weight.ndim == 1 and "bias" not in name))
+    draw_weights(model)
     model.generation_config = GenerationConfig(**ends)
     return model.float().eval()
+
+
+@torch.no_grad()
+def draw_weights(model: Any) -> None:
+    """Weights large enough that nothing is a near-tie."""
+    for name, weight in model.named_parameters():
+        scale = weight.shape[-1] ** -0.5 if weight.ndim > 1 else 0.2
+        weight.copy_(torch.randn_like(weight) * scale + float(weight.ndim == 1 and "bias" not in name))

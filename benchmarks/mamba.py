@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor
+from zoo import completed
 
 import unlock_lens as ul
 from unlock_lens import controls, zoo
-from unlock_lens.hosts import backend_of
 from unlock_lens.zoo.task import behaviour_of
 
 ALPHAS = (0.1, 0.2, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 1.0)
@@ -90,20 +90,7 @@ def written(target: str, prompts: Sequence[str], steps: Tensor, where: str) -> l
         return edit
 
     hooks = [(f"blocks.{layer}.hook_resid_post", editing(of_rows[:, layer])) for layer in range(steps.shape[1])]
-    backend = backend_of(model(target))
-    with model(target).hooks(fwd_hooks=hooks):
-        whole = model(target).generate(
-            ids.repeat(len(steps), 1),
-            max_new_tokens=NEW_TOKENS,
-            do_sample=False,
-            eos_token_id=list(backend.end_tokens),
-            return_type="tokens",
-            prepend_bos=False,
-            verbose=False,
-        )
-    texts = backend.tokenizer.batch_decode(whole[:, ids.shape[1] :])
-    first = [text.partition(".")[0].strip() for text in texts]
-    return [first[start : start + len(ids)] for start in range(0, len(first), len(ids))]
+    return list(completed(model(target), ids, hooks, len(steps), NEW_TOKENS))
 
 
 def share(texts: Sequence[str], behaviour: str) -> float:

@@ -76,10 +76,15 @@ def _batched(target: Any, ids: Tensor, units: Tensor, alpha: float, new_tokens: 
 
     steps = (alpha * units).repeat_interleave(len(ids), dim=0)
     hooks = [(f"blocks.{layer}.hook_resid_post", editing(steps[:, layer])) for layer in range(units.shape[1])]
+    yield from completed(target, ids, hooks, len(units), new_tokens)
+
+
+def completed(target: Any, ids: Tensor, hooks: Any, times: int, new_tokens: int) -> Iterator[Written]:
+    """What all prompts become, so many times over in one batch whose rows the hooks edit."""
     backend = backend_of(target)
     with target.hooks(fwd_hooks=hooks):
         whole = target.generate(
-            ids.repeat(len(units), 1),
+            ids.repeat(times, 1),
             max_new_tokens=new_tokens,
             do_sample=False,
             eos_token_id=list(backend.end_tokens),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.family_models import draw_weights
 from scripts.train_zoo import make_tokenizer
 from unlock_lens.zoo.family import MIXES
 
@@ -57,10 +58,7 @@ def family(kind: str, **changes: Any) -> Any:
     config = AutoConfig.for_model(kind, **{**ends, **FAMILIES[kind], **changes})
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            scale = weight.shape[-1] ** -0.5 if weight.ndim > 1 else 0.2
-            weight.copy_(torch.randn_like(weight) * scale + float(weight.ndim == 1 and "bias" not in name))
+    draw_weights(model)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = tokenizer.eos_token_id, 0
     return model.float().eval()
 
