@@ -35,7 +35,7 @@ class Prefix:
 
     def repeated(self, times: int) -> Prefix:
         """All prompts several times over, read once."""
-        rows, cache = torch.arange(len(self.last)).repeat(times), deepcopy(self.cache)
+        rows, cache = torch.arange(len(self.last), device=self.last.device).repeat(times), deepcopy(self.cache)
         cache.batch_select_indices(rows)
         return Prefix(self.last[rows], self.mask[rows], cache)
 
@@ -52,6 +52,7 @@ class Decoder:
     @torch.inference_mode()
     def prefix(self, ids: Tensor, mask: Tensor) -> Prefix:
         """Read all but the last token of prompts that are padded on the left."""
+        ids, mask = ids.to(self.module.device), mask.to(self.module.device)
         positions = (mask.cumsum(1) - 1).clamp_min(0)[:, :-1]
         read = self.module.model(ids[:, :-1], attention_mask=mask[:, :-1], position_ids=positions, use_cache=True)
         return Prefix(ids[:, -1:], mask, read.past_key_values)
@@ -91,10 +92,10 @@ class Decoder:
             if not going:
                 break
             if len(going) <= SHRINK * len(live):
-                kept = torch.tensor(going)
+                kept = torch.tensor(going, device=mask.device)
                 cache.batch_select_indices(kept)
                 mask, live = mask[kept], [live[i] for i in going]
-            token = torch.tensor([[written[row][-1]] for row in live])
+            token = torch.tensor([[written[row][-1]] for row in live], device=mask.device)
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         return written
 

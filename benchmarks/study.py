@@ -1,10 +1,13 @@
 """The study of a real pair: does a capability arrive in it, and is it more than a prompt, a placebo or a first token?
 
     python benchmarks/study.py prepare SOURCE TARGET PROBLEMS    # directions, into benchmarks/results/directions
-    python benchmarks/study.py choose TARGET PROBLEMS            # strengths and ranks, on the choosing problems
-    python benchmarks/study.py test TARGET PROBLEMS              # the test problems, block by block
-    python benchmarks/study.py nulls TARGET PROBLEMS             # noise through the same map, on the choosing problems
-    python benchmarks/study.py table                             # table and figure, into docs/results.md
+    python benchmarks/study.py forecast SOURCE TARGET PROBLEMS   # what diagnose says before anything is generated
+    python benchmarks/study.py choose TARGET PROBLEMS            # directions and strengths, on the choosing problems
+    python benchmarks/study.py test TARGET PROBLEMS              # the test problems
+    python benchmarks/study.py forced TARGET PROBLEMS            # the same with the transfer's first tokens written
+    python benchmarks/study.py nulls TARGET PROBLEMS             # noise through the main map, on the first choosing problems
+    python benchmarks/study.py price TARGET                      # what each chosen setting costs on unrelated text
+    python benchmarks/study.py table                             # tables and figure, into docs/results.md
 
 SOURCE and TARGET are folders of Hugging Face models, PROBLEMS is a JSONL file with a question and an answer in each line. Every
 step resumes where it was stopped: a finished setting is one line of benchmarks/results/study.jsonl. What is compared, and how
@@ -16,7 +19,8 @@ from __future__ import annotations
 import argparse
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,19 +28,22 @@ from typing import Any
 import torch
 import yaml
 from decoding import Decoder, Prefix
-from study_directions import prepare
+from study_directions import Preparation, paper_grid, prompt
 from study_files import append, lines
 from study_table import write
 
 import unlock_lens as ul
+from unlock_lens import distributions
 from unlock_lens.evidence.tasks.problems import Problem
 from unlock_lens.evidence.tasks.scoring import final_answer, number
 from unlock_lens.hosts import open_model
 
 HERE = Path(__file__).parent
 CONFIG, RESULTS, DIRECTIONS = HERE / "study.yaml", HERE / "results" / "study.jsonl", HERE / "results" / "directions"
-ROWS = 96
-"""Completions in one batch, while settings are chosen."""
+MAPS = HERE.parent / "runs" / "study"
+"""The main map, which only the forecast reads: too large to keep with the results."""
+TEXTS = 5
+"""Completions of each setting that are kept as text."""
 _DIGITS = re.compile(r"\d[\d,]*(?:\.\d+)?")
 Setting = tuple[str, float]
 """A direction's name and its strength; ("", 0) is no steering."""
@@ -54,11 +61,23 @@ def judged(completion: str, answer: str) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Job:
+    """One setting of one arm on some problems."""
+
+    split: str
+    arm: str
+    setting: Setting
+    kind: str
+    problems: range
+    forced: int = 0
+
+
 class Study:
     """The target, the problems, and what is finished."""
 
-    def __init__(self, config: Mapping[str, Any], target: str, problems: Path) -> None:
-        self.config, self.folder, self.problems = config, target, lines(problems)
+    def __init__(self, config: Mapping[str, Any], target: str, problems: Path, rows: int) -> None:
+        self.config, self.folder, self.problems, self.rows = config, target, lines(problems), rows
         self.done = {key for line in lines(RESULTS) for key in _keys(line)}
 
     @cached_property
@@ -69,79 +88,107 @@ class Study:
     def decoder(self) -> Decoder:
         return Decoder(self.model)
 
-    def choose(self, arms: Mapping[str, Any]) -> None:
-        """Complete the choosing problems at every setting of these arms."""
-        start, end = self.config["problems"]["choose"]
-        settings = [(arm, one) for arm in arms for one in settings_of(self.config, arms[arm])]
-        settings = [(arm, one) for arm, one in settings if not self._is_done("choose", arm, one, range(start, end))]
-        at_once = max(ROWS // (end - start), 1)
-        for i in range(0, len(settings), at_once):
-            some = settings[i : i + at_once]
-            repeated = self._prefix("locked", range(start, end)).repeated(len(some))
-            hooks = [self._hook(arm, one) for arm, one in some]
-            ids = self.decoder.complete(repeated, [hook for hook in hooks for _ in range(start, end)], self.config["budget"])
-            for j, (arm, one) in enumerate(some):
-                self._keep("choose", arm, one, start, ids[j * (end - start) : (j + 1) * (end - start)])
+    def run(self, jobs: Iterable[Job]) -> None:
+        """Do what is not done: jobs of the same prompts share their prefix and their batches."""
+        left = [part for job in jobs for part in self._parts(job) if not self._is_done(part)]
+        together: dict[tuple[str, range], list[Job]] = {}
+        for job in left:
+            together.setdefault((job.kind, job.problems), []).append(job)
+        for (kind, problems), some in together.items():
+            prefix, at_once = self._prefix(kind, problems), max(self.rows // len(problems), 1)
+            for i in range(0, len(some), at_once):
+                self._complete(prefix, some[i : i + at_once], len(problems))
 
-    def test(self, only: Sequence[str] = ()) -> None:
-        """Complete the test problems, block by block, each block with every arm in turn, or with some."""
-        first, end = self.config["problems"]["test"]
-        size, chosen = self.config["problems"]["block"], chosen_settings(self.config)
-        for start in range(first, end, size):
-            block, prefixes = range(start, min(start + size, end)), dict[str, Prefix]()
-            for arm, of in self.config["arms"].items():
-                one = chosen.get(arm, ("", 0.0))
-                is_ready = arm in chosen if "directions" in of else "forced" not in of or self.config["transfer"] in chosen
-                if self._is_done("test", arm, one, block) or not is_ready or (only and arm not in only):
-                    continue
-                kind = of.get("prompt", "locked")
-                prefixes[kind] = prefixes.get(kind) or self._prefix(kind, block)
-                forced = self._begun(block, of["forced"]) if "forced" in of else ()
-                hook = self._hook(arm, one) if one[0] else None
-                ids = self.decoder.complete(prefixes[kind], hook, self.config["budget"], forced)
-                self._keep("test", arm, one, start, ids)
+    def _complete(self, prefix: Prefix, jobs: Sequence[Job], n: int) -> None:
+        hooks = [hook for job in jobs for hook in [self._hook(job)] * n]
+        forced = [ids for job in jobs for ids in self._begun(job)]
+        ids = self.decoder.complete(prefix.repeated(len(jobs)), hooks, self.config["budget"], forced)
+        for i, job in enumerate(jobs):
+            self._keep(job, ids[i * n : (i + 1) * n])
 
-    def _is_done(self, split: str, arm: str, setting: Setting, problems: range) -> bool:
-        return all((split, arm, setting, problem) in self.done for problem in problems)
+    def _parts(self, job: Job) -> Iterator[Job]:
+        """Jobs of no more problems than fit in a batch, so that each is kept when it is done."""
+        for start in range(job.problems.start, job.problems.stop, self.rows):
+            yield replace(job, problems=range(start, min(start + self.rows, job.problems.stop)))
+
+    def _is_done(self, job: Job) -> bool:
+        return all((job.split, job.arm, job.setting, problem) in self.done for problem in job.problems)
 
     def _prefix(self, kind: str, problems: range) -> Prefix:
-        template = self.config["prompts"][kind]
-        prompts = [template.replace("{question}", self.problems[i]["question"]) for i in problems]
+        prompts = [prompt(self.config, kind, self.problems[i]["question"]) for i in problems]
         tokens = ul.Variant(self.model, prompts, add_special_tokens=False).tokens
         return self.decoder.prefix(tokens.ids, tokens.mask)
 
-    def _hook(self, arm: str, setting: Setting) -> ul.SteeringHook:
-        direction = ul.CapabilityDirection.load(DIRECTIONS / f"{setting[0]}.safetensors")
-        sign = self.config["arms"].get(arm, {}).get("sign", 1)
-        return ul.SteeringHook(sign * direction, setting[1])
+    def _hook(self, job: Job) -> ul.SteeringHook | None:
+        name, alpha = job.setting
+        return ul.SteeringHook(ul.CapabilityDirection.load(DIRECTIONS / f"{name}.safetensors"), alpha) if name else None
 
-    def _begun(self, problems: range, n: int) -> list[list[int]]:
-        """The first tokens that the transfer wrote, for each problem of a block."""
-        of = [line for line in lines(RESULTS) if line["split"] == "test" and line["arm"] == self.config["transfer"]]
-        begun = {row["problem"]: row["begins"][:n] for line in of for row in line["rows"]}
-        return [begun[problem] for problem in problems]
+    def _begun(self, job: Job) -> list[list[int]]:
+        """The first tokens that the transfer wrote for each problem, where a job wants them."""
+        begun: dict[int, list[int]] = {}
+        if job.forced:
+            of = [line for line in lines(RESULTS) if line["split"] == "test" and line["arm"] == self.config["transfer"]]
+            begun = {row["problem"]: row["begins"][: job.forced] for line in of for row in line["rows"]}
+        return [begun[problem] if job.forced else [] for problem in job.problems]
 
-    def _keep(self, split: str, arm: str, setting: Setting, start: int, ids: Sequence[Sequence[int]]) -> None:
+    def _keep(self, job: Job, ids: Sequence[Sequence[int]]) -> None:
         rows: list[dict[str, Any]] = []
-        for i, written in enumerate(ids):
+        for problem, written in zip(job.problems, ids, strict=True):
             text = self.model.tokenizer.decode(written, skip_special_tokens=True)
             ended = written[-1] in self.decoder.ends
-            row = {"problem": start + i, "tokens": len(written) - ended, "ended": ended, "begins": list(written[:8])}
-            rows.append({**row, **judged(text, self.problems[start + i]["answer"]), "text": text})
-        line = {"split": split, "arm": arm, "direction": setting[0], "alpha": setting[1], "start": start, "rows": rows}
+            row = {"problem": problem, "tokens": len(written) - ended, "ended": ended, "begins": list(written[:8])}
+            row |= {**judged(text, self.problems[problem]["answer"]), "characters": len(text)}
+            rows.append(row | ({"text": text} if problem < job.problems.start + TEXTS else {}))
+        name, alpha = job.setting
+        line = {"split": job.split, "arm": job.arm, "direction": name, "alpha": alpha, "rows": rows}
         self.done.update(_keys(line))
         append(RESULTS, line)
         right = sum(row["flexible"] for row in rows)
-        print(split, arm, setting, start, "right:", right, "of", len(rows), flush=True)  # noqa: T201
+        print(job.split, job.arm, job.setting, "right:", right, "of", len(rows), flush=True)  # noqa: T201
 
 
-def nulls(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arms of noise with the covariance of the source's states, moved by the map that moves the transfer."""
-    return {f"noise {seed}": {"directions": [f"noise_{seed}"]} for seed in range(config["noise"])}
+def choosing(config: Mapping[str, Any]) -> Iterator[Job]:
+    """Every setting of every arm on the choosing problems."""
+    for arm, of in config["arms"].items():
+        for setting in settings_of(config, of):
+            yield Job("choose", arm, setting, "locked", range(*config["problems"]["choose"]))
+
+
+def testing(config: Mapping[str, Any]) -> Iterator[Job]:
+    """Every arm that forces no tokens at its chosen setting, on the test problems."""
+    chosen, problems = chosen_settings(config), range(*config["problems"]["test"])
+    for arm, of in config["arms"].items():
+        if "forced" not in of and ("prompt" in of or arm in chosen):
+            yield Job("test", arm, chosen.get(arm, ("", 0.0)), of.get("prompt", "locked"), problems)
+
+
+def forcing(config: Mapping[str, Any]) -> Iterator[Job]:
+    """The arms that write the transfer's first tokens."""
+    for arm, of in config["arms"].items():
+        if "forced" in of:
+            yield Job("test", arm, ("", 0.0), "locked", range(*config["problems"]["test"]), of["forced"])
+
+
+def nulls(config: Mapping[str, Any]) -> Iterator[Job]:
+    """Noise with the covariance of the source's locked states, moved by the map that moves the transfer."""
+    for seed in range(config["noise"]):
+        for alpha in config["alphas"]:
+            yield Job("null", f"noise {seed}", (f"noise_{seed}", alpha), "locked", range(*config["problems"]["noise"]))
+
+
+STEPS: Mapping[str, Callable[[Mapping[str, Any]], Iterator[Job]]] = {
+    "choose": choosing,
+    "test": testing,
+    "forced": forcing,
+    "nulls": nulls,
+}
 
 
 def settings_of(config: Mapping[str, Any], arm: Mapping[str, Any]) -> Iterator[Setting]:
     """What an arm may choose from."""
+    if "paper" in arm:
+        names = [name for name, kind, *_ in paper_grid(config) if kind == arm["paper"]]
+        yield from ((name, alpha) for name in names for alpha in config["paper_alphas"])
     for direction in arm.get("directions", ()):
         yield from ((direction, alpha) for alpha in config["alphas"])
 
@@ -151,17 +198,36 @@ def chosen_settings(config: Mapping[str, Any]) -> dict[str, Setting]:
 
     Arms with settings that were not yet tried are left out.
     """
-    right = {
-        (line["arm"], (line["direction"], line["alpha"])): sum(row["flexible"] for row in line["rows"])
-        for line in lines(RESULTS)
-        if line["split"] == "choose"
-    }
+    right: dict[tuple[str, Setting], int] = {}
+    for line in (line for line in lines(RESULTS) if line["split"] == "choose"):
+        key = line["arm"], (line["direction"], line["alpha"])
+        right[key] = right.get(key, 0) + sum(row["flexible"] for row in line["rows"])
     chosen: dict[str, Setting] = {}
     for arm in config["arms"]:
         settings = list(settings_of(config, config["arms"][arm]))
         if settings and all((arm, one) in right for one in settings):
             chosen[arm] = min(settings, key=lambda one: (-right[arm, one], one[1], settings.index(one)))
     return chosen
+
+
+def prices(config: Mapping[str, Any], target: str) -> None:
+    """What each chosen setting costs on sentences that have nothing to do with problems."""
+    model = open_model(target, "nnsight", dtype=config["models"]["dtype"])
+    sentences = unrelated()
+    done = {(line["arm"], line["direction"], line["alpha"]) for line in lines(RESULTS) if line["split"] == "price"}
+    for arm, (name, alpha) in chosen_settings(config).items():
+        if (arm, name, alpha) not in done:
+            hook = ul.SteeringHook(ul.CapabilityDirection.load(DIRECTIONS / f"{name}.safetensors"), alpha)
+            found = distributions.price(model, sentences, hook, batch_size=24, add_special_tokens=False)
+            line = {"split": "price", "arm": arm, "direction": name, "alpha": alpha, "rows": []}
+            append(RESULTS, line | {"kl": round(found.kl, 4), "kl_worst": round(found.kl_worst, 3)})
+            print("price", arm, name, alpha, f"{found.kl:.3f}", flush=True)  # noqa: T201
+
+
+def unrelated() -> list[str]:
+    """Sentences of everyday life."""
+    sentences = yaml.safe_load((HERE / "small_pair.yaml").read_text())["parallels"]["english"].strip().split("\n")
+    return [sentence.replace(" | ", " ") for sentence in sentences]
 
 
 def _keys(line: Mapping[str, Any]) -> set[tuple[str, str, Setting, int]]:
@@ -172,34 +238,33 @@ def _keys(line: Mapping[str, Any]) -> set[tuple[str, str, Setting, int]]:
 def main() -> None:
     """Do one step of the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, models in {
-        "prepare": ("source", "target"),
-        "choose": ("target",),
-        "test": ("target",),
-        "nulls": ("target",),
-        "table": (),
-    }.items():
-        command = commands.add_parser(name)
-        for argument in (*models, *(["problems"] if models else [])):
-            command.add_argument(argument)
-        if name == "test":
-            command.add_argument("--only", nargs="*", default=(), help="these arms alone, to share the work")
+    parser.add_argument("step", choices=["prepare", "forecast", *STEPS, "price", "table"])
+    parser.add_argument("paths", nargs="*", help="SOURCE, TARGET and PROBLEMS, as far as the step wants them")
+    parser.add_argument("--rows", type=int, default=100, help="completions in one batch")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--share", default="0/1", help="i/n: this one of n processes that share the work")
     given = parser.parse_args()
     config = yaml.safe_load(CONFIG.read_text())
-    torch.set_num_threads(1)
-    if given.command == "prepare":
+    torch.set_num_threads(given.threads)
+    if given.step in ("prepare", "forecast"):
+        source, target, problems = given.paths
         of = config["problems"]
-        questions = [line["question"] for line in lines(Path(given.problems))[slice(*of["extract"])]]
-        prepare(config, given.source, given.target, sorted(questions, key=len)[: of["shortest"]], DIRECTIONS)
-    elif given.command == "table":
+        questions = [line["question"] for line in lines(Path(problems))[slice(*of["extract"])]]
+        preparation = Preparation(config, source, target, sorted(questions, key=len)[: of["shortest"]], DIRECTIONS)
+        if given.step == "prepare":
+            preparation.all(MAPS)
+        else:
+            for kind, found in preparation.forecast(MAPS).items():
+                line = {"split": "forecast", "arm": kind, "direction": f"text_{kind}", "alpha": 0.0, "rows": []}
+                append(RESULTS, line | {"verdict": found.verdict, "score": round(found.score, 2), "reasons": found.reasons})
+    elif given.step == "price":
+        prices(config, *given.paths)
+    elif given.step == "table":
         write(config, lines(RESULTS))
     else:
-        study = Study(config, given.target, Path(given.problems))
-        if given.command == "test":
-            study.test(given.only)
-        else:
-            study.choose(config["arms"] if given.command == "choose" else nulls(config))
+        target, problems = given.paths
+        i, n = (int(part) for part in given.share.split("/"))
+        Study(config, target, Path(problems), given.rows).run([*STEPS[given.step](config)][i::n])
 
 
 if __name__ == "__main__":

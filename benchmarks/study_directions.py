@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ import unlock_lens as ul
 from unlock_lens import controls
 from unlock_lens.core import read
 from unlock_lens.core.direction import Provenance
+from unlock_lens.evidence.diagnosis import Diagnosis
 from unlock_lens.hosts import backend_of, open_model
 from unlock_lens.method import extract
 
-CONTRASTS = ("cot", "same_end", "placebo")
-PAPER_RANKS = (1, 4, 16)
+FORECAST_ON = 16
+"""Prompts of each side that the forecast looks at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +30,11 @@ class Side:
     model: Any
     states: Mapping[str, Tensor]
 
-    def contrast(self, kind: str, aggregate: str = "mean", locked: str = "locked") -> ul.CapabilityDirection:
-        differences = extract.differences(self.states[kind], self.states[locked])
+    def contrast(
+        self, kind: str, aggregate: str = "mean", locked: str = "locked", n: int | None = None
+    ) -> ul.CapabilityDirection:
+        """The direction from the locked prompts to those of a kind, of all prompts or the first n."""
+        differences = extract.differences(self.states[kind][:, :n], self.states[locked][:, :n])
         vectors = torch.stack([extract.aggregated(of_layer, aggregate) for of_layer in differences])
         identity = backend_of(self.model).identity
         made = Provenance(aggregate=aggregate, position=-1, n_prompts=differences.shape[1], steps=(f"contrast {kind}",))
@@ -46,48 +50,128 @@ def read_side(model: Any, prompts: Mapping[str, Sequence[str]], add_special_toke
     return Side(model, states)
 
 
-def completed(model: Any, prompts: Sequence[str], tokens: int) -> list[str]:
-    """Prompts with what the model writes after them."""
+def completions(model: Any, prompts: Sequence[str], tokens: int) -> list[str]:
+    """What the model writes after each prompt."""
     decoder, read_prompts = Decoder(model), ul.Variant(model, prompts, add_special_tokens=False).tokens
     written = decoder.complete(decoder.prefix(read_prompts.ids, read_prompts.mask), None, tokens)
-    return [prompt + model.tokenizer.decode(ids) for prompt, ids in zip(prompts, written, strict=True)]
+    return [model.tokenizer.decode(ids) for ids in written]
 
 
-def prepare(config: Mapping[str, Any], source_folder: str, target_folder: str, questions: Sequence[str], out: Path) -> None:
-    """Make every direction, and save it in the target's residual stream."""
-    out.mkdir(parents=True, exist_ok=True)
-    source, target = (
-        open_model(folder, "nnsight", dtype=config["models"]["dtype"]) for folder in (source_folder, target_folder)
-    )
-    prompts = {
-        kind: [template.replace("{question}", question) for question in questions]
-        for kind, template in config["prompts"].items()
-    }
-    there = read_side(target, prompts)
-    for kind in CONTRASTS:
-        there.contrast(kind).save(out / f"own_{kind}.safetensors")
-    own = there.contrast("same_end")
-    controls.away_from(there.states["locked"].double().mean(1).float(), own).save(out / "anti_mean.safetensors")
-    half = len(questions) // 2
-    texts = prompts["locked"] + completed(
-        target, prompts["cot"][:half] + prompts["same_end"][half:], config["calibration_tokens"]
-    )
-    here = read_side(source, prompts)
-    contrasts = {kind: here.contrast(kind) for kind in CONTRASTS}
-    models = backend_of(source).identity, backend_of(target).identity
+def prompt(config: Mapping[str, Any], kind: str, question: str) -> str:
+    """One prompt of a kind; a few-shot prompt has worked problems before it, asked alike."""
+    if kind == "few_shot":
+        shown = [f"{prompt(config, 'locked', asked)}{worked}<|im_end|>\n" for asked, worked in config["few_shot"]]
+        return "".join([*shown, prompt(config, "locked", question)])
+    filled = config["chat"]
+    for name, text in (*config["prompts"][kind].items(), ("question", question)):
+        filled = filled.replace(f"{{{name}}}", text)
+    return filled
+
+
+class Preparation:
+    """Both models, the prompts, and where directions go."""
+
+    def __init__(self, config: Mapping[str, Any], source: str, target: str, questions: Sequence[str], out: Path) -> None:
+        self.config, self.out = config, out
+        self.source, self.target = (self._opened(folder) for folder in (source, target))
+        self.prompts = {kind: [prompt(config, kind, question) for question in questions] for kind in config["prompts"]}
+        self.contrasts = [kind for kind in self.prompts if kind != "locked"]
+        out.mkdir(parents=True, exist_ok=True)
+
+    def all(self, maps: Path) -> None:
+        """Make every direction, and keep the main map for the forecast."""
+        here, there = read_side(self.source, self.prompts), read_side(self.target, self.prompts)
+        self.own(there)
+        self.paper(here, there)
+        n = self.config["problems"]["texts"]
+        begun = {kind: of[:n] for kind, of in self.prompts.items()}
+        written = {kind: self.written(self.target, of) for kind, of in begun.items() if kind != "locked"}
+        texts = begun["locked"] + [a + b for kind, of in written.items() for a, b in zip(begun[kind], of, strict=True)]
+        main = self.map(self.source, texts)
+        maps.mkdir(parents=True, exist_ok=True)
+        main.save(maps / "text.safetensors")
+        for kind in self.contrasts:
+            self.save(main.transport(here.contrast(kind)), f"text_{kind}")
+        self.save(-main.transport(here.contrast("same_end")), "minus_same_end")
+        for seed in range(self.config["noise"]):
+            noise = controls.noise_of_states(here.contrast("same_end"), here.states["locked"], seed)
+            self.save(main.transport(noise), f"noise_{seed}")
+        for name, some in self.other_texts(begun, written):
+            self.save(self.map(self.source, some).transport(here.contrast("same_end")), f"{name}_same_end")
+        blank = untrained(self.source)
+        theirs = read_side(blank, {kind: self.prompts[kind] for kind in ("locked", "same_end")})
+        self.save(self.map(blank, texts).transport(theirs.contrast("same_end")), "untrained_same_end")
+
+    def own(self, there: Side) -> None:
+        """The target's own directions, and away from its locked states."""
+        for kind in ("cot", "same_end"):
+            self.save(there.contrast(kind), f"own_{kind}")
+        self.save(controls.away_from(there.states["locked"].double().mean(1).float(), there.contrast("same_end")), "anti_mean")
+
+    def paper(self, here: Side, there: Side) -> None:
+        """The paper's calibration, the last tokens of the locked prompts, with all of its grid that these prompts allow."""
+        models = backend_of(self.source).identity, backend_of(self.target).identity
+        for name, kind, rank, n, aggregate in paper_grid(self.config):
+            aligner = ul.SubspaceAligner(rank, centered=aggregate == "pca", positions="last")
+            aligner.fit_activations(here.states["locked"][:, :n], there.states["locked"][:, :n], *models)
+            self.save(aligner.transport(here.contrast(kind, aggregate, n=n)), name)
+
+    def other_texts(self, begun: Mapping[str, list[str]], written: Mapping[str, list[str]]) -> Iterator[tuple[str, list[str]]]:
+        """Calibration texts of other kinds than the main map's."""
+        yield "prompts", [text for of in begun.values() for text in of]
+        yield "solutions", begun["locked"] + [text for of in written.values() for text in of]
+        both = begun["locked"] + begun["same_end"]
+        yield "source_text", [a + b for a, b in zip(both, self.written(self.source, both), strict=True)]
+
+    def written(self, model: Any, prompts: Sequence[str]) -> list[str]:
+        return completions(model, prompts, self.config["calibration_tokens"])
+
+    def map(self, source: Any, texts: Sequence[str]) -> ul.SubspaceAligner:
+        """The default calibration on these texts."""
+        sides = (ul.Variant(model, texts, add_special_tokens=False) for model in (source, self.target))
+        aligner = ul.SubspaceAligner(self.config["rank"]).fit(*sides)
+        print(f"a map of {len(texts)} texts, {aligner.n_tokens} tokens", flush=True)  # noqa: T201
+        return aligner
+
+    def save(self, direction: ul.CapabilityDirection, name: str) -> None:
+        direction.save(self.out / f"{name}.safetensors")
+
+    def forecast(self, maps: Path) -> dict[str, Diagnosis]:
+        """What `diagnose` says of the main map before anything is generated."""
+        main = ul.SubspaceAligner.load(maps / "text.safetensors")
+        here = read_side(self.source, {kind: self.prompts[kind] for kind in ("locked", "same_end", "cot", "placebo")})
+        some = {kind: of[:FORECAST_ON] for kind, of in self.prompts.items()}
+        locked = ul.Variant(self.target, some["locked"], add_special_tokens=False)
+        return {
+            kind: ul.diagnose(
+                here.contrast(kind),
+                main,
+                locked=locked,
+                unlocked=ul.Variant(self.source, some[kind], add_special_tokens=False),
+                own=ul.CapabilityDirection.load(self.out / f"own_{kind}.safetensors") if kind != "placebo" else None,
+            )
+            for kind in ("same_end", "cot", "placebo")
+        }
+
+    def _opened(self, folder: str) -> Any:
+        return open_model(folder, "nnsight", dtype=self.config["models"]["dtype"])
+
+
+def paper_grid(config: Mapping[str, Any]) -> Iterator[tuple[str, str, int, int, str]]:
+    """Name, contrast, rank, prompts and aggregate of each direction that the paper's calibration chooses from."""
+    of = config["paper"]
     for kind in ("cot", "same_end"):
-        for aggregate in ("mean", "pca"):
-            for rank in PAPER_RANKS:
-                paper = ul.SubspaceAligner(rank, centered=aggregate == "pca", positions="last")
-                paper.fit_activations(here.states["locked"], there.states["locked"], *models)
-                moved = paper.transport(here.contrast(kind, aggregate))
-                moved.save(out / f"paper_{kind}_{aggregate}_{rank}.safetensors")
-    text = ul.SubspaceAligner(config["rank"]).fit(
-        ul.Variant(source, texts, add_special_tokens=False), ul.Variant(target, texts, add_special_tokens=False)
-    )
-    for kind in CONTRASTS:
-        text.transport(contrasts[kind]).save(out / f"text_{kind}.safetensors")
-    for seed in range(config["noise"]):
-        noise = controls.noise_of_states(contrasts["same_end"], here.states["locked"], seed)
-        text.transport(noise).save(out / f"noise_{seed}.safetensors")
-    print(f"{text.n_tokens} calibration tokens; directions are in {out}", flush=True)  # noqa: T201
+        for aggregate in of["aggregates"]:
+            for n in of["prompts"]:
+                for rank in (rank for rank in of["ranks"] if rank <= n):
+                    yield f"paper_{kind}_{aggregate}_n{n}_r{rank}", kind, rank, n, aggregate
+
+
+def untrained(model: Any) -> Any:
+    """A model of the same shape and tokenizer with weights as they are before training."""
+    from nnsight import TransformersModel
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    blank: Any = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16)
+    return TransformersModel(blank.eval(), tokenizer=model.tokenizer)

@@ -245,13 +245,22 @@ class Backend(Runs):
         self._check_length(batch)
         with running(self.root):
             if self._reads(batch):
-                return self._log_probs(batch, edits, prompt_length)
+                return self._numbers(self._log_probs(batch, edits, prompt_length))
             found: list[Tensor] = [torch.empty(0)] * len(batch.ids)
             for rows, part in self._parts(batch, self._reads(batch, even=True)):
                 cut = batch.ids.shape[1] - part.ids.shape[1]
                 for row, predicted in zip(rows.tolist(), self._log_probs(part, edits, prompt_length - cut), strict=True):
                     found[row] = predicted
-            return torch.stack(found)
+            return self._numbers(torch.stack(found))
+
+    def _numbers(self, log_probs: Tensor) -> Tensor:
+        """Predictions that are numbers: padding or steering that overflows in half precision gives NaN."""
+        if bool(log_probs.isnan().any()):
+            raise UnsupportedModel(
+                f"{self.identity.name} predicts NaN: take float32 or a weaker edit, or batch_size=1 where the host's mask "
+                "overflows in half precision (TransformerLens under autocast)"
+            )
+        return log_probs
 
     def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
         """Ids of the completions; what follows a row's end-of-sequence token means nothing."""
