@@ -14,7 +14,7 @@ PYTEST := $(VENV)/bin/pytest -n $(WORKERS) --dist loadfile
 NDIF_TEST = $(shell $(PYTHON) -c 'import sys; print("test-ndif" * (sys.version_info >= (3, 11)))')
 APT_INSTALL := apt-get install --yes --no-install-recommends chromium fonts-dejavu-core
 
-.PHONY: help demo sweep test test-all test-numerics test-tl3 test-ndif test-wheel test-peers test-real real bench-ndif browser diagnosis aligners bench \
+.PHONY: help demo sweep test test-all test-numerics test-tl3 test-ndif test-wheel test-peers test-real test-gpu bench-gpu real bench-ndif browser diagnosis aligners bench \
 	bench-peers docs check format zoo zoo-figures families clean
 
 help:  ## list the targets
@@ -57,6 +57,12 @@ test-real: export OMP_NUM_THREADS = 2
 test-real: $(VENV)/real $(TL3)/real  ## steer a real pretrained model (SmolLM2-135M-Instruct) in every host, and show what it writes
 	$(VENV)/bin/pytest -m real -s tests/real
 	$(TL3)/bin/pytest -m real -s tests/real -k hooked
+
+test-gpu: $(VENV)/ready  ## run the oracle's tests and those of half precision on a GPU; without one they skip themselves
+	$(VENV)/bin/pytest -q -rs tests/gpu $(if $(shell $(VENV)/bin/python -c 'import torch; print("gpu" * torch.cuda.is_available())'),tests/hosts/test_oracle.py)
+
+bench-gpu: $(VENV)/ready  ## measure extraction, a fit and generation at the shapes of 1.5B and 7B models on a GPU (5 minutes of an H100)
+	$(VENV)/bin/python benchmarks/gpu.py
 
 real: $(VENV)/real  ## run the notebook on real models, SmolLM2 to Gemma; UNLOCK_LENS_MODELS=FOLDER names them (3 minutes)
 	$(VENV)/bin/python -m tests.tutorials tutorials/real.py

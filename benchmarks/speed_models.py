@@ -31,12 +31,12 @@ VOCABULARY = 49152 * 12 // 30 + 1
 _PAD, _END = "<pad>", "<end>"
 
 
-def make_folder(folder: Path, shape: dict[str, int], vocabulary: int = VOCABULARY) -> None:
-    """Write a random model and its tokenizer, one token a word, as a Hugging Face folder."""
+def make_tokenizer_folder(folder: Path, vocabulary: int = VOCABULARY) -> None:
+    """Write a tokenizer, one token a word."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     words = [_PAD, _END, *(f"w{i}" for i in range(vocabulary - 2))]
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token=_PAD))
@@ -44,6 +44,13 @@ def make_folder(folder: Path, shape: dict[str, int], vocabulary: int = VOCABULAR
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=_PAD, eos_token=_END, padding_side="left", clean_up_tokenization_spaces=False
     ).save_pretrained(folder)
+
+
+def make_folder(folder: Path, shape: dict[str, int], vocabulary: int = VOCABULARY) -> None:
+    """Write a random model and its tokenizer as a Hugging Face folder."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    make_tokenizer_folder(folder, vocabulary)
     torch.manual_seed(0)
     # No end token: a completion has as many tokens as are asked for.
     ends: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}

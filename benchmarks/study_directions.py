@@ -128,8 +128,8 @@ class Preparation:
 
     def map(self, source: Any, texts: Sequence[str]) -> ul.SubspaceAligner:
         """The default calibration on these texts."""
-        sides = (ul.Variant(model, texts, add_special_tokens=False) for model in (source, self.target))
-        aligner = ul.SubspaceAligner(self.config["rank"]).fit(*sides)
+        here, there = (ul.Variant(model, texts, add_special_tokens=False) for model in (source, self.target))
+        aligner = ul.SubspaceAligner(self.config["rank"]).fit(here, there)
         print(f"a map of {len(texts)} texts, {aligner.n_tokens} tokens", flush=True)  # noqa: T201
         return aligner
 

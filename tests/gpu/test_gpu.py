@@ -1,8 +1,7 @@
-"""What only a GPU can show. `make test-gpu` runs these tests and those of the oracle, whose models are then on the GPU as well."""
+"""What only a GPU can show. `make test-gpu` runs these tests and those of the oracle, whose models are then on the GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -83,7 +82,8 @@ def test_steering_with_every_kind_of_attention(attention: str, folders: Any, mod
 
     folder = folders["llama", "a"]
     kind = "eager" if attention == "eager" else "sdpa"
-    weights: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation=kind).cuda()
+    weights: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation=kind)
+    weights.cuda()
     model = TransformersModel(weights, tokenizer=AutoTokenizer.from_pretrained(folder))
     direction = direction_for(model_of("llama", "nnsight"))
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if attention == "flash" else nullcontext():
@@ -92,7 +92,7 @@ def test_steering_with_every_kind_of_attention(attention: str, folders: Any, mod
 
 
 @pytest.fixture
-def moved(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def moved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many numbers each copy from the GPU to the host's memory had."""
     found: list[int] = []
     copy, convert = torch.Tensor.cpu, torch.Tensor.to
@@ -108,7 +108,7 @@ def moved(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
     monkeypatch.setattr(torch.Tensor, "cpu", cpu)
     monkeypatch.setattr(torch.Tensor, "to", to)
-    yield found
+    return found
 
 
 def test_a_fit_keeps_the_states_on_the_gpu(host: str, model_of: Any, moved: list[int]) -> None:
