@@ -17,15 +17,24 @@ Rows = dict[int, dict[str, Any]]
 """What an arm made of each problem."""
 HEAD = (
     "arm", "setting", "n", "right (flexible)", "right (strict)", "gained / lost, p", "transferred minus this",
-    "tokens", "cut off", "zlib",
+    "tokens", "cut off", "zlib", "KL on other text",
 )  # fmt: skip
+LENGTHS = ("arm", "under 50 characters: right of all", "longer: right of all", "right of the 450 unread")
+SHORT = 50
+"""Characters of an answer without steps, as the paper draws the line."""
+READ_BEFORE = 210
+"""Test problems below this number had been read by an earlier version of the study."""
 
 
 def write(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write both into docs/results.md."""
+    """Write all of it into docs/results.md."""
     arms, settings = tested(config, lines)
-    written_between(DOCS / "results.md", "study", "\n".join(table(config, arms, settings)))
-    written_between(DOCS / "results.md", "choosing", "\n".join(choosing(lines)))
+    document = DOCS / "results.md"
+    written_between(document, "study", "\n".join(table(config, arms, settings, lines)))
+    written_between(document, "lengths", "\n".join(by_length(arms)))
+    written_between(document, "nulls", "\n".join(nulls(config, lines)))
+    written_between(document, "forecast", "\n".join(forecasts(lines)))
+    written_between(document, "choosing", "\n".join(choosing(lines)))
     (DOCS / "results.svg").write_text(figure(arms))
 
 
@@ -40,41 +49,87 @@ def tested(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> tup
     return {arm: rows for arm, rows in arms.items() if rows}, settings
 
 
-def table(config: Mapping[str, Any], arms: Mapping[str, Rows], settings: Mapping[str, str]) -> Iterator[str]:
+def table(
+    config: Mapping[str, Any], arms: Mapping[str, Rows], settings: Mapping[str, str], lines: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
     """Markdown, an arm a row; comparisons are on the problems that both arms have."""
-    yield "| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD)
+    yield _row(HEAD) + "\n" + _row(["---"] * len(HEAD))
     base, transfer = arms.get("unsteered", {}), arms.get(config["transfer"], {})
+    prices = {line["arm"]: line for line in lines if line["split"] == "price"}
     for arm, rows in arms.items():
         n, of = len(rows), list(rows.values())
         name = f"**{arm}**" if arm == config["transfer"] else arm
         cells = [name, settings[arm], str(n), _share([row["flexible"] for row in of]), _share([row["strict"] for row in of])]
         cells += [_changed(rows, base) if rows is not base else "", _difference(transfer, rows) if rows is not transfer else ""]
         cells += [f"{fmean(row['tokens'] for row in of):.0f}", f"{fmean(not row['ended'] for row in of):.0%}"]
-        yield "| " + " | ".join([*cells, f"{fmean(row['zlib'] for row in of):.2f}"]) + " |"
+        price = f"{prices[arm]['kl']:.2f}, worst 5% {prices[arm]['kl_worst']:.1f}" if arm in prices else ""
+        yield _row([*cells, f"{fmean(row['zlib'] for row in of):.2f}", price])
+
+
+def by_length(arms: Mapping[str, Rows]) -> Iterator[str]:
+    """Markdown: right answers among short and long completions, and among problems that were never read before."""
+    yield _row(LENGTHS) + "\n" + _row(["---"] * len(LENGTHS))
+    for arm, rows in arms.items():
+        short, long = (
+            [row["flexible"] for row in rows.values() if (row["characters"] < SHORT) is one] for one in (True, False)
+        )
+        unread = [row["flexible"] for problem, row in rows.items() if problem >= READ_BEFORE]
+        yield _row([arm, *(f"{sum(right)} of {len(right)}" for right in (short, long)), _share(unread)])
+
+
+def nulls(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Markdown: how the draws of noise do at their best strength, beside the transfer at its own, on the same problems."""
+    best: dict[str, int] = {}
+    problems = range(*config["problems"]["noise"])
+    for line in lines:
+        of_noise = line["split"] == "null"
+        if of_noise or (line["split"] == "choose" and line["arm"] == config["transfer"]):
+            right = sum(row["flexible"] for row in line["rows"] if row["problem"] in problems)
+            arm = line["arm"] if of_noise else config["transfer"]
+            best[arm] = max(best.get(arm, 0), right)
+    transfer, draws = best.pop(config["transfer"], 0), sorted(best.values(), reverse=True)
+    if draws:
+        as_good = sum(right >= transfer for right in draws)
+        yield (
+            f"Of {len(problems)} problems the transfer has {transfer} right at its best strength. The {len(draws)} draws of noise "
+            f"have {draws[-1]} to {draws[0]} right, each at its own best strength, the middle one {draws[len(draws) // 2]}. "
+            f"As good as the transfer: {as_good} of {len(draws)} (p = {(1 + as_good) / (1 + len(draws)):.3f})."
+        )
+
+
+def forecasts(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What `diagnose` said of each contrast before anything was generated."""
+    for line in lines:
+        if line["split"] == "forecast":
+            yield f"- {line['direction']}: {line['verdict']} {' '.join(f'{reason}.' for reason in line['reasons'])}"
 
 
 def choosing(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Markdown: what every setting brought on the choosing problems."""
+    """Markdown: what each arm brought at every strength on the choosing problems; of several directions the best."""
     of = [line for line in lines if line["split"] == "choose"]
     alphas = sorted({line["alpha"] for line in of})
-    yield "| arm, direction | " + " | ".join(f"alpha {alpha:g}" for alpha in alphas) + " |\n|---|" + "---|" * len(alphas)
-    found = {(line["arm"], line["direction"], line["alpha"]): line["rows"] for line in of}
-    for arm, direction in dict.fromkeys((line["arm"], line["direction"]) for line in of):
-        cells = [_brief(found.get((arm, direction, alpha))) for alpha in alphas]
-        yield f"| {arm}, {direction} | " + " | ".join(cells) + " |"
+    yield _row(["arm", *(f"alpha {alpha:g}" for alpha in alphas)]) + "\n" + _row(["---"] * (1 + len(alphas)))
+    for arm in dict.fromkeys(line["arm"] for line in of):
+        cells: list[str] = []
+        for alpha in alphas:
+            tried = [line["rows"] for line in of if line["arm"] == arm and line["alpha"] == alpha]
+            cells.append(_brief(max(tried, key=lambda rows: sum(row["flexible"] for row in rows))) if tried else "")
+        yield _row([arm, *cells])
 
 
-def _brief(rows: Sequence[Mapping[str, Any]] | None) -> str:
-    return (
-        f"{sum(row['flexible'] for row in rows)} of {len(rows)}, {fmean(row['tokens'] for row in rows):.0f} tokens"
-        if rows
-        else ""
-    )
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _brief(rows: Sequence[Mapping[str, Any]]) -> str:
+    return f"{sum(row['flexible'] for row in rows)} of {len(rows)}, {fmean(row['tokens'] for row in rows):.0f} tokens"
 
 
 def _share(right: Sequence[bool]) -> str:
+    if not right:
+        return ""
     low, high = wilson_interval(sum(right), len(right))
-    return f"{sum(right) / len(right):.0%} ({100 * low:.0f}-{100 * high:.0f})"
+    return f"{100 * sum(right) / len(right):.1f}% ({100 * low:.0f}-{100 * high:.0f})"
 
 
 def _both(a: Rows, b: Rows) -> tuple[list[bool], list[bool]]:
@@ -95,7 +150,7 @@ def _difference(transfer: Rows, rows: Rows) -> str:
     if not after:
         return ""
     found = compare(after, before)
-    return f"{100 * found.difference:+.0f} ({100 * found.low:+.0f} to {100 * found.high:+.0f}), p {found.p:.2g}"
+    return f"{100 * found.difference:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f}), p {found.p:.2g}"
 
 
 def figure(arms: Mapping[str, Rows]) -> str:
