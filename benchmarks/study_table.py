@@ -90,10 +90,11 @@ def nulls(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Iter
     transfer, draws = best.pop(config["transfer"], 0), sorted(best.values(), reverse=True)
     if draws:
         as_good = sum(right >= transfer for right in draws)
+        chance, middle = (1 + as_good) / (1 + len(draws)), draws[len(draws) // 2]
         yield (
             f"Of {len(problems)} problems the transfer has {transfer} right at its best strength. The {len(draws)} draws of "
-            f"noise have {draws[-1]} to {draws[0]} right, each at its own best strength, the middle one "
-            f"{draws[len(draws) // 2]}. As good as the transfer: {as_good} of {len(draws)} (p = {(1 + as_good) / (1 + len(draws)):.3f})."
+            f"noise have {draws[-1]} to {draws[0]} right, each at its own best strength, the middle one {middle}. "
+            f"As good as the transfer: {as_good} of {len(draws)} (p = {chance:.3f})."
         )
 
 
