@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlock_lens.core.alignment import SubspaceAligner
 from unlock_lens.core.direction import CapabilityDirection
+from unlock_lens.core.gates import Gate
 from unlock_lens.core.generation import generate
 from unlock_lens.core.jobs import submit
 from unlock_lens.core.steering import SteeringHook, apply, attached
@@ -50,6 +51,7 @@ __all__ = [
     "CapabilityDirection",
     "DeadlineExceeded",
     "Diagnosis",
+    "Gate",
     "IncompatibleModel",
     "InvalidInput",
     "JobsRunning",

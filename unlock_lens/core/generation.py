@@ -152,12 +152,12 @@ def _on_server(
     told = {
         "server": server.told,
         "model": asdict(model),
-        "edits": [(layer, edit.alpha, edit.operation, edit.positions) for layer, edit in acts],
+        "edits": [(layer, *edit.told) for layer, edit in acts],
     }
     requests: list[Request] = []
     for i, chunk in enumerate(chunks):
         drawn = how if how.seed is None else replace(how, seed=how.seed + i)
-        tensors = [tensor for batch in chunk for tensor in (batch.ids, batch.mask)] + [edit.vector for _, edit in acts]
+        tensors = [tensor for batch in chunk for tensor in (batch.ids, batch.mask)] + [tensor for _, edit in acts for tensor in edit.tensors]
         key = key_of({**told, "how": asdict(drawn)}, tensors)
         requests.append(Request(server, partial(server.generate, chunk, edits, drawn), key))
     found = collect(requests, resume, wait, progress, f"asking {model.name}")

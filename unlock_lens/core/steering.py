@@ -12,12 +12,13 @@ from typing import Any, Literal
 from jaxtyping import Shaped
 from torch import Tensor
 
-from unlock_lens.core.direction import CapabilityDirection
+from unlock_lens.core.direction import CapabilityDirection, check_direction, is_a
+from unlock_lens.core.gates import Gate
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.hosts import Backend, Edits, backend_of
 from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.hosts.shipping import arrived
-from unlock_lens.method.apply import OPERATIONS, POSITIONS, Edit, edits_of
+from unlock_lens.method.apply import OPERATIONS, POSITIONS, LayerEdit, edits_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +35,11 @@ class SteeringHook:
         layers: which of the direction's layers; None for all. Layer l is edited at the output of block l, and layer l+1
             reads the edited state.
         check_model: refuse models that the direction was not made for. Turn it off to try a relative of that model.
+        gate: act only in rows (or at tokens) whose residual stream reads above a threshold; None acts in all.
 
     Raises:
         InvalidInput: alpha that is not finite or lacks a layer, an unknown operation or position, layers that the direction
-            lacks.
+            lacks, or that come before the gate's.
 
     Source: docs/method.md, section 3.
 
@@ -58,12 +60,10 @@ class SteeringHook:
     positions: Literal["last_prompt", "prompt", "generated", "all"] = "last_prompt"
     layers: Sequence[int] | None = None
     check_model: bool = True
+    gate: Gate | None = None
 
     def __post_init__(self) -> None:
-        if not _is_a(self.direction, CapabilityDirection):
-            raise InvalidInput(
-                f"direction is a {type(self.direction).__name__}; give a CapabilityDirection (its load() reads one)"
-            )
+        check_direction(self.direction)
         if isinstance(self.layers, int):
             raise InvalidInput(f"layers={self.layers} was given; give a list, layers=[{self.layers}]")
         object.__setattr__(self, "alpha", _plain(self.alpha))
@@ -80,6 +80,7 @@ class SteeringHook:
                 f"alpha has strengths for layers {sorted(self.alpha)}, layers {list(steered.layers)} are steered; "
                 "give one strength for each, or one number for all (layers= says which are steered)"
             )
+        self._check_gate(steered.layers)
 
     def fwd_hooks(self, model: Any, attention_mask: Shaped[Tensor, "batch token"] | None = None) -> list[tuple[str, Any]]:
         """TransformerLens hooks for `run_with_hooks(fwd_hooks=...)` and `model.hooks(fwd_hooks=...)`.
@@ -146,19 +147,36 @@ class SteeringHook:
         """
         apply(model, [self], tracer, layer)
 
-    def edits(self, identity: ModelIdentity) -> dict[int, Edit]:
-        """The edit of each layer, for a model.
+    def _check_gate(self, steered: Sequence[int]) -> None:
+        if self.gate is None:
+            return
+        if not is_a(self.gate, Gate):
+            raise InvalidInput(f"gate is a {type(self.gate).__name__}; give ul.Gate(direction, threshold), or ul.Gate.fit(...)")
+        if early := [layer for layer in steered if layer < self.gate.layer]:
+            later = [layer for layer in steered if layer >= self.gate.layer]
+            raise InvalidInput(
+                f"the gate reads layer {self.gate.layer}, and layers {early} are steered before it can decide; "
+                + (f"steer layers={later}, or " if later else "")
+                + "read an earlier layer (Gate.fit(layers=...))"
+            )
+
+    def edits(self, identity: ModelIdentity) -> dict[int, list[LayerEdit]]:
+        """The edits of each layer, and the gate that reads before them, for a model.
 
         Raises:
             IncompatibleModel: the direction was made for another model.
         """
         direction, alpha = self._in_basis_of(identity), _plain(self.alpha)
-        return edits_of(direction.vectors, direction.layers, alpha, self.operation, self.positions, self.layers)
+        gate = self.gate and self.gate.gating(identity, self.check_model)
+        return edits_of(direction.vectors, direction.layers, alpha, self.operation, self.positions, self.layers, gate)
 
     def __reduce__(self) -> Any:
         """In plain parts, from which a hook is made where it arrives: nnsight ships what a remote body names."""
-        parts = tuple(getattr(self.direction, field.name) for field in fields(self.direction))
-        return arrived, (__name__, parts, {field.name: getattr(self, field.name) for field in fields(self)[1:]})
+        settings = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        if self.gate is not None:
+            rest = {field.name: getattr(self.gate, field.name) for field in fields(self.gate)[1:]}
+            settings["gate"] = _parts(self.gate.direction), rest
+        return arrived, (__name__, _parts(self.direction), settings)
 
     def _in_basis_of(self, identity: ModelIdentity) -> CapabilityDirection:
         direction = self.direction
@@ -185,14 +203,14 @@ class SteeringHook:
         return direction
 
 
-def _is_a(given: Any, kind: type) -> bool:
-    """An instance, also of the class as it was before a module was reloaded."""
-    return isinstance(given, kind) or (type(given).__module__, type(given).__qualname__) == (kind.__module__, kind.__qualname__)
-
-
 def rebuilt(direction: tuple[Any, ...], settings: Mapping[str, Any]) -> SteeringHook:
     """A hook that was pickled (`hosts.shipping.arrived`)."""
-    return SteeringHook(CapabilityDirection(*direction), **settings)
+    gate = settings["gate"] and Gate(CapabilityDirection(*settings["gate"][0]), **settings["gate"][1])
+    return SteeringHook(CapabilityDirection(*direction), **{**settings, "gate": gate})
+
+
+def _parts(direction: CapabilityDirection) -> tuple[Any, ...]:
+    return tuple(getattr(direction, field.name) for field in fields(direction))
 
 
 def as_hooks(steer: SteeringHook | Sequence[SteeringHook] | None) -> list[SteeringHook]:
@@ -205,7 +223,7 @@ def as_hooks(steer: SteeringHook | Sequence[SteeringHook] | None) -> list[Steeri
         return []
     given: list[Any] = [*steer] if isinstance(steer, list | tuple) else [steer]
     for hook in given:
-        if not _is_a(hook, SteeringHook):
+        if not is_a(hook, SteeringHook):
             raise InvalidInput(
                 f"steer was given a {type(hook).__name__}; wrap a direction as SteeringHook(direction, alpha=0.5)"
             )
@@ -214,10 +232,10 @@ def as_hooks(steer: SteeringHook | Sequence[SteeringHook] | None) -> list[Steeri
 
 def edits_for(backend: Backend, hooks: Sequence[SteeringHook]) -> Edits:
     """The edits of several hooks, layer by layer; at each layer in the order of the hooks."""
-    merged: dict[int, list[Edit]] = {}
+    merged: dict[int, list[LayerEdit]] = {}
     for hook in hooks:
-        for layer, edit in hook.edits(backend.identity).items():
-            merged.setdefault(layer, []).append(edit)
+        for layer, of_layer in hook.edits(backend.identity).items():
+            merged.setdefault(layer, []).extend(of_layer)
     return merged
 
 
