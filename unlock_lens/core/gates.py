@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
@@ -17,11 +17,14 @@ from unlock_lens.core.read import at_position, check_layers
 from unlock_lens.core.variant import Variant
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.hosts.identity import ModelIdentity
+from unlock_lens.method.align import FactoredMaps
 from unlock_lens.method.apply import GATE_POSITIONS, GatePositions, Gating, reader_of
-from unlock_lens.method.gate import auroc, best_cut, held_out_readings, mean_difference
+from unlock_lens.method.gate import auroc, best_cut, discriminant, held_out_readings
 
 OVERLAP = 0.6
 """An AUROC below which two classes are not told apart."""
+TOLERANCE = 1e-2
+"""Singular values of a map below this share of the largest are noise to a reader, whose pseudo-inverse would amplify it."""
 _AS_GOOD = 0.01
 """Layers whose AUROC is this near to the best count as equal: the earliest of them leaves most layers to steer."""
 
@@ -88,8 +91,8 @@ class Gate:
     ) -> Gate:
         """Find reader, layer and threshold on prompts where the hook should act and prompts where it should not.
 
-        At each layer the reader is the difference of the two classes' mean states at the last prompt token, or the given
-        direction. Of the layers whose AUROC is within 0.01 of the best, the earliest is taken; the threshold is where the ROC has
+        At each layer the reader is Fisher's discriminant of the two classes' states at the last prompt token (shrunk by 1% of
+        their mean variance), or the given direction. Of the layers whose AUROC is within 0.01 of the best, the earliest is taken; the threshold is where the ROC has
         the largest hits - false alarms. A reader that is found here is judged on held-out prompts (five folds).
 
         Args:
@@ -129,7 +132,7 @@ class Gate:
                 "least); give prompts that differ at their last token, or force=True to make the gate all the same"
             )
         if direction is None:
-            reader = mean_difference(states[0][i], states[1][i]).float().unsqueeze(0)
+            reader = discriminant(states[0][i], states[1][i]).float().unsqueeze(0)
             made = Provenance("reader", -1, len(act), not_act.prompts_hash, act.prompts_hash, identity)
             direction = CapabilityDirection(reader, (where[i],), identity.basis, identity, made)
         cut = best_cut(*read[i])
@@ -158,6 +161,59 @@ class Gate:
         """
         direction = fitting(self.direction, identity, check_model)
         return Gating(self.layer, reader_of(direction.vectors, direction.basis), self.threshold, self.positions)
+
+    def transported(
+        self, maps: FactoredMaps, centered: bool, source: ModelIdentity | None, target: ModelIdentity | None, told: str
+    ) -> Gate:
+        """The gate of a source model in the target's residual stream; the aligner's `transport` calls it.
+
+        With h_t = (h_s - m_s) W + m_t it is w_t = W^+ w_s and threshold_t = threshold_s - <w_s, m_s> + <w_t, m_t>, so that
+        <w_t, h_t> - threshold_t = <w_s, h_s> - threshold_s for states h_s that W carries without loss (m is 0 if uncentered).
+
+        Raises:
+            IncompatibleModel: it was not made for the source.
+        """
+        w_s = self._read_by(source, maps.source_factors.shape[-1])
+        b = next(b for b, a in maps.layer_map.items() if a == self.layer)
+        w_t = maps.carry_reader(b, w_s, TOLERANCE)
+        i = list(maps.layer_map).index(b)
+        shift = w_t @ maps.target_mean[i].double() - w_s @ maps.source_mean[i].double() if centered else 0.0
+        return self._elsewhere(w_t, b, self.threshold + float(shift), target, maps.rank, told)
+
+    def pulled_back(
+        self, maps: FactoredMaps, centered: bool, source: ModelIdentity | None, target: ModelIdentity | None, told: str
+    ) -> Gate:
+        """The gate of a target model in the source's residual stream; the aligner's `pull_back` calls it.
+
+        w_s = W w_t and threshold_s = threshold_t - <w_t, m_t> + <w_s, m_s>: exact for every state that W carries.
+
+        Raises:
+            IncompatibleModel: it was not made for the target.
+        """
+        w_t = self._read_by(target, maps.target_factors.shape[-1])
+        i = list(maps.layer_map).index(self.layer)
+        left, core, right = (part[i].double() for part in (maps.source_factors, maps.core, maps.target_factors))
+        w_s = left.T @ (core @ (right @ w_t))
+        shift = w_s @ maps.source_mean[i].double() - w_t @ maps.target_mean[i].double() if centered else 0.0
+        return self._elsewhere(w_s, maps.layer_map[self.layer], self.threshold + float(shift), source, maps.rank, told)
+
+    def _read_by(self, model: ModelIdentity | None, width: int) -> Tensor:
+        """w in float64, if it reads states of that model, or of that width where the model is unknown."""
+        if model is not None:
+            fitting(self.direction, model)
+        if self.direction.d_model != width:
+            raise IncompatibleModel(f"the gate has d_model {self.direction.d_model}, the aligner's model {width}")
+        return reader_of(self.direction.vectors, self.direction.basis).double()
+
+    def _elsewhere(
+        self, reader: Tensor, layer: int, threshold: float, model: ModelIdentity | None, rank: int, told: str
+    ) -> Gate:
+        """Whose AUROC is unknown there."""
+        provenance = replace(self.direction.provenance.then(told), source_model=self.direction.model, rank=rank)
+        basis = model.basis if model else self.direction.basis
+        return Gate(
+            CapabilityDirection(reader.float().unsqueeze(0), (layer,), basis, model, provenance), threshold, self.positions
+        )
 
     @property
     def description(self) -> dict[str, Any]:

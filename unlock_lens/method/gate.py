@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 FOLDS = 5
+SHRINKAGE = 0.01
+"""Lambda, in mean variances of the states."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,23 @@ class Cut:
     false_alarms: float
 
 
-def mean_difference(act: Float[Tensor, "n d_model"], rest: Float[Tensor, "m d_model"]) -> Float[Tensor, " d_model"]:
-    """w = mean of the states where to act, less the mean of the others, in float64."""
-    return act.double().mean(dim=0) - rest.double().mean(dim=0)
+def discriminant(act: Float[Tensor, "n d_model"], rest: Float[Tensor, "m d_model"]) -> Float[Tensor, " d_model"]:
+    """w = (S + lambda I)^-1 (mean of the states where to act - mean of the others), S their covariance within classes; float64.
+
+    Scaled to <w, difference of means> = 1, so that a threshold is a share of the way between the classes. Solved among the n
+    prompts, by the Woodbury identity, because they are mostly fewer than d_model.
+    Source: Fisher, Annals of Eugenics 7 (1936); with a ridge, Friedman, Journal of the American Statistical Association 84 (1989).
+    """
+    means = [states.double().mean(dim=0) for states in (act, rest)]
+    within = torch.cat([states.double() - mean for states, mean in zip((act, rest), means, strict=True)])
+    within = within / len(within) ** 0.5
+    shrinkage = SHRINKAGE * within.square().sum() / within.shape[1]
+    difference = means[0] - means[1]
+    if not bool(shrinkage > 0):  # all states of a class are one
+        return difference / difference.square().sum().clamp_min(torch.finfo(torch.float64).tiny)
+    inner = within @ within.T + shrinkage * torch.eye(len(within), dtype=torch.float64, device=within.device)
+    reader = (difference - within.T @ torch.linalg.solve(inner, within @ difference)) / shrinkage
+    return reader / (reader @ difference).clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def auroc(act: Float[Tensor, " n"], rest: Float[Tensor, " m"]) -> float:
@@ -64,7 +80,7 @@ def held_out_readings(
     of_act, of_rest = (torch.arange(len(states)) % folds for states in (act, rest))
     found = [act.new_zeros(len(states), dtype=torch.float64) for states in (act, rest)]
     for fold in range(folds):
-        reader = mean_difference(act[of_act != fold], rest[of_rest != fold])
+        reader = discriminant(act[of_act != fold], rest[of_rest != fold])
         for readings, states, places in zip(found, (act, rest), (of_act, of_rest), strict=True):
             readings[places == fold] = states[places == fold].double() @ reader
     return found[0], found[1]
