@@ -26,8 +26,9 @@ ARCHITECTURES = {"Llama": "small-base", "GPT-2": "small-gpt2", "Mamba": "small-m
 BEHAVIOURS = ("think", "reverse", "double")
 ASKED = ("direct", *BEHAVIOURS)
 FIT, CHOOSE, TEST = zoo.running_sum(100, seed=1), zoo.running_sum(40, seed=4), zoo.running_sum(100, seed=9)
-CALIBRATION, OTHER, UNRELATED = (zoo.text(n, seed=seed) for n, seed in ((600, 1), (100, 2), (200, 3)))
+CALIBRATION, OTHER, DRAWN = (zoo.text(n, seed=seed) for n, seed in ((600, 1), (200, 2), (600, 3)))
 ALPHAS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+TAGS = ("think", "rev", "double")
 BATCH = 200
 Rows = Iterator[Sequence[str]]
 
@@ -48,9 +49,14 @@ def prompts(task: Any, behaviours: Sequence[str]) -> list[str]:
     return [prompt for behaviour in behaviours for prompt in task.prompts(behaviour)]
 
 
+def unrelated(texts: Sequence[str]) -> list[str]:
+    """Those that ask for something and get it: half of a text without a tag may be the very prompt that is to be steered."""
+    return [text for text in texts if any(tag in text for tag in TAGS)]
+
+
 def halves(texts: Sequence[str]) -> list[str]:
-    """What `distributions.price` steers of unrelated texts."""
-    return [" ".join(text.split()[: len(text.split()) // 2]) for text in texts]
+    """What `distributions.price` steers of such texts."""
+    return [" ".join(text.split()[: len(text.split()) // 2]) for text in unrelated(texts)]
 
 
 def rest(behaviour: str) -> list[str]:
@@ -115,7 +121,7 @@ def prices() -> Rows:
     """Table 2."""
     yield (
         "source to target", "brings", "alpha", "shown by: no gate", "fitted gate", "carried gate",
-        "KL on text: no gate", "fitted", "carried", "KL on other requests: no gate", "fitted", "carried",
+        "KL on text, cut in half: no gate", "fitted", "carried", "KL on requests: no gate", "fitted", "carried",
     )  # fmt: skip
     for (kind, source), (other_kind, target) in permutations(ARCHITECTURES.items(), 2):
         gates = {name: plain_gate(name) for name in (source, target)}
@@ -128,10 +134,9 @@ def prices() -> Rows:
             for each in gate.values():
                 layers = [layer for layer in moved.layers if layer >= each.layer]
                 hooks.append(ul.SteeringHook(moved, alpha, layers=layers, gate=each))
-            asked = [text for text in UNRELATED if any(tag in text for tag in ("rev", "double"))]
             found = [f"{share(target, TEST, behaviour, hook):.0%}" for hook in hooks]
-            found += [f"{price(target, hook, UNRELATED, None):.4f}" for hook in hooks]
-            found += [f"{price(target, hook, asked, ':'):.4f}" for hook in hooks]
+            for prompt_end in (None, ":"):
+                found += [f"{price(target, hook, unrelated(DRAWN), prompt_end):.4f}" for hook in hooks]
             yield f"{kind} to {other_kind}", behaviour, f"{alpha:g}", *found
 
 

@@ -8,6 +8,7 @@ from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.core.gates import Gate
 from unlock_lens.core.generation import generate
 from unlock_lens.core.jobs import submit
+from unlock_lens.core.keys import Evidence
 from unlock_lens.core.steering import SteeringHook, apply, attached
 from unlock_lens.core.transfer import calibration_texts, transfer
 from unlock_lens.core.variant import Variant
@@ -51,6 +52,7 @@ __all__ = [
     "CapabilityDirection",
     "DeadlineExceeded",
     "Diagnosis",
+    "Evidence",
     "Gate",
     "IncompatibleModel",
     "InvalidInput",

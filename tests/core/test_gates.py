@@ -152,7 +152,9 @@ def test_classes_that_overlap_are_refused_with_their_auroc(small: Any) -> None:
 def test_a_gate_reads_before_what_is_steered(small: Any, gate: ul.Gate) -> None:
     direction = ul.CapabilityDirection.extract(ul.Variant(small, TASK.direct), ul.Variant(small, TASK.think))
     late = ul.Gate.fit(ul.Variant(small, TASK.direct), ul.Variant(small, TASK.reverse), layers=[1])
-    with pytest.raises(ul.InvalidInput, match=r"gate reads layer 1, and layers \[0\] are steered before .*steer layers=\[1, 2\]"):
+    with pytest.raises(
+        ul.InvalidInput, match=r"gate reads layer 1, and layers \[0\] are steered before .*steer layers=\[1, 2\]"
+    ):
         ul.SteeringHook(direction, 0.5, gate=late)
     assert ul.SteeringHook(direction, 0.5, gate=gate).at_layers([2]).gate is gate
     with unchecked(), pytest.raises(ul.InvalidInput, match="gate is a CapabilityDirection; give ul.Gate"):

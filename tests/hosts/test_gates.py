@@ -79,7 +79,9 @@ def test_a_gate_before_the_layers_that_are_steered(host: str, model_of: Any, ora
     other = ul.Gate(-1 * gate.direction, -gate.threshold)
     hooks = [ul.SteeringHook(vectors, ALPHA, "add", layers=[2], gate=each) for each in (gate, other)]
     found = ul.generate(model, PROMPTS, hooks, max_new_tokens=STEPS)
-    assert found == oracle_completions(of, vectors.at_layers([2]), "add", "last_prompt")  # each row is let through by one of them
+    assert found == oracle_completions(
+        of, vectors.at_layers([2]), "add", "last_prompt"
+    )  # each row is let through by one of them
 
 
 def test_batches_of_one_generation_decide_anew(host: str, model_of: Any, oracle_of: Any) -> None:

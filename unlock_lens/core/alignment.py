@@ -283,7 +283,8 @@ class SubspaceAligner(Shareable, kind=_KIND):
     def transport(self, direction: CapabilityDirection | Gate) -> CapabilityDirection | Gate:
         """The direction in the target's residual stream, v_t[b] = v_s[a(b)] W[b], wherever it has the source layer a(b).
 
-        A gate goes by the pseudo-inverse, w_t = W[b]^+ w_s, to the first target layer b that reads its layer (`Gate.transported`).
+        A gate goes by the pseudo-inverse, w_t = W[b]^+ w_s, to the first target layer b with a(b) the gate's layer
+        (`Gate.transported`); its order of readings survives better than its threshold, and `pull_back` keeps both.
 
         Warns where no calibration text holds a prompt like the unlocked ones: a map knows only states like those it has seen.
 
@@ -317,10 +318,10 @@ class SubspaceAligner(Shareable, kind=_KIND):
         return CapabilityDirection(vectors.float(), tuple(b for b, _ in rows), basis, self.target_model, provenance)
 
     def pull_back(self, gate: Gate) -> Gate:
-        """A gate of the target as a gate of the source: w_s = W[b] w_t reads in a source state what w_t reads where the map sends it.
+        """A gate of the target as a gate of the source: w_s = W[b] w_t reads in h what w_t reads in the image of h.
 
-        That holds for every state, so it loses less than `transport`: to bring a gate from A to B, fit the map from B to A (of
-        the texts that you would fit the other one on) and pull the gate back through it.
+        That holds for every state, so it loses less than `transport`: to bring a gate from A to B, fit a map from B to A on the
+        same texts, and pull the gate back through it. `method="ridge"` is best (docs/gates.md).
 
         Raises:
             InvalidInput: not fitted yet, no map for the gate's layer, or a map without the mean.
@@ -333,7 +334,9 @@ class SubspaceAligner(Shareable, kind=_KIND):
     def _gate(self, gate: Gate, forth: bool) -> Gate:
         maps = self.maps
         if self.without_mean:
-            raise InvalidInput("this aligner takes the mean state out of directions, which a gate's threshold needs; fit without")
+            raise InvalidInput(
+                "this aligner takes the mean state out of directions, which a gate's threshold needs; fit without"
+            )
         read = sorted(set(maps.layer_map.values() if forth else maps.layer_map))
         if gate.layer not in read:
             raise InvalidInput(

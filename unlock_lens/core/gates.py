@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -69,8 +68,8 @@ class Gate:
         check_direction(self.direction)
         if len(self.direction.layers) != 1:
             raise InvalidInput(
-                f"the direction has layers {list(self.direction.layers)}, and a gate reads one: give direction.at_layers([l]), or "
-                "let Gate.fit choose"
+                f"the direction has layers {list(self.direction.layers)}, and a gate reads one: give direction.at_layers([l]), "
+                "or let Gate.fit choose"
             )
         if not isinstance(self.threshold, Real) or not math.isfinite(self.threshold):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidInput(f"threshold {self.threshold} was given; a finite number is needed")
@@ -92,8 +91,9 @@ class Gate:
         """Find reader, layer and threshold on prompts where the hook should act and prompts where it should not.
 
         At each layer the reader is Fisher's discriminant of the two classes' states at the last prompt token (shrunk by 1% of
-        their mean variance), or the given direction. Of the layers whose AUROC is within 0.01 of the best, the earliest is taken; the threshold is where the ROC has
-        the largest hits - false alarms. A reader that is found here is judged on held-out prompts (five folds).
+        their mean variance), or the given direction. Of the layers whose AUROC is within 0.01 of the best, the earliest is
+        taken; the threshold is where the ROC has the largest hits - false alarms. A reader that is found here is judged on
+        held-out prompts (five folds).
 
         Args:
             act: prompts of the model where the hook should act.
@@ -106,7 +106,8 @@ class Gate:
             progress: whether to show a progress bar (after a second of work).
 
         Raises:
-            InvalidInput: two models, fewer than two prompts in a class, layers out of range, or an AUROC below 0.6 without force.
+            InvalidInput: two models, fewer than two prompts in a class, layers out of range, or an AUROC below 0.6 without
+                force.
             IncompatibleModel: a direction of another model.
         """
         for name, variant in (("act", act), ("not_act", not_act)):
@@ -128,8 +129,8 @@ class Gate:
         i = next(i for i, area in enumerate(found) if area >= max(found) - _AS_GOOD)
         if found[i] < OVERLAP and not force:
             raise InvalidInput(
-                f"the classes overlap: the best layer, {where[i]}, has an AUROC of {found[i]:.2f} (0.5 is chance, {OVERLAP} is the "
-                "least); give prompts that differ at their last token, or force=True to make the gate all the same"
+                f"the classes overlap: the best layer, {where[i]}, has an AUROC of {found[i]:.2f} (0.5 is chance, {OVERLAP} is "
+                "the least); give prompts that differ at their last token, or force=True to make the gate all the same"
             )
         if direction is None:
             reader = discriminant(states[0][i], states[1][i]).float().unsqueeze(0)
@@ -251,9 +252,14 @@ def fitting(direction: CapabilityDirection, identity: ModelIdentity, check_model
             f"the gate was made for {direction.model}, this model is {identity}; transport it with a SubspaceAligner"
         )
     means = direction.vectors.double().mean(dim=1).abs()
-    if direction.basis == "raw" and identity.basis == "zero_mean" and bool((means > 1e-6 * direction.vectors.norm(dim=1)).any()):
+    if (
+        direction.basis == "raw"
+        and identity.basis == "zero_mean"
+        and bool((means > 1e-6 * direction.vectors.norm(dim=1)).any())
+    ):
         raise IncompatibleModel(
-            f"the gate reads the mean over d_model too, which {identity.name} takes out of its residual stream; fit it in this model"
+            f"the gate reads the mean over d_model too, which {identity.name} takes out of its residual stream; fit it in this "
+            "model"
         )
     return direction
 

@@ -24,12 +24,16 @@ class ShippedHook:
         self.settings = dict(settings)
         self.check_model = self.settings.pop("check_model")
         self.gate = self.settings.pop("gate")
+        self.settings.pop("evidence")
+        self.settings.pop("chat_template_hash")
 
     def apply(self, model: Any, tracer: Any = None, layer: int | None = None) -> None:
         """`SteeringHook.apply`; a server's models are raw."""
         identity, blocks = identity_and_blocks(model)
         if self.basis != "raw" and self.settings["operation"] != "add":
-            raise IncompatibleModel(f"the direction is in the basis {self.basis}, {identity} is raw; extract it from the raw model")
+            raise IncompatibleModel(
+                f"the direction is in the basis {self.basis}, {identity} is raw; extract it from the raw model"
+            )
         self._check_fits("direction", self.vectors, self.layers, self.model, identity)
         gating = None
         if self.gate is not None:

@@ -116,8 +116,8 @@ def apply_edits(model: Any, blocks: str, edits: Edits, tracer: Any, layer: int |
     if layer is not None:
         if any(isinstance(edit, Watch) for of_layer in edits.values() for edit in of_layer):
             raise InvalidInput(
-                "a gated hook is applied to all its layers at once, because its gate is read before they are edited; leave layer= "
-                "out, or take a hook without a gate"
+                "a gated hook is applied to all its layers at once, because its gate is read before they are edited; leave "
+                "layer= out, or take a hook without a gate"
             )
         if layer not in edits:
             raise InvalidInput(f"layer {layer} is not steered by this hook, which steers {sorted(edits)}")

@@ -1,4 +1,4 @@
-"""Apply (docs/method.md, section 3): the three edits of the residual stream h, which tokens they reach, and the gates before them.
+"""Apply (docs/method.md, section 3): the three edits of the residual stream h, which tokens they reach, and gates.
 
 They also run inside a remote server's process, and need torch alone there.
 """
@@ -83,8 +83,8 @@ GATE_POSITIONS: tuple[GatePositions, ...] = get_args(GatePositions)
 class Watch:
     """A gate at work: it reads the residual stream of one layer, and edits of that layer and later ones ask it whom to act on.
 
-    With positions "last_prompt" a row is let through if <w, h> > threshold at its last prompt token, and the decision is kept for
-    what follows the prompt. With "all" each token decides for itself.
+    With positions "last_prompt" a row is let through if <w, h> > threshold at its last prompt token, and the decision is kept
+    for what follows the prompt. With "all" each token decides for itself.
 
     Attributes:
         vector: the reader w, [d_model].

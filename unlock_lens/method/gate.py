@@ -36,7 +36,8 @@ def discriminant(act: Float[Tensor, "n d_model"], rest: Float[Tensor, "m d_model
 
     Scaled to <w, difference of means> = 1, so that a threshold is a share of the way between the classes. Solved among the n
     prompts, by the Woodbury identity, because they are mostly fewer than d_model.
-    Source: Fisher, Annals of Eugenics 7 (1936); with a ridge, Friedman, Journal of the American Statistical Association 84 (1989).
+    Source: Fisher, Annals of Eugenics 7 (1936); with a ridge, Friedman, Journal of the American Statistical Association 84
+    (1989).
     """
     means = [states.double().mean(dim=0) for states in (act, rest)]
     within = torch.cat([states.double() - mean for states, mean in zip((act, rest), means, strict=True)])
