@@ -19,7 +19,7 @@ from torch import Tensor
 from unlock_lens import SteeringHook
 from unlock_lens.hosts import backend_of
 from unlock_lens.hosts.identity import ModelIdentity
-from unlock_lens.method.apply import Chunk, Edit
+from unlock_lens.method.apply import Chunk, LayerEdit
 
 SHRINK = 0.85
 """Finished rows leave when fewer than this share of the batch is unfinished: leaving copies the cache."""
@@ -106,11 +106,11 @@ class Decoder:
     def _edited(self, steers: Sequence[SteeringHook | None]) -> Generator[None, None, None]:
         """A pass over one token, the last of each prompt, in which the edits are made."""
         chunk = Chunk(prompt_length=1)
-        of_layers: dict[int, list[tuple[list[int], Edit]]] = {}
+        of_layers: dict[int, list[tuple[list[int], LayerEdit]]] = {}
         for steer in dict.fromkeys(steer for steer in steers if steer is not None):
             rows = [row for row, other in enumerate(steers) if other is steer]
-            for layer, edit in steer.edits(self.identity).items():
-                of_layers.setdefault(layer, []).append((rows, edit))
+            for layer, edits in steer.edits(self.identity).items():
+                of_layers.setdefault(layer, []).extend((rows, edit) for edit in edits)
         hooks = [self.blocks[layer].register_forward_hook(partial(_edit, edits, chunk)) for layer, edits in of_layers.items()]
         try:
             yield
@@ -119,7 +119,7 @@ class Decoder:
                 hook.remove()
 
 
-def _edit(edits: Sequence[tuple[list[int], Edit]], chunk: Chunk, _module: Any, _inputs: Any, output: Any) -> Any:
+def _edit(edits: Sequence[tuple[list[int], LayerEdit]], chunk: Chunk, _module: Any, _inputs: Any, output: Any) -> Any:
     """A block's output with the edits of its rows."""
     states = (output[0] if isinstance(output, tuple) else output).clone()
     for rows, edit in edits:

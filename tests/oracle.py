@@ -34,6 +34,10 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 }
 
 
+Gate = tuple[int, Tensor, float, str]
+"""The layer that is read, the reader w, the threshold of <w, h>, and who decides: "last_prompt" or "all" (each token)."""
+
+
 class Oracle:
     """One model in float64."""
 
@@ -82,10 +86,11 @@ class Oracle:
         steps: int,
         operation: str = "norm_preserving",
         positions: str = "last_prompt",
+        gate: Gate | None = None,
     ) -> list[int]:
         """Ids of the steered completion."""
         ids: list[int] = self.tokenizer.encode(prompt)
-        edit = self._editing(len(ids), vectors, alpha, operation, positions)
+        edit = self._editing(len(ids), vectors, alpha, operation, positions, gate)
         end = len(ids)
         for _ in range(steps):
             ids.append(int(self.run(ids, edit)[1][-1].argmax()))
@@ -103,17 +108,23 @@ class Oracle:
 
     @staticmethod
     def _editing(
-        end: int, vectors: dict[int, Tensor], alpha: float, operation: str, positions: str
+        end: int, vectors: dict[int, Tensor], alpha: float, operation: str, positions: str, gate: Gate | None = None
     ) -> Callable[[int, Tensor], Tensor]:
         """The edit of each layer, for a prompt of `end` tokens."""
+        read: list[Tensor] = []  # by the gate, in this pass
         meant = {"last_prompt": slice(end - 1, end), "prompt": slice(0, end), "generated": slice(end, None), "all": slice(None)}
 
         def edit(layer: int, h: Tensor) -> Tensor:
-            h = h.clone()
+            before, h = h, h.clone()
+            if gate is not None and layer == gate[0]:
+                read[:] = [before @ gate[1].to(h) > gate[2]]
             if layer in vectors:
                 tokens = meant[positions]
                 h[tokens] = OPERATIONS[operation](h[tokens], vectors[layer].to(h), alpha)
-            return h
+            if gate is None or layer not in vectors:
+                return h
+            acts = read[0] if gate[3] == "all" else read[0][end - 1].expand(len(h))
+            return torch.where(acts[:, None], h, before)
 
         return edit
 

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from unlock_lens.core.alignment import SubspaceAligner
 from unlock_lens.core.direction import CapabilityDirection
+from unlock_lens.core.gates import Gate
 from unlock_lens.core.generation import generate
 from unlock_lens.core.jobs import submit
+from unlock_lens.core.keys import Evidence
 from unlock_lens.core.steering import SteeringHook, apply, attached
 from unlock_lens.core.transfer import calibration_texts, transfer
 from unlock_lens.core.variant import Variant
@@ -50,6 +52,8 @@ __all__ = [
     "CapabilityDirection",
     "DeadlineExceeded",
     "Diagnosis",
+    "Evidence",
+    "Gate",
     "IncompatibleModel",
     "InvalidInput",
     "JobsRunning",

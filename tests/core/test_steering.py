@@ -120,7 +120,8 @@ def test_a_fingerprint_does_not_depend_on_dtype_or_scale_but_on_weights() -> Non
 def test_an_edit_carries_its_own_row_alone(small: Any) -> None:
     """Edits are serialized for remote runs, layer by layer."""
     edits = ul.SteeringHook(direction_of(small), 0.5).edits(backend_of(small).identity)
-    assert all(edit.vector.untyped_storage().nbytes() == 64 * 4 for edit in edits.values())
+    held = [tensor for of_layer in edits.values() for edit in of_layer for tensor in edit.tensors]
+    assert [tensor.untyped_storage().nbytes() for tensor in held] == [64 * 4] * 3
 
 
 def test_hooks_compare_by_identity(small: Any) -> None:

@@ -98,6 +98,14 @@ for positions in ("last_prompt", "generated"):
     steer = ul.SteeringHook(here, 0.5, positions=positions)
     assert ul.generate(model, task.direct, steer, remote="local") == ul.generate(model, task.direct, steer)
 
+gate = ul.Gate.fit(ul.Variant(model, task.direct), ul.Variant(model, task.double))
+mixed = task.direct + task.double
+gated = ul.SteeringHook(here, 3.0, "add", "all", layers=range(gate.layer, 3), gate=gate)
+acted = ul.generate(model, mixed, gated)
+assert acted == ul.generate(model, mixed, gated, remote="local")
+assert acted[4:] == ul.generate(model, task.double) != ul.generate(model, task.double, ul.SteeringHook(here, 3.0, "add", "all"))
+assert not set(acted[:4]) & set(ul.generate(model, task.direct))
+
 from unlock_lens.evidence.probe import Probe
 from unlock_lens.evidence.distributions import completion_log_probs, first_token_entropies, next_token_log_probs, price
 from unlock_lens.evidence.evaluation import evaluate, sample
@@ -136,7 +144,7 @@ from importlib import import_module
 from unlock_lens.hosts import ndif
 from unlock_lens.method.reduce import LeadingAxes, Mean, States
 
-names = ("align", "apply", "calibrate", "crossval", "extract", "linalg", "reduce")
+names = ("align", "apply", "calibrate", "crossval", "extract", "gate", "linalg", "reduce")
 rooms = [import_module(f"unlock_lens.method.{name}") for name in names]
 of_method = [
     one
@@ -145,7 +153,7 @@ of_method = [
     if (inspect.isfunction(one) or inspect.isclass(one)) and one.__module__ == room.__name__
 ]
 assert len(of_method) > 50
-built = (LeadingAxes(4, 8, 10, True, False), Mean(4), States(1, 2, 3), steer)
+built = (LeadingAxes(4, 8, 10, True, False), Mean(4), States(1, 2, 3), steer, gated)
 for sent in (*of_method, *built, ndif.reduced, ndif.generated, ndif.unembedded):
     named = {word for _, word, _ in pickletools.genops(dumps(sent)) if isinstance(word, str)}
     assert not named & {"jaxtyping", "beartype", "safetensors", "transformer_lens"}, (sent, named)
@@ -153,8 +161,9 @@ for sent in (*of_method, *built, ndif.reduced, ndif.generated, ndif.unembedded):
 # A hook, pickled as for a server, where this library is installed and where it is not.
 import sys
 
-sent = dumps(steer)
+sent, gated_sent = dumps(steer), dumps(gated)
 assert isinstance(loads(sent), ul.SteeringHook)
+assert loads(gated_sent).gate.threshold == gate.threshold
 for name in [name for name in sys.modules if name.partition(".")[0] == "unlock_lens"]:
     del sys.modules[name]
 sys.modules["unlock_lens"] = None
@@ -166,6 +175,16 @@ with model.generate(max_new_tokens=12, do_sample=False) as run:
     with run.invoke():
         ids = run.result.save()
 assert model.tokenizer.batch_decode(ids[:, end:], skip_special_tokens=True) == written
+
+shipped = loads(gated_sent)
+assert type(shipped).__name__ == "ShippedHook"
+with model.generate(max_new_tokens=64, do_sample=False) as run:
+    with run.invoke(mixed):
+        shipped.apply(model, run)
+    with run.invoke():
+        ids = run.result.save()
+asked = [text.split(": ")[-1] for text in model.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+assert asked == acted, (asked, acted)
 print("the same")
 """
 

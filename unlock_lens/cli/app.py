@@ -112,7 +112,7 @@ def align(
     --direction cot.safetensors --out cot-small.safetensors`
     """
     texts = read_texts(text, prompting.field)
-    found = opt.read_direction(direction) if direction else None
+    found = opt.read(ul.CapabilityDirection, direction) if direction else None
     aligner = _papers(settings) if paper else ul.SubspaceAligner(**opt.aligner_settings(settings))
     sides = running.variants((source, target), (texts, texts), prompting, (template, template))
     aligner.fit(sides[0], sides[1], batch_size=running.batch_size, resume=running.resume)
@@ -139,11 +139,16 @@ def _papers(settings: Any) -> ul.SubspaceAligner:
 @opt.grouped
 def steer(
     model: Annotated[str, Option(help="Folder or hub id of the model to steer.")],
-    direction: Annotated[str, Option(help="Direction in this model's residual stream: file, folder or hub id.")],
     prompts: Annotated[Path, Option(help="Prompts: text file (one per line) or JSONL file.")],
-    alpha: Annotated[float, Option(help="Strength; for norm_preserving a fraction of the residual's norm.")],
     prompting: opt.Prompting,
     running: opt.Running,
+    direction: Annotated[str | None, Option(help="Direction in this model's residual stream: file, folder or hub id.")] = None,
+    alpha: Annotated[
+        float | None, Option(help="Strength; for norm_preserving a fraction of the residual's norm.", show_default=False)
+    ] = None,
+    key: Annotated[
+        str | None, Option(help="A key that somebody saved, instead of a direction and its settings: file, folder or hub id.")
+    ] = None,
     template: opt.Template = SLOT,
     operation: Annotated[Operation, Option(help="What is done to the residual stream.")] = opt.STEER.operation,
     positions: Annotated[Positions, Option(help="Which tokens are edited.")] = opt.STEER.positions,
@@ -156,10 +161,13 @@ def steer(
     """Complete prompts without and with steering, side by side.
 
     Example: `unlock-lens steer --model org/small --direction cot-small.safetensors --alpha 0.3 --prompts q.txt
-    --template "{question} Answer:"`
+    --template "{question} Answer:"`, `unlock-lens steer --model org/small --key cot.key.safetensors --prompts q.txt`
     """
     asked = read_texts(prompts, prompting.field)
-    hook = ul.SteeringHook(opt.read_direction(direction), alpha, operation, positions, parse_layers(layers), check_model)
+    settings = alpha, operation, positions, parse_layers(layers), check_model
+    hook = _hook(direction, settings) if key is None else _key(key, direction, settings)
+    if hook.evidence:
+        typer.echo(f"{hook.evidence}")
     (variant,) = running.variants([model], [asked], prompting, [template])
     steered, unsteered = (
         ul.generate(variant, None, applied, max_new_tokens, running.batch_size, resume=running.resume, stop=stop)
@@ -176,8 +184,24 @@ def steer(
     typer.echo(f"{changed} of {len(rows)} completions changed{hint}")
 
 
+def _hook(direction: str | None, settings: Any) -> ul.SteeringHook:
+    if direction is None or settings[0] is None:
+        raise InvalidInput("give --direction and --alpha, or --key, which holds both")
+    return ul.SteeringHook(opt.read(ul.CapabilityDirection, direction), *settings)
+
+
+def _key(key: str, direction: str | None, settings: Any) -> ul.SteeringHook:
+    own = None, opt.STEER.operation, opt.STEER.positions, None, opt.STEER.check_model
+    if direction is not None or settings != own:
+        raise InvalidInput(
+            "--key holds the direction and all settings; leave out --direction, --alpha, --operation, --positions, --layers "
+            "and --no-check-model"
+        )
+    return opt.read(ul.SteeringHook, key)
+
+
 @app.command()
-def inspect(file: Annotated[Path, Argument(help="A saved direction or aligner.")], as_json: opt.Json = False) -> None:
+def inspect(file: Annotated[Path, Argument(help="A saved direction, aligner or key.")], as_json: opt.Json = False) -> None:
     """Say what an artifact holds: kind, model, layers, how it was made, norms.
 
     Example: `unlock-lens inspect cot.safetensors`

@@ -42,7 +42,7 @@ def export(
         raise InvalidInput("--operation or --positions were given without --alpha; say how strong the edit is")
     if (architecture and chosen != "gguf") or (blocks and chosen != "lm-eval"):
         raise InvalidInput("--architecture belongs to gguf and --blocks to lm-eval; leave it out")
-    read, wanted = opt.read_direction(direction), parse_layers(layers)
+    read, wanted = opt.read(ul.CapabilityDirection, direction), parse_layers(layers)
     held = read if wanted is None else read.at_layers(wanted)
     what = held if alpha is None else ul.SteeringHook(held, alpha, operation, positions)
     own = {"gguf": {"architecture": architecture}, "lm-eval": {"blocks": blocks}}.get(chosen, {})

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 from rich.console import Console
 from typer import Argument, Option
@@ -23,6 +23,7 @@ from unlock_lens.hosts import open_model
 from unlock_lens.method.extract import AggregateName
 
 console = Console()
+T = TypeVar("T", ul.CapabilityDirection, ul.SteeringHook)
 
 
 def _defaults(of: Callable[..., Any]) -> SimpleNamespace:
@@ -202,7 +203,7 @@ def contrast(
     return (asked, asked), templates
 
 
-def read_direction(name: str) -> ul.CapabilityDirection:
-    """Load a direction from a file, a folder or the hub."""
+def read(kind: type[T], name: str) -> T:
+    """Load a direction or a key from a file, a folder or the hub."""
     is_file = name.endswith(".safetensors") or Path(name).is_file()
-    return ul.CapabilityDirection.load(name) if is_file else ul.CapabilityDirection.from_pretrained(name)
+    return kind.load(name) if is_file else kind.from_pretrained(name)

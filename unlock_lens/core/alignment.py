@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from torch import Tensor
 from unlock_lens.core import files
 from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.core.files import Shareable
+from unlock_lens.core.gates import Gate
 from unlock_lens.core.paired import Reader
 from unlock_lens.core.progress import tell
 from unlock_lens.core.read import How
@@ -273,16 +274,27 @@ class SubspaceAligner(Shareable, kind=_KIND):
         pair = calibration.pair(target_layer, method.axes(rank))
         return method.fit(pair, rank or max(pair.coupling.shape), ridge), pair.source.mean, pair.target.mean
 
-    def transport(self, direction: CapabilityDirection) -> CapabilityDirection:
+    @overload
+    def transport(self, direction: CapabilityDirection) -> CapabilityDirection: ...
+
+    @overload
+    def transport(self, direction: Gate) -> Gate: ...
+
+    def transport(self, direction: CapabilityDirection | Gate) -> CapabilityDirection | Gate:
         """The direction in the target's residual stream, v_t[b] = v_s[a(b)] W[b], wherever it has the source layer a(b).
+
+        A gate goes by the pseudo-inverse, w_t = W[b]^+ w_s, to the first target layer b with a(b) the gate's layer
+        (`Gate.transported`); its order of readings survives better than its threshold, and `pull_back` keeps both.
 
         Warns where no calibration text holds a prompt like the unlocked ones: a map knows only states like those it has seen.
 
         Raises:
-            InvalidInput: not fitted yet, or no layer in common.
+            InvalidInput: not fitted yet, or no layer in common; a gate through a map without the mean.
             IncompatibleModel: a direction of another width, model or basis than the aligner's source.
         """
         maps = self.maps
+        if isinstance(direction, Gate):
+            return self._gate(direction, forth=True)
         direction = self._in_source_basis(direction)
         rows = [(b, direction.layers.index(a)) for b, a in maps.layer_map.items() if a in direction.layers]
         if not rows:
@@ -304,6 +316,37 @@ class SubspaceAligner(Shareable, kind=_KIND):
         provenance = replace(direction.provenance.then(told), source_model=direction.model, rank=maps.rank)
         basis = self.target_model.basis if self.target_model else direction.basis
         return CapabilityDirection(vectors.float(), tuple(b for b, _ in rows), basis, self.target_model, provenance)
+
+    def pull_back(self, gate: Gate) -> Gate:
+        """A gate of the target as a gate of the source: w_s = W[b] w_t reads in h what w_t reads in the image of h.
+
+        That holds for every state, so it loses less than `transport`: to bring a gate from A to B, fit a map from B to A on the
+        same texts, and pull the gate back through it. `method="ridge"` is best (docs/gates.md).
+
+        Raises:
+            InvalidInput: not fitted yet, no map for the gate's layer, or a map without the mean.
+            IncompatibleModel: a gate of another width, model or basis than the aligner's target.
+
+        Source: docs/gates.md.
+        """
+        return self._gate(gate, forth=False)
+
+    def _gate(self, gate: Gate, forth: bool) -> Gate:
+        maps = self.maps
+        if self.without_mean:
+            raise InvalidInput(
+                "this aligner takes the mean state out of directions, which a gate's threshold needs; fit without"
+            )
+        read = sorted(set(maps.layer_map.values() if forth else maps.layer_map))
+        if gate.layer not in read:
+            raise InvalidInput(
+                f"the gate reads layer {gate.layer}, and the map has layers {read} of that model; fit the gate at one of them, "
+                f"Gate.fit(layers={read})"
+            )
+        told = f"{'transported' if forth else 'pulled back'} by {self!r}"
+        if forth:
+            return gate.transported(maps, self.centered, self.source_model, self.target_model, told)
+        return gate.pulled_back(maps, self.centered, self.source_model, self.target_model, told)
 
     @property
     def maps(self) -> FactoredMaps:

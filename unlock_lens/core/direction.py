@@ -336,6 +336,17 @@ def _identity(told: Mapping[str, Any] | None) -> ModelIdentity | None:
     return ModelIdentity(**told) if told else None
 
 
+def is_a(given: Any, kind: type) -> bool:
+    """An instance, also of the class as it was before a module was reloaded."""
+    return isinstance(given, kind) or (type(given).__module__, type(given).__qualname__) == (kind.__module__, kind.__qualname__)
+
+
+def check_direction(given: Any) -> None:
+    """Raise InvalidInput unless it is a direction."""
+    if not is_a(given, CapabilityDirection):
+        raise InvalidInput(f"direction is a {type(given).__name__}; give a CapabilityDirection (its load() reads one)")
+
+
 def check_pair(locked: Variant, unlocked: Variant) -> None:
     """Raise unless prompt i of one can be held against prompt i of the other, in models of one shape and basis."""
     for side, variant in (("locked", locked), ("unlocked", unlocked)):

@@ -103,7 +103,7 @@ def load(path: str | Path, kind: str | None = None) -> tuple[dict[str, Tensor], 
         with safe_open(path, framework="pt") as file:
             raw = (file.metadata() or {}).get(_KEY)
             if raw is None:
-                raise ArtifactError(f"{path} was not written by unlock-lens; expected a saved direction or aligner")
+                raise ArtifactError(f"{path} was not written by unlock-lens; expected a saved direction, aligner or key")
             metadata = json.loads(raw)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
         _check(path, kind, tensors, metadata)
@@ -192,7 +192,8 @@ class Shareable(ABC):
         """Write the artifact and its card to a folder, which is created if needed.
 
         Args:
-            folder: gets `direction.safetensors` or `aligner.safetensors`, and a section in `README.md`, whose other text stays.
+            folder: gets `direction.safetensors`, `aligner.safetensors` or `key.safetensors`, and a section in `README.md`,
+                whose other text stays.
 
         Raises:
             InvalidInput: the folder is a file, or the aligner is not fitted.
@@ -346,6 +347,8 @@ steer = ul.SteeringHook(direction, alpha=0.3)  # choose the strength on problems
 completions = ul.generate(model, prompts, steer=steer)""",
     "aligner": """aligner = ul.SubspaceAligner.from_pretrained("{name}")
 moved = aligner.transport(direction)  # from the source model to the target model""",
+    "key": """steer = ul.SteeringHook.from_pretrained("{name}")  # refused by any model but the one in the table
+completions = ul.generate(model, prompts, steer=steer)""",
 }
 _SECTION = """<!-- unlock-lens: {kind}. This part is rewritten at every save; write above or below it. -->
 
@@ -366,7 +369,7 @@ target's mean state" at the same strength (`unlock-lens sweep` runs these contro
 method is UNLOCK, NeurIPS 2026, [arXiv:2604.06377](https://arxiv.org/abs/2604.06377).
 
 <!-- unlock-lens: end of {kind} -->"""
-_HIDDEN = ("kind", "format_version", "shapes", "own_layer_map", "provenance")
+_HIDDEN = ("kind", "format_version", "shapes", "own_layer_map", "provenance", "direction", "evidence")
 
 
 def _card(name: str, metadata: Mapping[str, Any], existing: Path) -> bytes:
@@ -379,7 +382,7 @@ def _card(name: str, metadata: Mapping[str, Any], existing: Path) -> bytes:
         card = ModelCard(text if text.lstrip().startswith("---") else f"---\nlibrary_name: {_LIBRARY}\n---\n\n{text}")
     except (ValueError, TypeError, YAMLError) as error:
         raise ArtifactError(f"the metadata of {name}'s {_CARD} cannot be read; mend it, or remove the file") from error
-    rows = {**metadata, **metadata.get("provenance", {})}
+    rows = _rows(metadata)
     if rows.get("cross_validation"):
         rows["cross_validation"] = "chose rank {}, ridge {:g}".format(*CrossValidation.from_json(rows["cross_validation"]).best)
     rows = {key: value for key, value in rows.items() if key not in _HIDDEN and value not in (None, [])}
@@ -397,6 +400,23 @@ def _card(name: str, metadata: Mapping[str, Any], existing: Path) -> bytes:
         if merged := list(dict.fromkeys([*([own] if isinstance(own, str) else own), *ours])):
             card.data[key] = merged
     return str(card).encode()
+
+
+def _rows(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card's table shows; of a key its evidence first."""
+    direction = metadata.get("direction", {})
+    gate, evidence = metadata.get("gate"), metadata.get("evidence")
+    rows = {
+        **{f"evidence: {name}": value for name, value in (evidence or {}).items()},
+        **metadata,
+        **direction,
+        **metadata.get("provenance", direction.get("provenance", {})),
+    }
+    if gate:
+        rows["gate"] = {"layer": gate["direction"]["layers"][0], **{k: v for k, v in gate.items() if k != "direction"}}
+    if direction and metadata["layers"] is not None:
+        rows["layers"] = metadata["layers"]
+    return rows
 
 
 def _shown(value: Any) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unlock_lens.core.jobs import Request, check_resumable, collect, in_requests, key_of
 from unlock_lens.core.progress import shown
-from unlock_lens.core.steering import SteeringHook, as_hooks, edits_for
+from unlock_lens.core.steering import SteeringHook, as_hooks, check_template, edits_for
 from unlock_lens.core.tokens import check_last_token, warn_of_last_token
 from unlock_lens.core.variant import Variant, variant_of
 from unlock_lens.errors import InvalidInput
@@ -100,7 +100,9 @@ def complete(
     backend, where = variant.backend, remote_of(variant.remote)
     check_resumable(where is not None, resume, wait)
     server = backend.on(where) if where else None
-    edits = edits_for(backend, as_hooks(steer))
+    hooks = as_hooks(steer)
+    check_template(hooks, variant)
+    edits = edits_for(backend, hooks)
     check_last_token(variant)
     warn_of_last_token(variant)
     tokens = variant.tokens
@@ -152,12 +154,14 @@ def _on_server(
     told = {
         "server": server.told,
         "model": asdict(model),
-        "edits": [(layer, edit.alpha, edit.operation, edit.positions) for layer, edit in acts],
+        "edits": [(layer, *edit.told) for layer, edit in acts],
     }
     requests: list[Request] = []
     for i, chunk in enumerate(chunks):
         drawn = how if how.seed is None else replace(how, seed=how.seed + i)
-        tensors = [tensor for batch in chunk for tensor in (batch.ids, batch.mask)] + [edit.vector for _, edit in acts]
+        tensors = [tensor for batch in chunk for tensor in (batch.ids, batch.mask)] + [
+            tensor for _, edit in acts for tensor in edit.tensors
+        ]
         key = key_of({**told, "how": asdict(drawn)}, tensors)
         requests.append(Request(server, partial(server.generate, chunk, edits, drawn), key))
     found = collect(requests, resume, wait, progress, f"asking {model.name}")

@@ -7,22 +7,32 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from numbers import Real
+from pathlib import Path
 from typing import Any, Literal
 
 from jaxtyping import Shaped
 from torch import Tensor
 
-from unlock_lens.core.direction import CapabilityDirection
-from unlock_lens.errors import IncompatibleModel, InvalidInput
+from unlock_lens.core import files
+from unlock_lens.core.direction import CapabilityDirection, check_direction, is_a
+from unlock_lens.core.files import Shareable
+from unlock_lens.core.gates import Gate
+from unlock_lens.core.keys import Evidence, template_hash
+from unlock_lens.core.variant import Variant
+from unlock_lens.errors import IncompatibleModel, InvalidInput, caution
 from unlock_lens.hosts import Backend, Edits, backend_of
 from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.hosts.shipping import arrived
-from unlock_lens.method.apply import OPERATIONS, POSITIONS, Edit, edits_of
+from unlock_lens.method.apply import OPERATIONS, POSITIONS, LayerEdit, edits_of
+
+_KIND = "key"
 
 
 @dataclass(frozen=True, eq=False)
-class SteeringHook:
+class SteeringHook(Shareable, kind=_KIND):
     """Steers a model along a direction while it runs; its weights never change.
+
+    Saved, it is a key: one file that opens the capability in the model that it was made for (docs/keys.md).
 
     Attributes:
         direction: one vector a layer, in this model's residual stream (transport it first if it is another's).
@@ -34,10 +44,13 @@ class SteeringHook:
         layers: which of the direction's layers; None for all. Layer l is edited at the output of block l, and layer l+1
             reads the edited state.
         check_model: refuse models that the direction was not made for. Turn it off to try a relative of that model.
+        gate: act only in rows (or at tokens) whose residual stream reads above a threshold; None acts in all.
+        evidence: what it was shown to do, in short; it travels with the key.
+        chat_template_hash: of the chat template that its prompts were in; None without one (`proven` notes it).
 
     Raises:
         InvalidInput: alpha that is not finite or lacks a layer, an unknown operation or position, layers that the direction
-            lacks.
+            lacks, or that come before the gate's.
 
     Source: docs/method.md, section 3.
 
@@ -58,12 +71,12 @@ class SteeringHook:
     positions: Literal["last_prompt", "prompt", "generated", "all"] = "last_prompt"
     layers: Sequence[int] | None = None
     check_model: bool = True
+    gate: Gate | None = None
+    evidence: Evidence | None = None
+    chat_template_hash: str | None = None
 
     def __post_init__(self) -> None:
-        if not _is_a(self.direction, CapabilityDirection):
-            raise InvalidInput(
-                f"direction is a {type(self.direction).__name__}; give a CapabilityDirection (its load() reads one)"
-            )
+        check_direction(self.direction)
         if isinstance(self.layers, int):
             raise InvalidInput(f"layers={self.layers} was given; give a list, layers=[{self.layers}]")
         object.__setattr__(self, "alpha", _plain(self.alpha))
@@ -80,6 +93,7 @@ class SteeringHook:
                 f"alpha has strengths for layers {sorted(self.alpha)}, layers {list(steered.layers)} are steered; "
                 "give one strength for each, or one number for all (layers= says which are steered)"
             )
+        self._check_gate(steered.layers)
 
     def fwd_hooks(self, model: Any, attention_mask: Shaped[Tensor, "batch token"] | None = None) -> list[tuple[str, Any]]:
         """TransformerLens hooks for `run_with_hooks(fwd_hooks=...)` and `model.hooks(fwd_hooks=...)`.
@@ -111,6 +125,69 @@ class SteeringHook:
             raise InvalidInput(f"layers {sorted(layers)} were asked for; this hook steers {sorted(steered)}")
         alpha = {layer: self.alpha[layer] for layer in layers} if isinstance(self.alpha, Mapping) else self.alpha
         return replace(self, alpha=alpha, layers=tuple(layers))
+
+    def proven(self, evidence: Evidence, prompts: Variant | None = None) -> SteeringHook:
+        """The same hook with what it was shown to do, and the chat template of the prompts that showed it."""
+        return replace(self, evidence=evidence, chat_template_hash=template_hash(prompts) if prompts else None)
+
+    def save(self, path: str | Path) -> None:
+        """Write the hook as a key, one safetensors file; an interrupted save leaves the old file as it was.
+
+        Warns where the direction's model is unknown: such a key is not refused by another model of that shape.
+
+        Raises:
+            ArtifactError: the path is a folder, or lies in none.
+        """
+        if self.direction.model is None:
+            caution("the direction's model is unknown, so that this key will not be refused by another model of that shape")
+        tensors = {"vectors": self.direction.vectors}
+        if self.gate is not None:
+            tensors["gate"] = self.gate.direction.vectors
+        files.save(path, _KIND, tensors, self.description)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SteeringHook:
+        """Read what `save` wrote. A loaded key always checks the model.
+
+        Raises:
+            ArtifactError: no such file, not a key, another format version, damaged, or with half its evidence.
+        """
+        tensors, told = files.load(path, _KIND)
+        with files.reading(path):
+            return cls.described(tensors, told)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """All of it but its tensors, as JSON holds it."""
+        return {
+            "direction": self.direction.description,
+            "alpha": [*self.alpha.items()] if isinstance(self.alpha, Mapping) else self.alpha,
+            "operation": self.operation,
+            "positions": self.positions,
+            "layers": None if self.layers is None else list(self.layers),
+            "gate": self.gate and self.gate.description,
+            "chat_template_hash": self.chat_template_hash,
+            "evidence": self.evidence and self.evidence.description,
+        }
+
+    @classmethod
+    def described(cls, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> SteeringHook:
+        """The hook of a key's tensors and its `description`.
+
+        Raises:
+            ArtifactError: half of its evidence is missing.
+        """
+        alpha, gate, evidence = told["alpha"], told["gate"], told["evidence"]
+        return cls(
+            CapabilityDirection.described(tensors["vectors"], told["direction"]),
+            dict(map(tuple, alpha)) if isinstance(alpha, list) else alpha,
+            told["operation"],
+            told["positions"],
+            told["layers"],
+            gate=gate and Gate.described(tensors["gate"], gate),
+            evidence=evidence and Evidence.described(evidence),
+            chat_template_hash=told["chat_template_hash"],
+        )
 
     def attached(self, model: Any, attention_mask: Shaped[Tensor, "batch token"] | None = None) -> AbstractContextManager[None]:
         """A context in which every run of a local model is steered; off again when it ends, even by an exception.
@@ -146,19 +223,38 @@ class SteeringHook:
         """
         apply(model, [self], tracer, layer)
 
-    def edits(self, identity: ModelIdentity) -> dict[int, Edit]:
-        """The edit of each layer, for a model.
+    def _check_gate(self, steered: Sequence[int]) -> None:
+        if self.gate is None:
+            return
+        if not is_a(self.gate, Gate):
+            raise InvalidInput(f"gate is a {type(self.gate).__name__}; give ul.Gate(direction, threshold), or ul.Gate.fit(...)")
+        if early := [layer for layer in steered if layer < self.gate.layer]:
+            later = [layer for layer in steered if layer >= self.gate.layer]
+            raise InvalidInput(
+                f"the gate reads layer {self.gate.layer}, and layers {early} are steered before it can decide; "
+                + (f"steer layers={later}, or " if later else "")
+                + "read an earlier layer (Gate.fit(layers=...))"
+            )
+
+    def edits(self, identity: ModelIdentity) -> dict[int, list[LayerEdit]]:
+        """The edits of each layer, and the gate that reads before them, for a model.
 
         Raises:
             IncompatibleModel: the direction was made for another model.
         """
         direction, alpha = self._in_basis_of(identity), _plain(self.alpha)
-        return edits_of(direction.vectors, direction.layers, alpha, self.operation, self.positions, self.layers)
+        gate = self.gate and self.gate.gating(identity, self.check_model)
+        return edits_of(direction.vectors, direction.layers, alpha, self.operation, self.positions, self.layers, gate)
 
     def __reduce__(self) -> Any:
         """In plain parts, from which a hook is made where it arrives: nnsight ships what a remote body names."""
-        parts = tuple(getattr(self.direction, field.name) for field in fields(self.direction))
-        return arrived, (__name__, parts, {field.name: getattr(self, field.name) for field in fields(self)[1:]})
+        settings = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        if self.gate is not None:
+            rest = {field.name: getattr(self.gate, field.name) for field in fields(self.gate)[1:]}
+            settings["gate"] = _parts(self.gate.direction), rest
+        if self.evidence is not None:
+            settings["evidence"] = self.evidence.description  # a class would draw the whole library along
+        return arrived, (__name__, _parts(self.direction), settings)
 
     def _in_basis_of(self, identity: ModelIdentity) -> CapabilityDirection:
         direction = self.direction
@@ -185,14 +281,15 @@ class SteeringHook:
         return direction
 
 
-def _is_a(given: Any, kind: type) -> bool:
-    """An instance, also of the class as it was before a module was reloaded."""
-    return isinstance(given, kind) or (type(given).__module__, type(given).__qualname__) == (kind.__module__, kind.__qualname__)
-
-
 def rebuilt(direction: tuple[Any, ...], settings: Mapping[str, Any]) -> SteeringHook:
     """A hook that was pickled (`hosts.shipping.arrived`)."""
-    return SteeringHook(CapabilityDirection(*direction), **settings)
+    gate = settings["gate"] and Gate(CapabilityDirection(*settings["gate"][0]), **settings["gate"][1])
+    evidence = settings["evidence"] and Evidence.described(settings["evidence"])
+    return SteeringHook(CapabilityDirection(*direction), **{**settings, "gate": gate, "evidence": evidence})
+
+
+def _parts(direction: CapabilityDirection) -> tuple[Any, ...]:
+    return tuple(getattr(direction, field.name) for field in fields(direction))
 
 
 def as_hooks(steer: SteeringHook | Sequence[SteeringHook] | None) -> list[SteeringHook]:
@@ -205,19 +302,29 @@ def as_hooks(steer: SteeringHook | Sequence[SteeringHook] | None) -> list[Steeri
         return []
     given: list[Any] = [*steer] if isinstance(steer, list | tuple) else [steer]
     for hook in given:
-        if not _is_a(hook, SteeringHook):
+        if not is_a(hook, SteeringHook):
             raise InvalidInput(
                 f"steer was given a {type(hook).__name__}; wrap a direction as SteeringHook(direction, alpha=0.5)"
             )
     return given
 
 
+def check_template(hooks: Sequence[SteeringHook], variant: Variant) -> None:
+    """Caution where a key was made for prompts in another chat template than these are in."""
+    for hook in hooks:
+        if hook.chat_template_hash is not None and hook.chat_template_hash != (found := template_hash(variant)):
+            caution(
+                f"this key was made for prompts in the chat template {hook.chat_template_hash}, and these are in "
+                f"{found or 'none'}: its strength may not fit; give Variant(model, prompts, chat=True) with that template"
+            )
+
+
 def edits_for(backend: Backend, hooks: Sequence[SteeringHook]) -> Edits:
     """The edits of several hooks, layer by layer; at each layer in the order of the hooks."""
-    merged: dict[int, list[Edit]] = {}
+    merged: dict[int, list[LayerEdit]] = {}
     for hook in hooks:
-        for layer, edit in hook.edits(backend.identity).items():
-            merged.setdefault(layer, []).append(edit)
+        for layer, of_layer in hook.edits(backend.identity).items():
+            merged.setdefault(layer, []).extend(of_layer)
     return merged
 
 

@@ -30,7 +30,7 @@ from unlock_lens.hosts.trust import (
     rope_looks_at_the_longest,
     windows_below,
 )
-from unlock_lens.method.apply import Edit
+from unlock_lens.method.apply import LayerEdit
 from unlock_lens.method.reduce import Reduction
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,8 @@ _INSTEAD = {
     "rows of equal length": "gives rows of equal length other numbers together than alone; each runs alone instead",
     "cache": "writes something else with its KV cache than without; it is not used",
 }
-Edits = Mapping[int, Sequence[Edit]]
-"""For each edited layer its edits, in the order in which they are made."""
+Edits = Mapping[int, Sequence[LayerEdit]]
+"""For each edited layer its edits, in the order in which they are made, and the gates that read it."""
 
 Keep = Callable[[int, Tensor], None]
 """Takes the states of the i-th captured layer, [picked, d_model], in float32 at least, on the device where they are."""

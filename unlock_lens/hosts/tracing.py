@@ -29,7 +29,7 @@ from unlock_lens.hosts.positions import (
     residual_of,
     with_residual,
 )
-from unlock_lens.method.apply import Chunk
+from unlock_lens.method.apply import Chunk, Watch
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +114,11 @@ def apply_edits(model: Any, blocks: str, edits: Edits, tracer: Any, layer: int |
     With a layer, its edits are made in the current pass, and what is read before and after is the caller's.
     """
     if layer is not None:
+        if any(isinstance(edit, Watch) for of_layer in edits.values() for edit in of_layer):
+            raise InvalidInput(
+                "a gated hook is applied to all its layers at once, because its gate is read before they are edited; leave "
+                "layer= out, or take a hook without a gate"
+            )
         if layer not in edits:
             raise InvalidInput(f"layer {layer} is not steered by this hook, which steers {sorted(edits)}")
         of_layer = {layer: edits[layer]}

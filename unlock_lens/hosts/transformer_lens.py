@@ -25,7 +25,7 @@ from unlock_lens.hosts.positions import Progress, as_rows, from_rows, given_to, 
 from unlock_lens.hosts.remote import Remote
 from unlock_lens.hosts.tokenizers import adds_bos, meant_by
 from unlock_lens.hosts.trust import STEPS, two_rows
-from unlock_lens.method.apply import Chunk, Edit, at_least_float32
+from unlock_lens.method.apply import Chunk, LayerEdit, at_least_float32
 
 logger = logging.getLogger(__name__)
 HookList = list[tuple[str, Callable[..., Any]]]
@@ -66,7 +66,7 @@ def open_bridge(name: str, dtype: str) -> Any:
     return model
 
 
-def _edited(states: Tensor, of_layer: Sequence[Edit], chunk: Chunk, rows: int) -> Tensor | None:
+def _edited(states: Tensor, of_layer: Sequence[LayerEdit], chunk: Chunk, rows: int) -> Tensor | None:
     """None where no token of the chunk is meant: the hook point then passes its own tensor on."""
     residual = edited = as_rows(states, rows, states.shape[-2])
     for edit in of_layer:
@@ -135,7 +135,7 @@ class _Generating:
         hooks = {layer: self._editing(layer, of_layer, once) for layer, of_layer in self._edits.items()}
         self._handles = self._context.enter_context(_hooked(self._model, hooks, self._fires))
 
-    def _editing(self, layer: int, of_layer: Sequence[Edit], once: bool) -> Hook:
+    def _editing(self, layer: int, of_layer: Sequence[LayerEdit], once: bool) -> Hook:
         leaves = once and not any(edit.acts_on_steps for edit in of_layer)
         counts = self._cached and not hasattr(self._model, "original_model")  # nothing else tells the steps of these apart
         steps = chain((self._chunk,), repeat(Chunk(self._length, self._length)))
@@ -249,7 +249,7 @@ class TransformerLensBackend(Backend):
         """Edits one pass."""
         made: set[int] = set()
 
-        def editing(layer: int, of_layer: Sequence[Edit]) -> Hook:
+        def editing(layer: int, of_layer: Sequence[LayerEdit]) -> Hook:
             def hook_fn(states: Tensor, hook: Any = None) -> Tensor | None:
                 made.add(layer)
                 return _edited(states, of_layer, chunk, rows)
@@ -382,7 +382,7 @@ class TransformerLensBackend(Backend):
         root = self.root if self._is_bridge else None
         listener = Listener(progress, edits, root, self.tokenizer.pad_token_id)
 
-        def editing(layer: int, of_layer: Sequence[Edit]) -> Hook:
+        def editing(layer: int, of_layer: Sequence[LayerEdit]) -> Hook:
             def hook_fn(states: Tensor, hook: Any = None) -> Tensor | None:
                 listener.made(layer)
                 return _edited(states, of_layer, progress.chunk, progress.rows)

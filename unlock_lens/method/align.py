@@ -277,6 +277,19 @@ class FactoredMaps:
         left, core, right = (part.double() for part in self._of(target_layer))
         return vector.double() @ left.T @ core @ right
 
+    def carry_reader(
+        self, target_layer: int, reader: Float[Tensor, " d_source"], relative_tolerance: float
+    ) -> Float[Tensor, " d_target"]:
+        """The transported reader, w_t = W[b]^+ w_s, in float64 and without making W.
+
+        A reader is a covector, so it goes by the pseudo-inverse: <w_t, h W> = <w_s, h W W^+>, which is <w_s, h> for every h
+        that the map carries without loss. Singular values of W below the tolerance, relative to the largest, count as zero:
+        what they carry is noise, and their inverse would make most of it.
+        """
+        left, core, right = (part.double() for part in self._of(target_layer))
+        (q_s, r_s), (q_t, r_t) = torch.linalg.qr(left.T), torch.linalg.qr(right.T)
+        return q_t @ (torch.linalg.pinv(r_s @ core @ r_t.T, rtol=relative_tolerance) @ (q_s.T @ reader.double()))
+
     def singular_values(self, target_layer: int) -> Float[Tensor, " k"]:
         """Of W[b], in float64 and without making W."""
         left, core, right = (part.double() for part in self._of(target_layer))

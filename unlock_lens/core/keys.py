@@ -1,0 +1,86 @@
+"""What a key says beside its hook: the evidence in short, and which chat template its prompts were in (docs/keys.md)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from unlock_lens.core.variant import Variant
+from unlock_lens.errors import ArtifactError, InvalidInput
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a hook was shown to do, in short, for whoever gets it as a key.
+
+    Attributes:
+        task: what was measured, in words.
+        n: number of problems that were reported, none of which chose a setting.
+        gain: share of them that steering gains, net: right (or showing the behaviour) with it, less without it.
+        interval: 95% interval of the gain.
+        price: mean KL on unrelated text, in nats a token.
+        controls: the same gain of each control arm, by its name.
+        verdict: in words, such as "arrived" or "undecided".
+
+    Raises:
+        InvalidInput: no problems, a gain outside its interval or -1..1, a price that is negative, no controls, no verdict.
+
+    Example:
+        >>> import unlock_lens as ul
+        >>> ul.Evidence("running sums", 100, 0.83, (0.75, 0.9), 0.24, {"random": 0.0, "anti-mean": 0.01}, "arrived").n
+        100
+    """
+
+    task: str
+    n: int
+    gain: float
+    interval: tuple[float, float]
+    price: float
+    controls: Mapping[str, float]
+    verdict: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "controls", dict(self.controls))
+        low, high = self.interval
+        if not -1 <= low <= self.gain <= high <= 1:
+            raise InvalidInput(f"a gain of {self.gain} in {self.interval} was given; both are shares, the gain in its interval")
+        if self.n < 1 or not 0 <= self.price < math.inf:
+            raise InvalidInput(f"{self.n} problems and a price of {self.price} nats were given; at least 1 and 0 are needed")
+        if not self.task.strip() or not self.verdict.strip() or not self.controls:
+            raise InvalidInput(
+                "evidence has a task, a verdict, and at least one control: a gain alone does not show a transfer"
+            )
+
+    def __str__(self) -> str:
+        low, high = (100 * share for share in self.interval)
+        controls = ", ".join(f"{name} {100 * gain:+.0f}" for name, gain in self.controls.items())
+        return (
+            f"{self.task}, {self.n} problems: {100 * self.gain:+.0f} points ({low:+.0f} to {high:+.0f}) at {self.price:.3f} "
+            f"nats a token on unrelated text; controls: {controls}; verdict: {self.verdict}"
+        )
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {**asdict(self), "interval": list(self.interval)}
+
+    @classmethod
+    def described(cls, told: Mapping[str, Any]) -> Evidence:
+        """The evidence of its `description`.
+
+        Raises:
+            ArtifactError: half of it is missing.
+        """
+        if missing := [field.name for field in fields(cls) if told.get(field.name) is None]:
+            raise ArtifactError(
+                f"the evidence in the key lacks: {', '.join(missing)}; ask its maker for a whole key, or save the hook again "
+                "without evidence"
+            )
+        return cls(**{**told, "interval": tuple(told["interval"])})
+
+
+def template_hash(variant: Variant) -> str | None:
+    """Hash of the chat template that a variant's prompts are in; None without one."""
+    return variant.description["chat_template_hash"]
