@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,11 +90,14 @@ def test_the_metadata_tells_everything(small: Any, tmp_path: Path) -> None:
         assert file.get_tensor("vectors").shape == (3, 64)
 
 
-def change_metadata(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def change_metadata(file: Path, change: Callable[[dict[str, Any]], Any], forged: bool = False) -> None:
+    """Change what the file says of itself; forged, its hash says that nothing was changed."""
     with safe_open(file, framework="pt") as opened:
         metadata = json.loads(opened.metadata()["unlock_lens"])
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  not a dict
     change(metadata)
+    if forged:
+        metadata["content_hash"] = files.content_hash(tensors, metadata)
     save_file(tensors, file, metadata={"unlock_lens": json.dumps(metadata)})
 
 
@@ -126,8 +130,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "shapes",
     ),
     "no layers": (
-        lambda file: change_metadata(file, lambda metadata: metadata.pop("layers")),
+        lambda file: change_metadata(file, lambda metadata: metadata.pop("layers"), forged=True),
         "layers",
+    ),
+    "other layers": (
+        lambda file: change_metadata(file, lambda metadata: metadata.update(layers=[0, 1])),
+        "hash",
     ),
     "vectors that are not finite": (
         save_spoiled,
@@ -135,7 +143,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no kind": (
         lambda file: change_metadata(file, lambda metadata: metadata.pop("kind")),
-        "kind",
+        "expected: direction",
     ),
 }
 
@@ -149,6 +157,120 @@ def test_damaged_and_foreign_files_are_refused(direction: ul.CapabilityDirection
     with pytest.raises(ul.ArtifactError, match=message) as caught:
         ul.CapabilityDirection.load(file)
     assert str(file) in str(caught.value)
+
+
+def nested(levels: int) -> Any:
+    return [nested(levels - 1)] if levels else []
+
+
+WRONG: dict[str, tuple[str, Any]] = {
+    "layers of words": ("layers", ["0", "2"]),
+    "layers that are numbers with a point": ("layers", [0.0, 2.0]),
+    "layers that descend": ("layers", [2, 0]),
+    "layers of infinity": ("layers", [0, float("inf")]),
+    "one layer too many": ("layers", [0, 1, 2]),
+    "a layer that the model lacks": ("layers", [0, 99]),
+    "layers in a dictionary": ("layers", {"0": 0}),
+    "another basis": ("basis", "baw"),
+    "a model of another width": ("model", {"name": "m", "n_layers": 3, "d_model": 9}),
+    "a model without a name": ("model", {"n_layers": 3, "d_model": 8}),
+    "a model with a terminal's commands in its name": ("model", {"name": "\x1b[2Jm", "n_layers": 3, "d_model": 8}),
+    "a lone surrogate": ("model", {"name": "\ud800", "n_layers": 3, "d_model": 8}),
+    "no provenance": ("provenance", None),
+    "a field that nobody knows": ("colour", "red"),
+    "lists within lists": ("provenance", nested(200)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_description_that_is_wrong_is_refused(direction: ul.CapabilityDirection, tmp_path: Path, name: str) -> None:
+    """Its hash is right: somebody meant it."""
+    file = tmp_path / "d.safetensors"
+    direction.save(file)
+    field, value = WRONG[name]
+    change_metadata(file, lambda metadata: metadata.update({field: value}), forged=True)
+    with pytest.raises(ul.ArtifactError) as caught:
+        ul.CapabilityDirection.load(file)
+    assert str(caught.value).isprintable()
+
+
+WRONG_MAPS: dict[str, tuple[str, Any]] = {
+    "a layer map of words": ("layer_map", [["a", "b"]]),
+    "a layer twice": ("layer_map", [[0, 0], [0, 1]]),
+    "a layer below zero": ("layer_map", [[0, -1], [1, 1]]),
+    "a rank that is not a number": ("rank", float("nan")),
+    "an unknown method": ("method", "magic"),
+    "a cross-validation of nothing": ("cross_validation", {"layers": [], "ranks": [], "ridges": [], "r2": []}),
+    "a cross-validation that is not finite": (
+        "cross_validation",
+        {"layers": [0], "ranks": [1], "ridges": [0.1], "r2": [[[float("nan")]]]},
+    ),
+    "a cross-validation of another shape": (
+        "cross_validation",
+        {"layers": [0], "ranks": [1, 2], "ridges": [0.1], "r2": [[[0.5]]]},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_MAPS)
+def test_a_map_whose_description_is_wrong_is_refused(aligner: ul.SubspaceAligner, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "a.safetensors"
+    aligner.save(file)
+    field, value = WRONG_MAPS[name]
+    change_metadata(file, lambda metadata: metadata.update({field: value}), forged=True)
+    with pytest.raises(ul.ArtifactError):
+        ul.SubspaceAligner.load(file)
+
+
+@pytest.mark.parametrize("name", ["core", "source_factors", "source_mean", "target_factors", "target_mean"])
+@pytest.mark.parametrize("damage", ["another shape", "another dtype", "not finite", "missing"])
+def test_a_map_whose_tensors_do_not_fit_is_refused(aligner: ul.SubspaceAligner, tmp_path: Path, name: str, damage: str) -> None:
+    file = tmp_path / "a.safetensors"
+    aligner.save(file)
+    tensors, metadata = files.load(file)
+    good = tensors.pop(name)
+    wrong = {"another shape": good[..., :-1], "another dtype": good.half(), "not finite": good / 0}
+    files.save(file, "aligner", tensors | ({name: wrong[damage]} if damage in wrong else {}), metadata)
+    with pytest.raises(ul.ArtifactError, match=name.partition("_")[0]):
+        ul.SubspaceAligner.load(file)
+
+
+def test_no_bit_of_a_file_can_be_flipped(direction: ul.CapabilityDirection, tmp_path: Path) -> None:
+    """But in what the header is padded with, a flip is an error: numbers, description, names of tensors."""
+    file = tmp_path / "d.safetensors"
+    direction.save(file)
+    content, drawn = file.read_bytes(), random.Random(0)
+    for _ in range(300):
+        bit = drawn.randrange(8 * len(content))
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        with pytest.raises(ul.ArtifactError):
+            ul.CapabilityDirection.load(file)
+
+
+def test_a_header_larger_than_any_description_is_refused_unread(tmp_path: Path) -> None:
+    file = tmp_path / "d.safetensors"
+    file.write_bytes((2**40).to_bytes(8, "little") + b"{}")
+    with pytest.raises(ul.ArtifactError, match="header"):
+        ul.CapabilityDirection.load(file)
+
+
+def test_what_was_loaded_does_not_change_with_its_file(direction: ul.CapabilityDirection, tmp_path: Path) -> None:
+    file = tmp_path / "d.safetensors"
+    direction.save(file)
+    loaded = ul.CapabilityDirection.load(file)
+    file.write_bytes(bytes(len(file.read_bytes())))
+    assert torch.equal(loaded.vectors, direction.vectors)
+
+
+def test_a_planted_link_is_not_written_through(direction: ul.CapabilityDirection, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "link").symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        files.written(tmp_path / "link", b"theirs")
+    assert victim.read_text() == "mine"
 
 
 def test_kinds_are_not_mixed_up(aligner: ul.SubspaceAligner, direction: ul.CapabilityDirection, tmp_path: Path) -> None:
@@ -193,11 +315,8 @@ def test_words_of_version_1_are_read_as_todays(aligner: ul.SubspaceAligner, tmp_
     aligner.save(tmp_path / "a.safetensors")
     tensors, metadata = files.load(tmp_path / "a.safetensors")
     metadata = {**metadata, "sinks": "whiten", "target_model": {**metadata["target_model"], "basis": "centered"}}
-    for name in ("kind", "shapes", "content_hash", "format_version"):
-        metadata.pop(name)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "FORMAT_VERSION", 1)
-        files.save(tmp_path / "old.safetensors", "aligner", tensors, metadata)
+    metadata |= {"format_version": 1, "content_hash": files.content_hash(tensors)}
+    save_file(tensors, tmp_path / "old.safetensors", metadata={"unlock_lens": json.dumps(metadata)})
     old = ul.SubspaceAligner.load(tmp_path / "old.safetensors")
     assert old.sinks == "rescale"
     assert old.target_model is not None
@@ -207,7 +326,7 @@ def test_words_of_version_1_are_read_as_todays(aligner: ul.SubspaceAligner, tmp_
 def test_an_aligner_of_before_there_were_methods_is_read(aligner: ul.SubspaceAligner, tmp_path: Path) -> None:
     aligner.save(tmp_path / "a.safetensors")
     tensors, metadata = files.load(tmp_path / "a.safetensors")
-    for name in ("method", "ridge", "sinks", "without_mean", "cross_validation", "kind", "shapes", "content_hash"):
+    for name in ("method", "ridge", "sinks", "without_mean", "cross_validation"):
         metadata.pop(name)
     files.save(tmp_path / "old.safetensors", "aligner", tensors, metadata)
     old = ul.SubspaceAligner.load(tmp_path / "old.safetensors")

@@ -16,17 +16,25 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from uuid import uuid4
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from unlock_lens.core import schema
 from unlock_lens.errors import ArtifactError, InvalidInput, RemoteFailure, RequestRefused, ServerUnreachable, UnlockLensError
 from unlock_lens.method.crossval import CrossValidation
 
 __all__ = ["Shareable", "load"]
 
-FORMAT_VERSION = 2
-"""Version 1 called sinks="rescale" "whiten", and the basis "zero_mean" "centered"."""
+FORMAT_VERSION = 3
+"""Version 1 called sinks="rescale" "whiten", and the basis "zero_mean" "centered". Up to version 2 the hash was of the numbers
+alone; since then it is of the description as well."""
+_HEADER = 4 * 2**20
+"""Bytes of a header at most: a description has some kilobytes, and JSON takes forty times its size to parse."""
+_OUTSIDE = frozenset({"kind", "format_version", "library_version", "created", "content_hash", "shapes"})
+"""What every file says of itself, beside its kind's own description."""
 _KEY = "unlock_lens"
 _CARD = "README.md"
 _LIBRARY = "unlock-lens"
@@ -42,13 +50,21 @@ def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], description
         "format_version": FORMAT_VERSION,
         "library_version": version(_LIBRARY),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "content_hash": content_hash(held),
         "shapes": {name: list(tensor.shape) for name, tensor in held.items()},
-        **description,
+        **{name: value for name, value in description.items() if name not in _OUTSIDE},
     }
+    metadata["content_hash"] = content_hash(held, metadata)
     content = to_bytes(held, metadata={_KEY: json.dumps(metadata)})
     with replacing(path) as temporary:
-        temporary.write_bytes(content)
+        written(temporary, content)
+
+
+def written(path: Path, content: bytes) -> None:
+    """Write a new file, and have it on the disk; one that is there already, or a link, is never written through."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -71,6 +87,7 @@ def replacing(path: str | Path) -> Generator[Path, None, None]:
     try:
         yield temporary
         os.replace(temporary, path)
+        _flushed(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -100,14 +117,37 @@ def load(path: str | Path, kind: str | None = None) -> tuple[dict[str, Tensor], 
     if not path.is_file():
         raise ArtifactError(f"there is no file {path}")
     with reading(path):
-        with safe_open(path, framework="pt") as file:
-            raw = (file.metadata() or {}).get(_KEY)
-            if raw is None:
-                raise ArtifactError(f"{path} was not written by unlock-lens; expected a saved direction, aligner or key")
-            metadata = json.loads(raw)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
-        _check(path, kind, tensors, metadata)
-    return tensors, metadata if metadata["format_version"] == FORMAT_VERSION else in_todays_words(metadata)
+        content = path.read_bytes()  # once: what is checked is what is used, whatever becomes of the file meanwhile
+        metadata = _metadata(path, content)
+        _check_version(path, kind, metadata)
+        tensors = from_bytes(content)
+        _check_content(path, tensors, metadata)
+        if metadata["format_version"] < FORMAT_VERSION:
+            metadata = schema.in_todays_words(metadata)
+        schema.checked(path, metadata["kind"], {k: v for k, v in metadata.items() if k not in _OUTSIDE}, tensors)
+    return tensors, metadata
+
+
+def _metadata(path: Path, content: bytes) -> dict[str, Any]:
+    """What the header says, before a tensor is made."""
+    length = int.from_bytes(content[:8], "little")
+    if len(content) < 8 or length > min(len(content) - 8, _HEADER):
+        raise ValueError(f"its header is said to have {length} bytes, and the file has {len(content)}")
+    told = schema.parsed(content[8 : 8 + length]).get("__metadata__")
+    raw = told.get(_KEY) if isinstance(told, dict) else None
+    if not isinstance(raw, str):
+        raise ArtifactError(f"{path} was not written by unlock-lens; expected a saved direction, aligner or key")
+    return schema.parsed(raw)
+
+
+def _flushed(folder: Path) -> None:
+    """Have a folder's new names on the disk, where the system lets folders be opened."""
+    if os.name == "posix":
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 @contextmanager
@@ -121,39 +161,36 @@ def reading(path: str | Path) -> Generator[None, None, None]:
         raise ArtifactError(f"{path} is not a readable unlock-lens artifact ({error}); save it again") from error
 
 
-def in_todays_words(told: Any) -> Any:
-    """The words of today for those that changed their meaning or name, wherever they stand."""
-    if isinstance(told, list):
-        return [in_todays_words(each) for each in told]
-    if not isinstance(told, dict):
-        return told
-    renamed = {("basis", "centered"): "zero_mean", ("sinks", "whiten"): "rescale"}
-    return {
-        key: renamed.get((key, value), value) if isinstance(value, str) else in_todays_words(value)
-        for key, value in told.items()
-    }
-
-
-def _check(path: Path, kind: str | None, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
-    if metadata["format_version"] not in (1, FORMAT_VERSION):
+def _check_version(path: Path, kind: str | None, metadata: Mapping[str, Any]) -> None:
+    found = metadata.get("format_version")
+    if type(found) is not int or not 1 <= found <= FORMAT_VERSION:
         raise ArtifactError(
-            f"{path} has format version {metadata['format_version']}, this library reads up to {FORMAT_VERSION}; "
-            f"it was written by unlock-lens {metadata.get('library_version', '?')}"
+            f"{path} has format version {schema.shown(found)}, this library reads 1 to {FORMAT_VERSION}; "
+            f"it was written by unlock-lens {schema.shown(metadata.get('library_version', '?'))}"
         )
+    if metadata.get("kind") not in schema.KINDS:
+        raise ArtifactError(f"{path} holds: {schema.shown(metadata.get('kind'))}; expected: {' or '.join(schema.KINDS)}")
     if kind is not None and metadata["kind"] != kind:
         raise ArtifactError(f"{path} holds: {metadata['kind']}; expected: {kind}")
+
+
+def _check_content(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     if metadata["shapes"] != {name: list(tensor.shape) for name, tensor in tensors.items()}:
         raise ArtifactError(f"the shapes in {path} differ from those in its metadata; save it again")
-    if metadata["content_hash"] != content_hash(tensors):
-        raise ArtifactError(f"the numbers in {path} differ from those that were saved (content hash); save it again")
+    described = metadata if metadata["format_version"] > 2 else None
+    if metadata["content_hash"] != content_hash(tensors, described):
+        raise ArtifactError(f"{path} is not what was saved (content hash); save it again")
 
 
-def content_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Hash of names and numbers."""
+def content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:
+    """Hash of names and numbers, and of all that a file says of them; up to version 2 of the numbers alone."""
     digest = hashlib.sha256()
+    if metadata is not None:
+        rest = {name: value for name, value in metadata.items() if name != "content_hash"}
+        digest.update(json.dumps(rest, sort_keys=True).encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].numpy().tobytes())
+        digest.update(name.encode() if metadata is None else f"{name} {tensors[name].dtype}".encode())
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -207,7 +244,7 @@ class Shareable(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         for name, new in ((file, content), (_CARD, card)):
             with replacing(folder / name) as temporary:
-                temporary.write_bytes(new)
+                written(temporary, new)
 
     @classmethod
     def from_pretrained(

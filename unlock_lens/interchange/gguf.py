@@ -21,7 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unlock_lens.core.direction import CapabilityDirection, Provenance
-from unlock_lens.core.files import content_hash, in_todays_words, replacing
+from unlock_lens.core.files import content_hash, replacing
+from unlock_lens.core.schema import in_todays_words
 from unlock_lens.core.steering import SteeringHook
 from unlock_lens.errors import ArtifactError, InvalidInput
 from unlock_lens.interchange.common import acting, additive, by_layer, direction_of, given_to, identity_of, reading
