@@ -135,10 +135,13 @@ class Study:
         rows: list[dict[str, Any]] = []
         for problem, written in zip(job.problems, ids, strict=True):
             text = self.model.tokenizer.decode(written, skip_special_tokens=True)
-            ended = written[-1] in self.decoder.ends
-            row = {"problem": problem, "tokens": len(written) - ended, "ended": ended, "begins": list(written[:8])}
-            row |= {**judged(text, self.problems[problem]["answer"]), "characters": len(text)}
-            rows.append(row | ({"text": text} if problem < job.problems.start + TEXTS else {}))
+            found, ended = judged(text, self.problems[problem]["answer"]), written[-1] in self.decoder.ends
+            row: dict[str, Any] = {"problem": problem, "flexible": found["flexible"], "tokens": len(written) - ended}
+            if job.split == "test":
+                row |= found | {"ended": ended, "characters": len(text)}
+                row |= {"begins": list(written[:8])} if job.arm == self.config["transfer"] else {}
+                row |= {"text": text} if problem < job.problems.start + TEXTS else {}
+            rows.append(row)
         name, alpha = job.setting
         line = {"split": job.split, "arm": job.arm, "direction": name, "alpha": alpha, "rows": rows}
         self.done.update(_keys(line))

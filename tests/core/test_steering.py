@@ -14,6 +14,7 @@ from unlock_lens import zoo
 from unlock_lens.evidence.distributions import next_token_log_probs
 from unlock_lens.hosts import backend_of
 from unlock_lens.hosts.identity import ModelIdentity, fingerprint
+from unlock_lens.method.apply import Chunk
 
 TASK = zoo.running_sum(n=12, seed=3)
 
@@ -203,3 +204,28 @@ def test_a_hook_outlives_the_reloading_of_its_module() -> None:
         assert steering.as_hooks(old) == [old]
     with unchecked(), pytest.raises(ul.InvalidInput, match="SimpleNamespace"):
         steering.as_hooks(SimpleNamespace())  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("norm", [1e-40, 1e-23, 1.0, 1e19, 3e38])
+@pytest.mark.parametrize("operation", ["norm_preserving", "ablate"])
+def test_directions_of_any_norm_steer_alike(norm: float, operation: Any) -> None:
+    """Squares of float32's longest vectors overflow, and those of its shortest vanish."""
+    drawn, states = torch.tensor([[0.6, -0.8, 0.0]]), torch.tensor([[[1.0, 2.0, 3.0]]])
+    found, true = (
+        ul.SteeringHook(ul.CapabilityDirection(scale * drawn, (0,)), 0.5, operation).edits(ModelIdentity("tiny", 1, 3))[0][0](
+            states, Chunk(1)
+        )
+        for scale in (norm, 1.0)
+    )
+    assert torch.allclose(found, true, rtol=1e-4 if norm < 1e-38 else 1e-6)
+
+
+def test_directions_of_any_norm_have_a_cosine() -> None:
+    short, long = (ul.CapabilityDirection(scale * torch.tensor([[3.0, 4.0]]), (0,)) for scale in (1e-30, 1e30))
+    assert short.cosine(long).item() == pytest.approx(1.0)
+    assert torch.allclose(long.unit().vectors, torch.tensor([[0.6, 0.8]]))
+
+
+def test_a_strength_beyond_float32_is_refused() -> None:
+    with pytest.raises(ul.InvalidInput, match="float32"):
+        ul.SteeringHook(ul.CapabilityDirection(torch.ones(1, 3), (0,)), 1e39)

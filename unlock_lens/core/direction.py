@@ -19,6 +19,7 @@ from unlock_lens.core.tokens import check_position
 from unlock_lens.core.variant import Variant
 from unlock_lens.errors import IncompatibleModel, InvalidInput, caution
 from unlock_lens.hosts.identity import Basis, ModelIdentity
+from unlock_lens.method.apply import unit
 from unlock_lens.method.extract import Aggregator, aggregate_name, aggregated, check_aggregate
 from unlock_lens.method.linalg import projected_out
 
@@ -188,7 +189,7 @@ class CapabilityDirection(Shareable, kind=_KIND):
             return found
         check_pair(locked, placebo)
         other = mean_difference(placebo, locked, where, position, how)
-        shared = torch.cosine_similarity(vectors.double(), other.double(), dim=1)
+        shared = (unit(vectors.double()) * unit(other.double())).sum(dim=1)
         told = f"shares a cosine of {float(shared.mean()):.2f} (mean over layers) with the placebo {placebo.prompts[0][-60:]!r}"
         return replace(found, provenance=found.provenance.then(told))
 
@@ -227,7 +228,7 @@ class CapabilityDirection(Shareable, kind=_KIND):
             IncompatibleModel: other layers, width, basis or model.
         """
         self._check_same_space(other)
-        return torch.cosine_similarity(self.vectors.double(), other.vectors.double(), dim=1).float()
+        return (unit(self.vectors.double()) * unit(other.vectors.double())).sum(dim=1).float()
 
     def unit(self) -> CapabilityDirection:
         """The same direction with vectors of norm 1, so that capabilities of different strength can be added or compared.
@@ -238,8 +239,7 @@ class CapabilityDirection(Shareable, kind=_KIND):
             >>> CapabilityDirection(torch.tensor([[3.0, 4.0]]), (0,)).unit().vectors
             tensor([[0.6000, 0.8000]])
         """
-        norms = self.vectors.norm(dim=1, keepdim=True)
-        return replace(self, vectors=self.vectors / norms, provenance=self.provenance.then("scaled to norm 1"))
+        return replace(self, vectors=unit(self.vectors), provenance=self.provenance.then("scaled to norm 1"))
 
     def without(self, other: CapabilityDirection) -> CapabilityDirection:
         """What it has and another direction lacks: v - <v, u> u with u = w / ||w||, layer by layer.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
@@ -10,6 +9,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -26,6 +26,7 @@ from unlock_lens.hosts.shipping import arrived
 from unlock_lens.method.apply import OPERATIONS, POSITIONS, LayerEdit, edits_of
 
 _KIND = "key"
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +82,8 @@ class SteeringHook(Shareable, kind=_KIND):
             raise InvalidInput(f"layers={self.layers} was given; give a list, layers=[{self.layers}]")
         object.__setattr__(self, "alpha", _plain(self.alpha))
         strengths = [*self.alpha.values()] if isinstance(self.alpha, Mapping) else [self.alpha]
-        if not all(isinstance(strength, Real) and math.isfinite(strength) for strength in strengths):
-            raise InvalidInput(f"alpha {self.alpha} was given; a finite number is needed, or one for each layer")
+        if not all(isinstance(strength, Real) and abs(float(strength)) <= _LARGEST for strength in strengths):
+            raise InvalidInput(f"alpha {self.alpha} was given; a finite number is needed (of float32), or one for each layer")
         if self.operation not in OPERATIONS:
             raise InvalidInput(f"there is no operation {self.operation!r}; take one of {', '.join(OPERATIONS)}")
         if self.positions not in POSITIONS:

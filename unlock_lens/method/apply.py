@@ -23,9 +23,16 @@ def at_least_float32(residual: Tensor) -> Tensor:
     return residual.to(torch.promote_types(residual.dtype, torch.float32))
 
 
+def unit(vectors: Tensor) -> Tensor:
+    """v / ||v|| along the last dimension, for every norm that the dtype can hold: squares of very long ones would overflow."""
+    wide = vectors if vectors.device.type == "mps" else vectors.double()  # which has no float64
+    scaled = wide / wide.abs().amax(dim=-1, keepdim=True)
+    return (scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)).to(vectors)
+
+
 def norm_preserving(vector: Tensor, alpha: float) -> Act:
     """h <- ||h|| unit(h / ||h|| + alpha v / ||v||), the paper's edit; alpha is a fraction of the residual's norm."""
-    step = alpha * vector / vector.norm()
+    step = alpha * unit(vector)
 
     def act(residual: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(residual, dim=-1, keepdim=True)
@@ -44,9 +51,9 @@ def add(vector: Tensor, alpha: float) -> Act:
 
 def ablate(vector: Tensor, alpha: float) -> Act:
     """h <- h - alpha <h, u> u, u = v / ||v||; at alpha 1 the whole component along v is removed."""
-    unit = vector / vector.norm()
-    step = -alpha * unit
-    return lambda residual: torch.addcmul(residual, (residual @ unit).unsqueeze(-1), step)
+    u = unit(vector)
+    step = -alpha * u
+    return lambda residual: torch.addcmul(residual, (residual @ u).unsqueeze(-1), step)
 
 
 Operation = Literal["norm_preserving", "add", "ablate"]
