@@ -104,9 +104,9 @@ def capabilities() -> Rows:
                 best = max(ALPHAS, key=lambda alpha, w=way, f=hooks_of, ab=(a, b): sum_of(target, f(w, alpha), ab))
                 found = shows(target, TEST.direct, hooks_of(way, best))
                 rest = 1 - found[a] - found[b]
-                shown = (f"{part:.0%}" for part in (found[a], found[b], rest))
+                shown = (f"{part:.0%}" for part in (found[a], found[b], abs(rest)))
                 yield f"{source} to {target}", f"{a} and {b}", way, f"{best:g}", *shown
-            yield f"{source} to {target}", f"{a} and {b}", "two gates", *gated(target, a, b, moved)
+            yield f"{source} to {target}", f"{a} and {b}", "two gates", *gated(source, target, a, b, moved[0])
 
 
 def sum_of(target: str, hooks: Sequence[ul.SteeringHook], wanted: Sequence[str]) -> float:
@@ -115,10 +115,12 @@ def sum_of(target: str, hooks: Sequence[ul.SteeringHook], wanted: Sequence[str])
     return sum(found[behaviour] for behaviour in wanted)
 
 
-def gated(target: str, a: str, b: str, moved: Sequence[ul.CapabilityDirection]) -> tuple[str, ...]:
+def gated(source: str, target: str, a: str, b: str, to_a: ul.CapabilityDirection) -> tuple[str, ...]:
     """a where a prompt is plain, b where it asks for a third behaviour: two gated hooks over one mixed batch."""
     third = next(behaviour for behaviour in BEHAVIOURS if behaviour not in (a, b))
     how: dict[str, Any] = {"batch_size": BATCH, "progress": False}
+    from_third = ul.CapabilityDirection.extract(variant(source, FIT.prompts(third)), variant(source, FIT.prompts(b)), **how)
+    moved = to_a, aligner(source, target, "text and prompts").transport(from_third)
     rest = prompts(FIT, [behaviour for behaviour in ("direct", *BEHAVIOURS) if behaviour != third])
     gates = plain_gate(target), ul.Gate.fit(variant(target, FIT.prompts(third)), variant(target, rest), **how)
 
