@@ -23,6 +23,7 @@ from speed_models import prompts as random_prompts
 
 import unlock_lens as ul
 from unlock_lens import distributions, zoo
+from unlock_lens.core import read
 from unlock_lens.hosts import open_model
 from unlock_lens.method.gate import auroc
 from unlock_lens.zoo.task import behaviour_of
@@ -83,14 +84,17 @@ def carried(gate: ul.Gate, source: str, target: str) -> dict[str, ul.Gate]:
 
 def judged(gate: ul.Gate, name: str, act: Sequence[str], other: Sequence[str]) -> str:
     """AUROC, and hits and false alarms at the gate's threshold, on prompts of the report."""
-    read = [gate.readings(variant(name, of), batch_size=BATCH, progress=False) for of in (act, other)]
-    hits, alarms = (float((of > gate.threshold).double().mean()) for of in read)
-    return f"{auroc(*read):.3f}; {hits:.0%}, {alarms:.0%}"
+    found = [gate.readings(variant(name, of), batch_size=BATCH, progress=False) for of in (act, other)]
+    hits, alarms = (float((of > gate.threshold).double().mean()) for of in found)
+    return f"{auroc(*found):.3f}; {hits:.0%}, {alarms:.0%}"
 
 
 def readers() -> Rows:
     """Table 1."""
-    yield "source to target", "reads", "layer", "own reader", "transport", "pull_back", "pull_back, worst layer"
+    yield (
+        "source to target", "reads", "layer", "own reader", "transport", "pull_back", "pull_back, worst layer",
+        "difference of means, worst layer of the source",
+    )  # fmt: skip
     for (kind, source), (other_kind, target) in permutations(ARCHITECTURES.items(), 2):
         forth, back = aligner(source, target), aligner(target, source, "ridge")
         both = sorted(set(forth.layer_map.values()) & set(back.layer_map))
@@ -108,7 +112,18 @@ def readers() -> Rows:
             each = [back.pull_back(fitted(source, [layer])) for layer in sorted(back.layer_map)]
             areas = [judged(one, target, *test).partition(";")[0] for one in each]
             told = [judged(one, target, *test) for one in (own, *moved.values())]
-            yield f"{kind} to {other_kind}", behaviour, f"{gate.layer} to {own.layer}", *told, min(areas)
+            plain = f"{worst_of_means(source, behaviour):.3f}"
+            yield f"{kind} to {other_kind}", behaviour, f"{gate.layer} to {own.layer}", *told, min(areas), plain
+
+
+@cache
+def worst_of_means(name: str, behaviour: str) -> float:
+    """The lowest AUROC, over layers, of the difference of mean states as a reader in its own model."""
+    asked = [(task.prompts(behaviour), prompts(task, rest(behaviour))) for task in (FIT, TEST)]
+    (act, other), test = ([read.at_position(variant(name, of), batch_size=BATCH).double() for of in pair] for pair in asked)
+    readers_of = act.mean(dim=1) - other.mean(dim=1)
+    read_there = [torch.einsum("lnd,ld->ln", states, readers_of) for states in test]
+    return min(auroc(*of_layer) for of_layer in zip(*read_there, strict=True))
 
 
 def share(target: str, task: Any, behaviour: str, steer: ul.SteeringHook | None) -> float:
