@@ -286,7 +286,8 @@ def rebuilt(direction: tuple[Any, ...], settings: Mapping[str, Any]) -> Steering
     """A hook that was pickled (`hosts.shipping.arrived`)."""
     gate = settings["gate"] and Gate(CapabilityDirection(*settings["gate"][0]), **settings["gate"][1])
     evidence = settings["evidence"] and Evidence.described(settings["evidence"])
-    return SteeringHook(CapabilityDirection(*direction), **{**settings, "gate": gate, "evidence": evidence})
+    made: dict[str, Any] = {**settings, "gate": gate, "evidence": evidence}
+    return SteeringHook(CapabilityDirection(*direction), **made)
 
 
 def _parts(direction: CapabilityDirection) -> tuple[Any, ...]:
