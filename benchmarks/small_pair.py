@@ -34,7 +34,6 @@ from unlock_lens.hosts import open_model
 
 HERE = Path(__file__).parent
 CONFIG, RESULTS, DOCUMENT = HERE / "small_pair.yaml", HERE / "results" / "small_pair.jsonl", HERE.parent / "docs" / "results.md"
-README = HERE.parent / "README.md"
 ROWS = 100
 """Completions in one batch."""
 
@@ -194,16 +193,6 @@ NAMES = {
     "nulls transferred": "nulls as good as the transfer of openings as they are",
 }
 """The rows of the table, and what they are called there."""
-IN_README = (
-    "unsteered",
-    "prompted",
-    "comma-transferred",
-    "comma-own",
-    "comma-paper",
-    "comma-minus",
-    "comma-wrong",
-    "anti-mean",
-)
 
 
 def _row(arm: str, capability: str) -> str | None:
@@ -271,7 +260,6 @@ def main() -> None:
     else:
         config = yaml.safe_load(CONFIG.read_text())
         written_between(DOCUMENT, "small pair", "\n".join(tables(config)))
-        written_between(README, "small pair", "\n".join(table(config, "smollm2-gemma", IN_README)))
 
 
 if __name__ == "__main__":

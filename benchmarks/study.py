@@ -1,6 +1,7 @@
 """The study of a real pair: does a capability arrive in it, and is it more than a prompt, a placebo or a first token?
 
     python benchmarks/study.py prepare SOURCE TARGET PROBLEMS    # directions, into benchmarks/results/directions
+    python benchmarks/study.py untrained SOURCE TARGET PROBLEMS  # the same from random weights, which are made on the spot
     python benchmarks/study.py forecast SOURCE TARGET PROBLEMS   # what diagnose says before anything is generated
     python benchmarks/study.py choose TARGET PROBLEMS            # directions and strengths, on the choosing problems
     python benchmarks/study.py test TARGET PROBLEMS              # the test problems
@@ -241,21 +242,24 @@ def _keys(line: Mapping[str, Any]) -> set[tuple[str, str, Setting, int]]:
 def main() -> None:
     """Do one step of the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["prepare", "forecast", *STEPS, "price", "table"])
+    parser.add_argument("step", choices=["prepare", "untrained", "forecast", *STEPS, "price", "table"])
     parser.add_argument("paths", nargs="*", help="SOURCE, TARGET and PROBLEMS, as far as the step wants them")
     parser.add_argument("--rows", type=int, default=100, help="completions in one batch")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--share", default="0/1", help="i/n: this one of n processes that share the work")
+    parser.add_argument("--only", nargs="*", help="these arms alone")
     given = parser.parse_args()
     config = yaml.safe_load(CONFIG.read_text())
     torch.set_num_threads(given.threads)
-    if given.step in ("prepare", "forecast"):
+    if given.step in ("prepare", "untrained", "forecast"):
         source, target, problems = given.paths
         of = config["problems"]
         questions = [line["question"] for line in lines(Path(problems))[slice(*of["extract"])]]
         preparation = Preparation(config, source, target, sorted(questions, key=len)[: of["shortest"]], DIRECTIONS)
         if given.step == "prepare":
             preparation.all(MAPS)
+        elif given.step == "untrained":
+            preparation.untrained()
         else:
             for kind, found in preparation.forecast(MAPS).items():
                 line = {"split": "forecast", "arm": kind, "direction": f"text_{kind}", "alpha": 0.0, "rows": []}
@@ -267,7 +271,8 @@ def main() -> None:
     else:
         target, problems = given.paths
         i, n = (int(part) for part in given.share.split("/"))
-        Study(config, target, Path(problems), given.rows).run([*STEPS[given.step](config)][i::n])
+        jobs = [job for job in STEPS[given.step](config) if not given.only or job.arm in given.only]
+        Study(config, target, Path(problems), given.rows).run(jobs[i::n])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,22 +73,41 @@ class Preparation:
     """Both models, the prompts, and where directions go."""
 
     def __init__(self, config: Mapping[str, Any], source: str, target: str, questions: Sequence[str], out: Path) -> None:
-        self.config, self.out = config, out
-        self.source, self.target = (self._opened(folder) for folder in (source, target))
+        self.config, self.folders, self.out = config, (source, target), out
         self.prompts = {kind: [prompt(config, kind, question) for question in questions] for kind in config["prompts"]}
         self.contrasts = [kind for kind in self.prompts if kind != "locked"]
         out.mkdir(parents=True, exist_ok=True)
 
+    @cached_property
+    def source(self) -> Any:
+        return open_model(self.folders[0], "nnsight", dtype=self.config["models"]["dtype"])
+
+    @cached_property
+    def target(self) -> Any:
+        return open_model(self.folders[1], "nnsight", dtype=self.config["models"]["dtype"])
+
+    @cached_property
+    def begun(self) -> dict[str, list[str]]:
+        """The prompts of the calibration texts."""
+        return {kind: of[: self.config["problems"]["texts"]] for kind, of in self.prompts.items()}
+
+    @cached_property
+    def completed(self) -> dict[str, list[str]]:
+        """What the target writes after them."""
+        return {kind: self.written(self.target, of) for kind, of in self.begun.items() if kind != "locked"}
+
+    @property
+    def texts(self) -> list[str]:
+        """The main map's calibration texts."""
+        pairs = [zip(self.begun[kind], of, strict=True) for kind, of in self.completed.items()]
+        return self.begun["locked"] + [a + b for of in pairs for a, b in of]
+
     def all(self, maps: Path) -> None:
-        """Make every direction, and keep the main map for the forecast."""
+        """Make every direction but that of an untrained source, and keep the main map for the forecast."""
         here, there = read_side(self.source, self.prompts), read_side(self.target, self.prompts)
         self.own(there)
         self.paper(here, there)
-        n = self.config["problems"]["texts"]
-        begun = {kind: of[:n] for kind, of in self.prompts.items()}
-        written = {kind: self.written(self.target, of) for kind, of in begun.items() if kind != "locked"}
-        texts = begun["locked"] + [a + b for kind, of in written.items() for a, b in zip(begun[kind], of, strict=True)]
-        main = self.map(self.source, texts)
+        main = self.map(self.source, self.texts)
         maps.mkdir(parents=True, exist_ok=True)
         main.save(maps / "text.safetensors")
         for kind in self.contrasts:
@@ -96,11 +116,14 @@ class Preparation:
         for seed in range(self.config["noise"]):
             noise = controls.noise_of_states(here.contrast("same_end"), here.states["locked"], seed)
             self.save(main.transport(noise), f"noise_{seed}")
-        for name, some in self.other_texts(begun, written):
+        for name, some in self.other_texts():
             self.save(self.map(self.source, some).transport(here.contrast("same_end")), f"{name}_same_end")
-        blank = untrained(self.source)
-        theirs = read_side(blank, {kind: self.prompts[kind] for kind in ("locked", "same_end")})
-        self.save(self.map(blank, texts).transport(theirs.contrast("same_end")), "untrained_same_end")
+
+    def untrained(self) -> None:
+        """The direction of a source before training, by a map of its own: only its config and tokenizer are read."""
+        blank = untrained(self.folders[0])
+        here = read_side(blank, {kind: self.prompts[kind] for kind in ("locked", "same_end")})
+        self.save(self.map(blank, self.texts).transport(here.contrast("same_end")), "untrained_same_end")
 
     def own(self, there: Side) -> None:
         """The target's own directions, and away from its locked states."""
@@ -116,11 +139,11 @@ class Preparation:
             aligner.fit_activations(here.states["locked"][:, :n], there.states["locked"][:, :n], *models)
             self.save(aligner.transport(here.contrast(kind, aggregate, n=n)), name)
 
-    def other_texts(self, begun: Mapping[str, list[str]], written: Mapping[str, list[str]]) -> Iterator[tuple[str, list[str]]]:
+    def other_texts(self) -> Iterator[tuple[str, list[str]]]:
         """Calibration texts of other kinds than the main map's."""
-        yield "prompts", [text for of in begun.values() for text in of]
-        yield "solutions", begun["locked"] + [text for of in written.values() for text in of]
-        both = begun["locked"] + begun["same_end"]
+        yield "prompts", [text for of in self.begun.values() for text in of]
+        yield "solutions", self.begun["locked"] + [text for of in self.completed.values() for text in of]
+        both = self.begun["locked"] + self.begun["same_end"]
         yield "source_text", [a + b for a, b in zip(both, self.written(self.source, both), strict=True)]
 
     def written(self, model: Any, prompts: Sequence[str]) -> list[str]:
@@ -153,9 +176,6 @@ class Preparation:
             for kind in ("same_end", "cot", "placebo")
         }
 
-    def _opened(self, folder: str) -> Any:
-        return open_model(folder, "nnsight", dtype=self.config["models"]["dtype"])
-
 
 def paper_grid(config: Mapping[str, Any]) -> Iterator[tuple[str, str, int, int, str]]:
     """Name, contrast, rank, prompts and aggregate of each direction that the paper's calibration chooses from."""
@@ -167,11 +187,12 @@ def paper_grid(config: Mapping[str, Any]) -> Iterator[tuple[str, str, int, int, 
                     yield f"paper_{kind}_{aggregate}_n{n}_r{rank}", kind, rank, n, aggregate
 
 
-def untrained(model: Any) -> Any:
-    """A model of the same shape and tokenizer with weights as they are before training."""
+def untrained(folder: str) -> Any:
+    """A model of a folder's shape and tokenizer with weights as they are before training."""
     from nnsight import TransformersModel
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(0)
-    blank: Any = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16)
-    return TransformersModel(blank.eval(), tokenizer=model.tokenizer)
+    blank: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)
+    blank.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return TransformersModel(blank, tokenizer=AutoTokenizer.from_pretrained(folder))

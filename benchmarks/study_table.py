@@ -35,6 +35,7 @@ def write(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None
     written_between(document, "nulls", "\n".join(nulls(config, lines)))
     written_between(document, "forecast", "\n".join(forecasts(lines)))
     written_between(document, "choosing", "\n".join(choosing(lines)))
+    written_between(DOCS.parent / "README.md", "study", "\n".join(in_short(config, arms)))
     (DOCS / "results.svg").write_text(figure(arms))
 
 
@@ -64,6 +65,19 @@ def table(
         cells += [f"{fmean(row['tokens'] for row in of):.0f}", f"{fmean(not row['ended'] for row in of):.0%}"]
         price = f"{prices[arm]['kl']:.2f}, worst 5% {prices[arm]['kl_worst']:.1f}" if arm in prices else ""
         yield _row([*cells, f"{fmean(row['zlib'] for row in of):.2f}", price])
+
+
+def in_short(config: Mapping[str, Any], arms: Mapping[str, Rows]) -> Iterator[str]:
+    """Markdown for the README: right answers, length and the difference from the transfer of the arms that matter most."""
+    head = ("Qwen2.5-Coder-0.5B, 500 problems of GSM8K", "right", "transferred minus this", "mean length")
+    yield _row(head) + "\n" + _row(["---"] * len(head))
+    transfer = arms.get(config["transfer"], {})
+    for arm in (arm for arm in config["in_readme"] if arm in arms):
+        rows = arms[arm]
+        name = f"**{arm}**" if arm == config["transfer"] else arm
+        difference = _difference(transfer, rows) if arm != config["transfer"] else ""
+        length = f"{fmean(row['tokens'] for row in rows.values()):.0f} tokens"
+        yield _row([name, _share([row["flexible"] for row in rows.values()]), difference, length])
 
 
 def by_length(arms: Mapping[str, Rows]) -> Iterator[str]:

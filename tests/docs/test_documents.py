@@ -22,12 +22,12 @@ from unlock_lens import zoo
 from unlock_lens.evidence.sweep import SweepConfig
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+START = (ROOT / "docs" / "start.md").read_text()
 OWN_TEMPLATES = {
     "direct = [f": ("{question}\\nAnswer:", "{question}\\nAnswer: Let's think step by step."),
     "unlock-lens extract": ("{question} Answer:", "{question} Answer: Let's think step by step."),
 }
-"""Of the README's two examples with a pair of one's own."""
+"""Of docs/start.md's two examples with a pair of one's own."""
 WITHIN = r"(?:(?!```).)*"
 BLOCK = re.compile(rf"```python\n(?P<code>{WITHIN})```\n{WITHIN}```text\n(?P<output>{WITHIN})```", re.DOTALL)
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")))
@@ -83,8 +83,8 @@ def test_every_function_and_main_object_has_an_example() -> None:
 
 
 def own_pair(lines: str) -> str:
-    """What the README shows for a pair of one's own, with models and templates of the embedded family in it."""
-    block = next(found for found in re.findall(r"(?:^    .*\n|^\n)+", README, re.MULTILINE) if lines in found)
+    """What docs/start.md shows for a pair of one's own, with models and templates of the embedded family in it."""
+    block = next(found for found in re.findall(r"(?:^    .*\n|^\n)+", START, re.MULTILINE) if lines in found)
     replacements = {
         "Qwen/Qwen2.5-1.5B-Instruct": str(zoo.path() / "large-base"),
         "Qwen/Qwen2.5-0.5B-Instruct": str(zoo.path() / "small-base"),
@@ -92,12 +92,12 @@ def own_pair(lines: str) -> str:
         OWN_TEMPLATES[lines][0]: "{question} A :",
     }
     for old, new in replacements.items():
-        assert old in block, f"the README does not hold {old!r} any more"
+        assert old in block, f"docs/start.md does not hold {old!r} any more"
         block = block.replace(old, new)
     return textwrap.dedent(block)
 
 
-def test_the_readme_transfers_between_a_pair_of_ones_own(tmp_path: Path) -> None:
+def test_getting_started_transfers_between_a_pair_of_ones_own(tmp_path: Path) -> None:
     """Its code runs as it stands, with two folders in the place of hub ids; one of its strengths brings the capability."""
     code = own_pair("direct = [f")
     given = "from unlock_lens import zoo\ntask = zoo.running_sum(n=128)\nsolutions = zoo.text(n=600)\n"
