@@ -36,7 +36,7 @@ def write(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None
     written_between(document, "forecast", "\n".join(forecasts(lines)))
     written_between(document, "choosing", "\n".join(choosing(lines)))
     written_between(DOCS.parent / "README.md", "study", "\n".join(in_short(config, arms)))
-    (DOCS / "results.svg").write_text(figure(arms))
+    (DOCS / "results.svg").write_text(figure({arm: arms[arm] for arm in config["in_readme"] if arm in arms}))
 
 
 def tested(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Rows], dict[str, str]]:
@@ -168,26 +168,37 @@ def _difference(transfer: Rows, rows: Rows) -> str:
     return f"{100 * found.difference:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f}), p {found.p:.2g}"
 
 
+STYLE = """<style>
+svg { --ink: #1f2937; --faint: #6b7280; --plain: #475569; --moved: #c2410c; --paper: #ffffff; font: 13px sans-serif; }
+@media (prefers-color-scheme: dark) {
+  svg { --ink: #e5e7eb; --faint: #9ca3af; --plain: #94a3b8; --moved: #fb923c; --paper: #0d1117; }
+}
+.paper { fill: var(--paper); } .ink { fill: var(--ink); } .faint { fill: var(--faint); }
+.plain { fill: var(--plain); stroke: var(--plain); } .moved { fill: var(--moved); stroke: var(--moved); }
+</style>"""
+
+
 def figure(arms: Mapping[str, Rows]) -> str:
-    """An SVG: the share of right answers of each arm with its interval."""
-    step, left, width = 22, 260, 360
+    """An SVG: the share of right answers of each arm as a bar, with its interval."""
+    step, left, width, right_edge = 26, 250, 380, 60
     shares = {arm: [row["flexible"] for row in rows.values()] for arm, rows in arms.items()}
-    most = max([wilson_interval(sum(right), len(right))[1] for right in shares.values()], default=1.0)
-    scale, height = width / most, step * len(shares) + 40
+    scale = width / max([wilson_interval(sum(right), len(right))[1] for right in shares.values()], default=1.0)
+    height, whole = step * len(shares) + 34, left + width + right_edge
     drawn = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 60} {height}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{left + width + 60}" height="{height}" fill="#ffffff"/>',
-        f'<text x="{left}" y="{height - 8}" fill="#444">right answers, share of problems, 95% Wilson interval</text>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole} {height}" role="img">',
+        "<title>Share of 500 problems that each arm answers, with 95% Wilson intervals</title>",
+        STYLE,
+        f'<rect class="paper" width="{whole}" height="{height}"/>',
+        f'<text class="faint" x="{left}" y="{height - 10}">problems answered, with 95% intervals</text>',
     ]
     for i, (arm, right) in enumerate(shares.items()):
-        y, share = step * i + 20, sum(right) / len(right)
+        y, share = step * i + 16, sum(right) / len(right)
         low, high = (left + scale * end for end in wilson_interval(sum(right), len(right)))
-        colour = "#c2410c" if arm.startswith("transferred") else "#334155"
+        kind = "moved" if arm.startswith("transferred") else "plain"
         drawn += [
-            f'<text x="{left - 12}" y="{y + 4}" text-anchor="end" fill="#111">{arm} (n {len(right)})</text>',
-            f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2"/>',
-            f'<circle cx="{left + scale * share:.1f}" cy="{y}" r="4" fill="{colour}"/>',
-            f'<text x="{high + 6:.1f}" y="{y + 4}" fill="#444">{share:.0%}</text>',
+            f'<text class="ink" x="{left - 10}" y="{y + 4}" text-anchor="end">{arm}</text>',
+            f'<rect class="{kind}" x="{left}" y="{y - 8}" width="{scale * share:.1f}" height="16" opacity="0.45"/>',
+            f'<line class="{kind}" x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}" stroke-width="2"/>',
+            f'<text class="ink" x="{high + 8:.1f}" y="{y + 4}">{share:.1%}</text>',
         ]
     return "\n".join([*drawn, "</svg>", ""])

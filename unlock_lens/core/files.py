@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from uuid import uuid4
@@ -48,7 +48,7 @@ def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], description
     metadata = {
         "kind": kind,
         "format_version": FORMAT_VERSION,
-        "library_version": version(_LIBRARY),
+        "library_version": _version(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "shapes": {name: list(tensor.shape) for name, tensor in held.items()},
         **{name: value for name, value in description.items() if name not in _OUTSIDE},
@@ -57,6 +57,13 @@ def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], description
     content = to_bytes(held, metadata={_KEY: json.dumps(metadata)})
     with replacing(path) as temporary:
         written(temporary, content)
+
+
+def _version() -> str:
+    try:
+        return version(_LIBRARY)
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "unknown"
 
 
 def written(path: Path, content: bytes) -> None:
