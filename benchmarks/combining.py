@@ -12,8 +12,9 @@ from functools import cache
 from itertools import combinations, permutations, product
 from typing import Any
 
+import numpy as np
 from gates import ALPHAS, BATCH, CHOOSE, FIT, TEST, Rows, model, plain_gate, print_tables, prompts, share, variant
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 import unlock_lens as ul
 from unlock_lens import zoo
@@ -96,7 +97,7 @@ def paths() -> Rows:
             found.append((sum(both.values()) / len(both), *map(float, ways)))
         cosines, direct, by_way = zip(*found, strict=True)
         means = (f"{sum(each) / len(each):.2f}" for each in (cosines, direct, by_way))
-        yield calibration, str(len(found)), *means, f"{spearmanr(cosines, by_way).statistic:.2f}"
+        yield calibration, str(len(found)), *means, f"{np.corrcoef(rankdata(cosines), rankdata(by_way))[0, 1]:.2f}"
 
 
 WAYS: Mapping[str, Callable[[ul.CapabilityDirection, ul.CapabilityDirection], list[tuple[ul.CapabilityDirection, Any]]]] = {
