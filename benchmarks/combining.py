@@ -85,7 +85,7 @@ def paths() -> Rows:
         "rho of first and last",
     )
     for calibration in CALIBRATIONS:
-        found: list[tuple[float, float, float]] = []
+        found: list[tuple[float, ...]] = []
         for (a, b, c), behaviour in product(permutations(MODELS, 3), BEHAVIOURS):
             ab, bc, ac = (aligner(*pair, calibration) for pair in ((a, b), (b, c), (a, c)))
             moved, own = direction(a, behaviour), direction(c, behaviour)
