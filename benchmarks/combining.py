@@ -1,18 +1,20 @@
 """Several sources for one capability, and several capabilities at once, on the zoo.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/combining.py sources capabilities
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/combining.py sources paths capabilities
 
-Prints the tables of docs/gates.md. Strengths are chosen on other problems than those that are reported.
+Prints the tables of docs/combining.md. Strengths are chosen on other problems than those that are reported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from itertools import combinations
+from itertools import combinations, permutations, product
 from typing import Any
 
+import numpy as np
 from gates import ALPHAS, BATCH, CHOOSE, FIT, TEST, Rows, model, plain_gate, print_tables, prompts, share, variant
+from scipy.stats import rankdata
 
 import unlock_lens as ul
 from unlock_lens import zoo
@@ -72,6 +74,32 @@ def sources() -> Rows:
                 yield calibration, target, behaviour, *told
 
 
+def paths() -> Rows:
+    """Table 2: by way of a third model against the straight way, all ordered triples of models and all behaviours."""
+    yield (
+        "calibrated on",
+        "paths",
+        "cosine of both ways",
+        "cosine with own, straight",
+        "by way of a third",
+        "rho of first and last",
+    )
+    for calibration in CALIBRATIONS:
+        found: list[tuple[float, ...]] = []
+        for (a, b, c), behaviour in product(permutations(MODELS, 3), BEHAVIOURS):
+            ab, bc, ac = (aligner(*pair, calibration) for pair in ((a, b), (b, c), (a, c)))
+            moved, own = direction(a, behaviour), direction(c, behaviour)
+            both = ul.path_cosine(moved, [ab, bc], ac)
+            ways = [
+                way.at_layers([*both]).cosine(own.at_layers([*both])).mean()
+                for way in (ac.transport(moved), bc.transport(ab.transport(moved)))
+            ]
+            found.append((sum(both.values()) / len(both), *map(float, ways)))
+        cosines, direct, by_way = zip(*found, strict=True)
+        means = (f"{sum(each) / len(each):.2f}" for each in (cosines, direct, by_way))
+        yield calibration, str(len(found)), *means, f"{np.corrcoef(rankdata(cosines), rankdata(by_way))[0, 1]:.2f}"
+
+
 WAYS: Mapping[str, Callable[[ul.CapabilityDirection, ul.CapabilityDirection], list[tuple[ul.CapabilityDirection, Any]]]] = {
     "add": lambda a, b: [(a.unit() + b.unit(), None)],
     "orthogonalize": lambda a, b: [(a.unit() + b.without(a).unit(), None)],
@@ -89,7 +117,7 @@ def shows(target: str, asked: Sequence[str], hooks: Sequence[ul.SteeringHook]) -
 
 
 def capabilities() -> Rows:
-    """Table 2: two behaviours that exclude each other in one answer, carried from large-base to small-base and back."""
+    """Table 3: two behaviours that exclude each other in one answer, carried from large-base to small-base and back."""
     yield "transfer", "a and b", "way", "alpha", "shows a", "shows b", "other"
     for source, target in (("large-base", "small-base"), ("small-base", "large-base")):
         for a, b in combinations(BEHAVIOURS, 2):
@@ -144,4 +172,4 @@ def gated(source: str, target: str, a: str, b: str, to_a: ul.CapabilityDirection
 
 
 if __name__ == "__main__":
-    print_tables({"sources": sources, "capabilities": capabilities}, __doc__)
+    print_tables({"sources": sources, "paths": paths, "capabilities": capabilities}, __doc__)

@@ -1,4 +1,4 @@
-"""Several sources: one direction that they agree on, and whether maps compose, which needs no labels (docs/gates.md)."""
+"""Several sources: one direction that they agree on, and whether maps compose, which needs no labels (docs/combining.md)."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ def consensus(directions: Sequence[CapabilityDirection]) -> CapabilityDirection:
     Raises:
         InvalidInput: fewer than two, or directions that cancel each other.
         IncompatibleModel: other layers, width, basis or model.
+
+    Source: docs/combining.md.
 
     Example:
         >>> import torch
@@ -77,6 +79,8 @@ def path_cosine(
     Raises:
         InvalidInput: an empty path, or no layer that both ways take from the same layer.
         IncompatibleModel: maps that do not follow each other.
+
+    Source: docs/combining.md.
 
     Example:
         >>> import unlock_lens as ul

@@ -162,10 +162,12 @@ class SteeringHook(Shareable, kind=_KIND):
         """All of it but its tensors, as JSON holds it."""
         return {
             "direction": self.direction.description,
-            "alpha": [*self.alpha.items()] if isinstance(self.alpha, Mapping) else self.alpha,
+            "alpha": [(int(layer), float(strength)) for layer, strength in self.alpha.items()]
+            if isinstance(self.alpha, Mapping)
+            else float(self.alpha),
             "operation": self.operation,
             "positions": self.positions,
-            "layers": None if self.layers is None else list(self.layers),
+            "layers": None if self.layers is None else [int(layer) for layer in self.layers],
             "gate": self.gate and self.gate.description,
             "chat_template_hash": self.chat_template_hash,
             "evidence": self.evidence and self.evidence.description,
