@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         tasks,
     )
     from unlock_lens.evidence.diagnosis import Diagnosis, diagnose
+    from unlock_lens.evidence.strength import Strength, calibrated, strength
 
 __all__ = [
     "ArtifactError",
@@ -62,6 +63,7 @@ __all__ = [
     "RequestRefused",
     "ServerUnreachable",
     "SteeringHook",
+    "Strength",
     "SubspaceAligner",
     "Traffic",
     "UnlockLensError",
@@ -69,6 +71,7 @@ __all__ = [
     "Variant",
     "apply",
     "attached",
+    "calibrated",
     "calibration_texts",
     "controls",
     "diagnose",
@@ -83,6 +86,7 @@ __all__ = [
     "report",
     "results",
     "statistics",
+    "strength",
     "submit",
     "sweep",
     "tasks",
@@ -100,6 +104,9 @@ _MODULES = {name: f"unlock_lens.evidence.{name}" for name in _EVIDENCE} | {
 _NAMES = {
     "Diagnosis": "unlock_lens.evidence.diagnosis",
     "diagnose": "unlock_lens.evidence.diagnosis",
+    "Strength": "unlock_lens.evidence.strength",
+    "calibrated": "unlock_lens.evidence.strength",
+    "strength": "unlock_lens.evidence.strength",
     "Plan": "unlock_lens.core.plan",
     "plan": "unlock_lens.core.plan",
 }
