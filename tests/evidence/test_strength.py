@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import unlock_lens as ul
-from unlock_lens import zoo
-from unlock_lens.evidence import strength as module
+from tests.checks import unchecked
+from unlock_lens import lens, zoo
+from unlock_lens.evidence import _search as module
 from unlock_lens.hosts import Batch, Edits
 from unlock_lens.hosts.base import Backend
 
@@ -37,11 +38,12 @@ def shares(model: Any, steer: ul.SteeringHook, behaviour: str = "think") -> floa
 
 def found(direction: ul.CapabilityDirection, model: Any, **how: Any) -> ul.Strength:
     """With prompts of this file."""
-    return ul.strength(direction, model, **{"locked": TASK.direct, "batch_size": BATCH, "progress": False} | how)
+    given: dict[str, Any] = {"locked": TASK.direct, "batch_size": BATCH, "progress": False}
+    return ul.strength(direction, model, **given | how)
 
 
 @contextmanager
-def rows_read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def rows_read(monkeypatch: pytest.MonkeyPatch) -> Generator[list[int], None, None]:
     """Counts the rows of all forward passes of either host."""
     counted, log_probs = [0], Backend.log_probs
 
@@ -148,6 +150,56 @@ class TestPrice:
         assert chosen.price.kl <= 5
 
 
+class TestLayers:
+    @pytest.mark.parametrize("name", ["small-base", "small-gpt2"])
+    def test_a_forecast_is_the_same_in_both_hosts_padded_and_alone(self, name: str) -> None:
+        task = zoo.running_sum(n=4)
+        prompts = [*task.direct[:2], *task.think[2:]]
+        model = zoo.load(name)
+        steer = ul.SteeringHook(own(model), 0.4)
+        found = [lens.forecast_by_layer(each, prompts, ["S"] * 4, steer) for each in (model, zoo.load(name, "nnsight"))]
+        assert found[0].tolist() == pytest.approx(found[1].tolist(), abs=1e-4)
+        alone = [lens.forecast_by_layer(model, [prompt], ["S"], steer) for prompt in prompts]
+        assert found[0].tolist() == pytest.approx(torch.tensor([each.tolist() for each in alone]).mean(0).tolist(), abs=1e-4)
+
+    def test_a_weak_edit_has_the_effect_that_is_forecast(self, small: Any) -> None:
+        steer = ul.SteeringHook(own(small), 0.01)
+        told = lens.forecast_by_layer(small, TASK.direct, ["S"] * 32, steer, batch_size=BATCH)
+        measured = lens.effect_by_layer(small, TASK.direct, ["S"] * 32, steer, batch_size=BATCH, progress=False)["alone"]
+        assert told.tolist() == pytest.approx(measured.tolist(), rel=0.02, abs=2e-5)
+
+    @pytest.mark.parametrize("host", ["large", "small_nnsight"])
+    def test_are_chosen(self, request: pytest.FixtureRequest, host: str) -> None:
+        model = request.getfixturevalue(host)
+        chosen = found(own(model), model, unlocked=TASK.think, layers="auto")
+        assert chosen.reach is not None
+        assert chosen.reach > 0.9
+        assert shares(model, chosen.hook) >= 0.9
+        assert "the best of" in chosen.why
+
+    def test_the_cheapest_of_those_that_reach_as_far(self, large: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "WORST", 50.0)
+        how = {"unlocked": TASK.think, "unrelated": zoo.text(32, seed=3), "budget": 5.0}
+        every, best = (found(own(large), large, layers=layers, **how) for layers in (None, "auto"))
+        assert every.price is not None
+        assert best.price is not None
+        assert best.price.kl < 0.5 * every.price.kl
+        assert shares(large, best.hook) >= 0.9
+
+    def test_a_model_without_a_backward_pass(self, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(*args: Any, **how: Any) -> Any:
+            raise RuntimeError("element 0 of tensors does not require grad")
+
+        monkeypatch.setattr(torch.autograd, "grad", broken)
+        with pytest.raises(ul.UnsupportedModel, match="small-base.*does not require grad"):
+            lens.forecast_by_layer(small, TASK.direct, ["S"] * 32, ul.SteeringHook(own(small), 0.4))
+
+    def test_a_model_on_a_server(self, small: Any, small_nnsight: Any) -> None:
+        prompts = ul.Variant(small_nnsight, TASK.direct, remote="local")
+        with pytest.raises(ul.UnsupportedModel, match="server"):
+            lens.forecast_by_layer(small_nnsight, prompts, ["S"] * 32, ul.SteeringHook(own(small), 0.4))
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("how", "told"),
@@ -158,12 +210,17 @@ class TestBadInput:
             ({"locked": TASK.direct[:7]}, "at least 8"),
             ({"unlocked": TASK.think[:9]}, "32 locked and 9 unlocked"),
             ({"unlocked": TASK.direct}, "the same after"),
+            ({"unlocked": None, "layers": "auto"}, "to choose on"),
             ({"positions": "generated"}, "nothing moves"),
         ],
     )
     def test_is_refused(self, small: Any, how: dict[str, Any], told: str) -> None:
         with pytest.raises(ul.InvalidInput, match=told):
             found(own(small), small, **{"unlocked": TASK.think} | how)
+
+    def test_layers_that_are_a_word(self, small: Any) -> None:
+        with unchecked(), pytest.raises(ul.InvalidInput, match="best.*auto"):
+            found(own(small), small, unlocked=TASK.think, layers="best")
 
     def test_another_model(self, small: Any, large: Any) -> None:
         with pytest.raises(ul.IncompatibleModel):
