@@ -16,7 +16,7 @@ from unlock_lens.method.apply import Chunk
 
 
 def forecast(
-    steer: SteeringHook, prompts: Variant, wanted: Float[Tensor, "prompt vocabulary"], batch_size: int = 8
+    steer: SteeringHook, prompts: Variant, wanted: Float[Tensor, "prompt vocabulary"], batch_size: int = 8, at: float = 0.5
 ) -> dict[int, float]:
     """What each layer's edit alone adds to sum_v wanted[v] log p(v) of the next token, to first order, in nats.
 
@@ -25,6 +25,7 @@ def forecast(
         prompts: of this model, on this machine.
         wanted: what is to follow each prompt: a distribution, or one token of probability 1.
         batch_size: prompts at a time, of like length.
+        at: the share of the strength at which the gradient is taken.
 
     Raises:
         UnsupportedModel: a model on a server, or one through which no backward pass leads.
@@ -36,7 +37,7 @@ def forecast(
             f"{backend.identity.name} runs on a server, which gives no gradients back; choose layers with effect_by_layer"
         )
     edits = edits_for(backend, [steer])
-    half = {layer: [replace(edit, alpha=edit.alpha / 2) for edit in of_layer] for layer, of_layer in edits.items()}
+    half = {layer: [replace(edit, alpha=at * edit.alpha) for edit in of_layer] for layer, of_layer in edits.items()}
     layers, tokens = sorted(edits), prompts.tokens
     total = torch.zeros(len(layers))
     for rows in tokens.batches(batch_size):
