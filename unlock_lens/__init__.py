@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         tasks,
     )
     from unlock_lens.evidence.diagnosis import Diagnosis, diagnose
+    from unlock_lens.evidence.response import Response, response
     from unlock_lens.evidence.strength import Strength, calibrated, strength
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "RemoteError",
     "RemoteFailure",
     "RequestRefused",
+    "Response",
     "ServerUnreachable",
     "SteeringHook",
     "Strength",
@@ -84,6 +86,7 @@ __all__ = [
     "plots",
     "recipes",
     "report",
+    "response",
     "results",
     "statistics",
     "strength",
@@ -104,6 +107,8 @@ _MODULES = {name: f"unlock_lens.evidence.{name}" for name in _EVIDENCE} | {
 _NAMES = {
     "Diagnosis": "unlock_lens.evidence.diagnosis",
     "diagnose": "unlock_lens.evidence.diagnosis",
+    "Response": "unlock_lens.evidence.response",
+    "response": "unlock_lens.evidence.response",
     "Strength": "unlock_lens.evidence.strength",
     "calibrated": "unlock_lens.evidence.strength",
     "strength": "unlock_lens.evidence.strength",
