@@ -175,9 +175,14 @@ def layers() -> Table:
 
 
 def _rhos(told: Sequence[list[float]], true: Sequence[list[float]]) -> list[str]:
-    each = [float(spearmanr(a, b).statistic) for a, b in zip(told, true, strict=True)]
-    pooled = spearmanr([x for row in told for x in row], [x for row in true for x in row]).statistic
-    return [f"{sum(each) / len(each):.2f}", f"{float(pooled):.2f}"]
+    each = [_rho(a, b) for a, b in zip(told, true, strict=True)]
+    pooled = _rho([x for row in told for x in row], [x for row in true for x in row])
+    return [f"{sum(each) / len(each):.2f}", f"{pooled:.2f}"]
+
+
+def _rho(one: Sequence[float], other: Sequence[float]) -> float:
+    found: Any = spearmanr(one, other)
+    return float(found.statistic)
 
 
 def sets() -> Table:

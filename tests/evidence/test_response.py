@@ -14,6 +14,7 @@ from unlock_lens import plots, zoo
 from unlock_lens.evidence import response as module
 
 TASK = zoo.running_sum(n=40, seed=9)
+ALPHAS = (0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.9)
 HOW: dict[str, Any] = {"max_new_tokens": 12, "batch_size": 40, "progress": False}
 
 
@@ -30,16 +31,9 @@ def own(small: Any) -> ul.CapabilityDirection:
 
 @pytest.fixture(scope="module")
 def found(small: Any, own: ul.CapabilityDirection) -> ul.Response:
-    return ul.response(
-        ul.SteeringHook(own, 0.5),
-        small,
-        TASK.direct,
-        thinks,
-        correct=TASK.correct,
-        unrelated=zoo.text(24, seed=3),
-        own=ul.SteeringHook(own, 0.25),
-        **HOW,
-    )
+    steer, texts = ul.SteeringHook(own, 0.5), zoo.text(24, seed=3)
+    more: dict[str, Any] = {"correct": TASK.correct, "unrelated": texts, "own": steer, "alphas": ALPHAS}
+    return ul.response(steer, small, TASK.direct, thinks, **more, **HOW)
 
 
 def test_the_curve_is_what_generate_and_price_give(small: Any, own: ul.CapabilityDirection, found: ul.Response) -> None:
@@ -55,24 +49,29 @@ def test_the_curve_is_what_generate_and_price_give(small: Any, own: ul.Capabilit
 def test_the_window_is_the_stretch_in_which_nine_of_ten_show_it(found: ul.Response) -> None:
     assert found.window is not None
     low, high = found.window
-    shares = found.table["share"]
+    shares: Any = found.table["share"]
     assert (shares.loc[low:high] >= 0.9).all()
     assert shares[shares.index < low].iloc[-1] < 0.9
     assert found.width == pytest.approx(np.log2(high / low))
 
 
-def test_the_ec50_lies_where_the_share_is_half_way(found: ul.Response) -> None:
+def test_the_ec50_lies_where_the_share_ishalf_way(found: ul.Response) -> None:
     assert found.ec50 is not None
     assert found.ec50_interval is not None
-    shares = found.table["share"]
+    shares: Any = found.table["share"]
     half = (shares.iloc[0] + shares.max()) / 2
     assert shares[shares.index < found.ec50].iloc[-1] <= half <= shares[shares.index >= found.ec50].iloc[0]
     assert found.ec50_interval[0] <= found.ec50 <= found.ec50_interval[1]
 
 
 def test_the_same_direction_needs_as_much(found: ul.Response) -> None:
-    """Tried at other strengths, which lie within an octave and are joined by lines."""
-    assert found.ratio == pytest.approx(1, abs=0.1)
+    assert found.ratio == 1
+
+
+def test_multiples_of_the_hooks_own_strength(own: ul.CapabilityDirection) -> None:
+    tried = module.strengths(ul.SteeringHook(own, 0.4), None)
+    assert (tried[0], tried[-1]) == pytest.approx((0.1, 0.8))
+    assert 0.4 in tried
 
 
 def test_equal_price(found: ul.Response) -> None:
@@ -86,9 +85,10 @@ def test_bootstrap_by_hand() -> None:
     """Ten prompts of which each switches on at a strength of its own: half do at the geometric middle of 1 and 2."""
     tried = [1.0, 2.0, 4.0]
     outcomes = np.array([[0] * 10, [1] * 3 + [0] * 7, [1] * 7 + [0] * 3, [1] * 10], dtype=float)
-    ec50, interval = module._half_way(outcomes, tried, seed=0)
-    assert ec50 == pytest.approx(2**0.5)
+    ec50, interval = module.half_way(outcomes, tried, seed=0)
+    assert ec50 is not None
     assert interval is not None
+    assert ec50 == pytest.approx(2**0.5)
     assert 1 <= interval[0] < ec50 < interval[1] <= 4
 
 
@@ -97,7 +97,7 @@ def test_bootstrap_by_hand() -> None:
     [([0, 0.1, 0.2], None), ([0, 0.9, 1.0], (1.0, 2.0)), ([0, 0.95, 0.2], (1.0, 1.0)), ([0.95, 0.1, 0.92], (2.0, 2.0))],
 )
 def test_windows(shares: list[float], window: tuple[float, float] | None) -> None:
-    assert module._window(pd.Series(shares, index=[0.0, 1.0, 2.0])) == window
+    assert module.window_of(pd.Series(shares, index=[0.0, 1.0, 2.0])) == window
 
 
 def test_a_direction_that_brings_nothing_has_no_ec50(small: Any, own: ul.CapabilityDirection) -> None:
@@ -107,7 +107,7 @@ def test_a_direction_that_brings_nothing_has_no_ec50(small: Any, own: ul.Capabil
 
 
 def test_the_figure_has_both_curves_and_both_prices(found: ul.Response) -> None:
-    drawn = plots.dose_response(found)
+    drawn: Any = plots.dose_response(found)
     names = [trace.name for trace in drawn.data if trace.name]
     assert names.count("EC50") == 2
     assert {"this direction", "own direction"} <= set(names)
@@ -123,7 +123,7 @@ def test_the_figure_has_both_curves_and_both_prices(found: ul.Response) -> None:
     ],
 )
 def test_bad_input(small: Any, own: ul.CapabilityDirection, how: dict[str, Any], told: str) -> None:
-    given = {"shows": thinks} | how
+    given: dict[str, Any] = {"shows": thinks} | how
     with pytest.raises(ul.InvalidInput, match=told):
         ul.response(ul.SteeringHook(own, 0.5), small, TASK.direct, given.pop("shows"), **HOW, **given)
 

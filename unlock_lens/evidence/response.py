@@ -138,7 +138,7 @@ def response(
         True
     """
     variant = variant_of(model, prompts, add_special_tokens, remote)
-    tried = _strengths(hook, alphas)
+    tried = strengths(hook, alphas)
     meter = None if unrelated is None else Meter(model, unrelated, batch_size, add_special_tokens, None, remote)
     lines: list[dict[str, float]] = []
     outcomes: list[Sequence[bool]] = []
@@ -157,7 +157,7 @@ def response(
         lines.append(line)
     table = pd.DataFrame(lines, index=pd.Index([0.0, *tried], name="alpha"))
     rises = np.array(outcomes, dtype=float)
-    ec50, interval = _half_way(rises, tried, seed)
+    ec50, interval = half_way(rises, tried, seed)
     if ec50 is None:
         caution(
             f"the behaviour comes in at most {rises.mean(1).max():.0%} of the completions ({rises[0].mean():.0%} unsteered): "
@@ -172,10 +172,15 @@ def response(
         how: dict[str, Any] = {"correct": correct, "unrelated": unrelated, "alphas": alphas, "max_new_tokens": max_new_tokens}
         how |= {"batch_size": batch_size, "stop": stop, "add_special_tokens": add_special_tokens, "remote": remote}
         beside = response(own, model, variant, shows, **how, progress=progress, seed=seed)
-    return Response(table, ec50, interval, _window(table["share"]), beside)
+    return Response(table, ec50, interval, window_of(table["share"]), beside)
 
 
-def _strengths(hook: SteeringHook, alphas: Sequence[float] | None) -> list[float]:
+def strengths(hook: SteeringHook, alphas: Sequence[float] | None) -> list[float]:
+    """The strengths to try, ascending.
+
+    Raises:
+        InvalidInput: fewer than two, or one that is not positive; a hook with a strength for each layer, without `alphas`.
+    """
     if alphas is None and not isinstance(hook.alpha, int | float):
         raise InvalidInput("the hook has a strength for each layer; give one for all, or alphas= to try")
     one: Any = hook.alpha
@@ -192,36 +197,40 @@ def _judged(judge: Judge, written: Sequence[str]) -> list[bool]:
     return found
 
 
-def _half_way(
+def half_way(
     outcomes: Float[np.ndarray, "strength prompt"], tried: Sequence[float], seed: int
 ) -> tuple[float | None, tuple[float, float] | None]:
-    """The EC50 and its percentile bootstrap interval, drawing prompts, each with its outcomes at all strengths."""
-    ec50 = _crossing(outcomes.mean(1), tried)
-    if ec50 is None:
-        return None, None
+    """The EC50 and its percentile bootstrap interval, drawing prompts, each with its outcomes at all strengths.
+
+    Args:
+        outcomes: unsteered first, then at each strength.
+        tried: the strengths, ascending.
+        seed: of the draws.
+    """
     n = outcomes.shape[1]
     draws = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
-    found = [_crossing(outcomes[:, draw].mean(1), tried) for draw in draws]
-    known = [each for each in found if each is not None]
-    low, high = np.quantile(known, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return ec50, (float(low), float(high))
+    (ec50,), drawn = (_crossings(shares, np.array(tried)) for shares in (outcomes.mean(1)[None], outcomes.T[draws].mean(1)))
+    if np.isnan(ec50):
+        return None, None
+    low, high = np.nanquantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(ec50), (float(low), float(high))
 
 
-def _crossing(shares: Float[np.ndarray, " strength"], tried: Sequence[float]) -> float | None:
-    """Where the shares first are half way up, on a line between strengths in log alpha; below the least strength, that one."""
-    base, top = shares[0], shares.max()
-    if top - base < RISES:
-        return None
+def _crossings(shares: Float[np.ndarray, "draw _"], tried: Float[np.ndarray, " strength"]) -> Float[np.ndarray, " draw"]:
+    """Where shares first are half way up, on a line between strengths in log alpha; the least strength, if there already."""
+    base, top = shares[:, 0], shares.max(1)
     half = (base + top) / 2
-    above = int(np.argmax(shares[1:] >= half))
-    if above == 0:
-        return float(tried[0])
-    below, over = shares[above], shares[above + 1]
-    part = (half - below) / (over - below)
-    return float(tried[above - 1] * (tried[above] / tried[above - 1]) ** part)
+    first = (shares[:, 1:] >= half[:, None]).argmax(1)
+    over = np.maximum(first, 1)
+    every = np.arange(len(shares))
+    below, above = shares[every, over], shares[every, over + 1]
+    part = (half - below) / np.where(above == below, 1, above - below)
+    found = np.where(first == 0, tried[0], tried[over - 1] * (tried[over] / tried[over - 1]) ** part)
+    return np.where(top - base < RISES, np.nan, found)
 
 
-def _window(shares: pd.Series) -> tuple[float, float] | None:
+def window_of(shares: pd.Series) -> tuple[float, float] | None:
+    """The stretch around the greatest share in which 90% at least show the behaviour; shares by strength, 0 first."""
     tried, good = [*shares.index][1:], [share >= SHOWN for share in shares][1:]
     if not any(good):
         return None
