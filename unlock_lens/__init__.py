@@ -47,6 +47,8 @@ if TYPE_CHECKING:
         tasks,
     )
     from unlock_lens.evidence.diagnosis import Diagnosis, diagnose
+    from unlock_lens.evidence.response import Response, response
+    from unlock_lens.evidence.strength import Strength, calibrated, strength
 
 __all__ = [
     "ArtifactError",
@@ -65,8 +67,10 @@ __all__ = [
     "RemoteError",
     "RemoteFailure",
     "RequestRefused",
+    "Response",
     "ServerUnreachable",
     "SteeringHook",
+    "Strength",
     "SubspaceAligner",
     "Traffic",
     "UnlockLensError",
@@ -74,6 +78,7 @@ __all__ = [
     "Variant",
     "apply",
     "attached",
+    "calibrated",
     "calibration_texts",
     "consensus",
     "controls",
@@ -88,8 +93,10 @@ __all__ = [
     "plots",
     "recipes",
     "report",
+    "response",
     "results",
     "statistics",
+    "strength",
     "submit",
     "sweep",
     "tasks",
@@ -107,6 +114,11 @@ _MODULES = {name: f"unlock_lens.evidence.{name}" for name in _EVIDENCE} | {
 _NAMES = {
     "Diagnosis": "unlock_lens.evidence.diagnosis",
     "diagnose": "unlock_lens.evidence.diagnosis",
+    "Response": "unlock_lens.evidence.response",
+    "response": "unlock_lens.evidence.response",
+    "Strength": "unlock_lens.evidence.strength",
+    "calibrated": "unlock_lens.evidence.strength",
+    "strength": "unlock_lens.evidence.strength",
     "Plan": "unlock_lens.core.plan",
     "plan": "unlock_lens.core.plan",
 }

@@ -101,7 +101,7 @@ def first_token_entropies(
 
     Positions that no completion reaches are left out.
     """
-    pairs = _Pairs.of(variant_of(model, prompts, add_special_tokens, remote), completions)
+    pairs = Pairs.of(variant_of(model, prompts, add_special_tokens, remote), completions)
     pairs = replace(pairs, following=[ids[:n_tokens] for ids in pairs.following])
     sums, counts = torch.zeros(n_tokens), torch.zeros(n_tokens)
     for scored in pairs.scored(steer, batch_size):
@@ -125,7 +125,7 @@ def completion_log_probs(
 
     The end of a completion is not counted: it may have been cut there.
     """
-    pairs = _Pairs.of(variant_of(model, prompts, add_special_tokens, remote), completions)
+    pairs = Pairs.of(variant_of(model, prompts, add_special_tokens, remote), completions)
     found = torch.zeros(len(pairs.following))
     for scored in pairs.scored(steer, batch_size):
         found[scored.rows] = (scored.of_tokens() * scored.mask).sum(1)
@@ -153,25 +153,56 @@ def price(
         >>> distributions.price(model, zoo.text(n=20), ul.SteeringHook(direction, alpha=0.5)).kl > 0.1
         True
     """
-    if prompt_end is None or isinstance(texts, Variant):
-        pairs = _Pairs.of_halves(variant_of(model, texts, add_special_tokens, remote))
-    else:
-        prompts, following = _cut(list(texts), prompt_end)
-        pairs = _Pairs.of(variant_of(model, prompts, add_special_tokens, remote), following)
-    steered_nats, plain_nats = 0.0, 0.0
-    divergences: list[Tensor] = []
-    for plain, steered in zip(pairs.scored(None, batch_size), pairs.scored(steer, batch_size), strict=True):
-        found = kl_divergence(plain.log_probs, steered.log_probs)
-        divergences += [of_row[: int(length)] for of_row, length in zip(found, plain.mask.sum(dim=1), strict=True)]
-        steered_nats -= float((steered.of_tokens() * plain.mask).sum())
-        plain_nats -= float((plain.of_tokens() * plain.mask).sum())
-    each = torch.cat(divergences)
-    perplexities = [float(torch.tensor(nats / len(each)).exp()) for nats in (steered_nats, plain_nats)]
-    longest = min(max(map(len, divergences)), FARTHEST)
-    by_distance = tuple(float(torch.stack([row[i] for row in divergences if len(row) > i]).mean()) for i in range(longest))
-    worst = each.topk(max(1, len(each) // 20)).values
-    of_prompt = float(torch.stack([row.sum() for row in divergences]).mean())
-    return Price(float(each.mean()), perplexities[0], perplexities[1], of_prompt, float(worst.mean()), by_distance)
+    return Meter(model, texts, batch_size, add_special_tokens, prompt_end, remote).price(steer)
+
+
+class Meter:
+    """Prices several hooks on the same texts, which are read unsteered once (again for each hook if they are too many to keep).
+
+    Arguments are those of `price`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        texts: Iterable[str] | Variant,
+        batch_size: int = 8,
+        add_special_tokens: bool = True,
+        prompt_end: str | None = None,
+        remote: Where = False,
+    ) -> None:
+        if prompt_end is None or isinstance(texts, Variant):
+            self._pairs = Pairs.of_halves(variant_of(model, texts, add_special_tokens, remote))
+        else:
+            prompts, following = _cut(list(texts), prompt_end)
+            self._pairs = Pairs.of(variant_of(model, prompts, add_special_tokens, remote), following)
+        self._batch_size = batch_size
+        width = max(len(ids) for ids in self._pairs.following) * len(self._pairs.backend.tokenizer)
+        self._keeps = len(self._pairs.following) * width <= AT_ONCE
+        self._plain: list[_Scored] = []
+
+    def _unsteered(self) -> Iterable[_Scored]:
+        if not self._keeps:
+            return self._pairs.scored(None, self._batch_size)
+        self._plain = self._plain or [*self._pairs.scored(None, self._batch_size)]
+        return self._plain
+
+    def price(self, steer: Steer) -> Price:
+        """What steering costs on the texts."""
+        steered_nats, plain_nats = 0.0, 0.0
+        divergences: list[Tensor] = []
+        for plain, steered in zip(self._unsteered(), self._pairs.scored(steer, self._batch_size), strict=True):
+            found = kl_divergence(plain.log_probs, steered.log_probs)
+            divergences += [of_row[: int(length)] for of_row, length in zip(found, plain.mask.sum(dim=1), strict=True)]
+            steered_nats -= float((steered.of_tokens() * plain.mask).sum())
+            plain_nats -= float((plain.of_tokens() * plain.mask).sum())
+        each = torch.cat(divergences)
+        perplexities = [float(torch.tensor(nats / len(each)).exp()) for nats in (steered_nats, plain_nats)]
+        longest = min(max(map(len, divergences)), FARTHEST)
+        by_distance = tuple(float(torch.stack([row[i] for row in divergences if len(row) > i]).mean()) for i in range(longest))
+        worst = each.topk(max(1, len(each) // 20)).values
+        of_prompt = float(torch.stack([row.sum() for row in divergences]).mean())
+        return Price(float(each.mean()), perplexities[0], perplexities[1], of_prompt, float(worst.mean()), by_distance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +219,7 @@ class _Scored:
 
 
 @dataclass(frozen=True, eq=False)
-class _Pairs:
+class Pairs:
     """Prompts, padded on the left, and what follows them, padded on the right."""
 
     backend: Backend
@@ -197,7 +228,7 @@ class _Pairs:
     following: list[list[int]]
 
     @classmethod
-    def of(cls, variant: Variant, completions: Iterable[str]) -> _Pairs:
+    def of(cls, variant: Variant, completions: Iterable[str]) -> Pairs:
         """Of prompts and texts that follow them."""
         completions = tuple(completions)
         if len(variant) != len(completions):
@@ -208,7 +239,7 @@ class _Pairs:
         return cls(variant.backend, placed(variant.backend, variant.remote), tokens, written)
 
     @classmethod
-    def of_halves(cls, variant: Variant) -> _Pairs:
+    def of_halves(cls, variant: Variant) -> Pairs:
         """The first half of each text's tokens is the prompt, and the second follows it."""
         tokens = variant.tokens
         if int(tokens.lengths.min()) < 2:

@@ -253,6 +253,35 @@ class Backend(Runs):
                     found[row] = predicted
             return self._numbers(torch.stack(found))
 
+    def slopes(
+        self, batch: Batch, layers: Sequence[int], edits: Edits, wanted: Float[Tensor, "row vocabulary"]
+    ) -> tuple[Float[Tensor, "layer row d_model"], Float[Tensor, "layer row d_model"]]:
+        """States of the last tokens before the edits, and gradients of sum_v wanted[v] log p(v) in nats, after them.
+
+        Raises:
+            UnsupportedModel: no backward pass leads through the model.
+        """
+        self._check_loaded()
+        self._check_head()
+        self._check_length(batch)
+        everyone = torch.arange(len(batch.ids))
+        with running(self.root):
+            whole = self._reads(batch)
+            parts = [(everyone, batch)] if whole else [*self._parts(batch, self._reads(batch, even=True))]
+            try:
+                with torch.inference_mode(False), torch.enable_grad():
+                    found = [self._slopes(part, layers, edits, wanted[rows]) for rows, part in parts]
+            except (RuntimeError, NotImplementedError) as error:
+                if isinstance(error, torch.OutOfMemoryError | UnsupportedModel):
+                    raise
+                raise UnsupportedModel(
+                    f"no backward pass leads through {self.identity.name} ({type(self.root).__name__}): {error}. Choose layers "
+                    "without gradients, with effect_by_layer, and give them as a list"
+                ) from error
+        order = torch.cat([rows for rows, _ in parts]).argsort()
+        states, slopes = (torch.cat(of_parts, dim=1)[:, order] for of_parts in zip(*found, strict=True))
+        return states, slopes
+
     def _numbers(self, log_probs: Tensor) -> Tensor:
         """Predictions that are numbers: padding or steering that overflows in half precision gives NaN."""
         if bool(log_probs.isnan().any()):
@@ -324,6 +353,10 @@ class Backend(Runs):
     @abstractmethod
     def _log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
         """`log_probs` of rows that are batched as they are."""
+
+    @abstractmethod
+    def _slopes(self, batch: Batch, layers: Sequence[int], edits: Edits, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """`slopes` of rows that are batched as they are, while gradients are recorded."""
 
     @abstractmethod
     def _generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +19,9 @@ from unlock_lens.errors import UnsupportedModel
 from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, end_tokens, scaled, state_of
 from unlock_lens.hosts.guard import check_thread, running, steering, tell_of_dropout
 from unlock_lens.hosts.ndif import NdifServer, generated, generation_options, traced_log_probs, unembedded
-from unlock_lens.hosts.positions import as_rows, of_mask, residual_of
+from unlock_lens.hosts.positions import as_rows, of_mask, residual_of, takes, with_residual
 from unlock_lens.hosts.remote import Remote
+from unlock_lens.hosts.slopes import Leaves
 from unlock_lens.hosts.tracing import (
     apply_edits,
     edit_every_step,
@@ -116,6 +117,25 @@ class NNsightBackend(Backend):
 
     def _log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
         return traced_log_probs(self.model, self.blocks, batch, edits, prompt_length, {})
+
+    def _slopes(self, batch: Batch, layers: Sequence[int], edits: Edits, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        model, leaves, logits = self.model, Leaves(batch, tokens_first(self.model)), None
+        blocks: Any = self.root.get_submodule(self.blocks)
+
+        def on_module(layer: int) -> Callable[..., Any]:
+            hook = leaves.hook(layer, edits.get(layer, ()))
+            return lambda module, args, output: with_residual(output, hook(residual_of(output)))
+
+        handles = [blocks[layer].register_forward_hook(on_module(layer)) for layer in sorted({*layers, *edits})]
+        try:
+            cached = {"use_cache": False} if takes(model._module, "use_cache") else {}
+            with model.trace({**inputs_of(batch), **cached}):
+                logits = nnsight.save(model.output.logits)
+        finally:
+            for handle in handles:
+                handle.remove()
+        assert logits is not None
+        return leaves.slopes(logits, wanted, layers, self.identity.name)
 
     def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
         if not getattr(self.model, "dispatched", True):

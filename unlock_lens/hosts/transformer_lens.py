@@ -23,6 +23,7 @@ from unlock_lens.hosts.identity import Basis, ModelIdentity, executed_on, finger
 from unlock_lens.hosts.listening import Listener, heard_pattern
 from unlock_lens.hosts.positions import Progress, as_rows, from_rows, given_to, residual_of, takes, with_residual
 from unlock_lens.hosts.remote import Remote
+from unlock_lens.hosts.slopes import Leaves
 from unlock_lens.hosts.tokenizers import adds_bos, meant_by
 from unlock_lens.hosts.trust import STEPS, two_rows
 from unlock_lens.method.apply import Chunk, LayerEdit, at_least_float32
@@ -243,6 +244,13 @@ class TransformerLensBackend(Backend):
         with self._editing_each(edits, Chunk(prompt_length), len(batch.ids)):
             logits = self._run(batch, return_type="logits", **({"logits_to_keep": predicted} if keeps else {}))
         return logits[:, -predicted:].float().log_softmax(-1).cpu()
+
+    def _slopes(self, batch: Batch, layers: Sequence[int], edits: Edits, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        leaves = Leaves(batch)
+        hooks = {layer: leaves.hook(layer, edits.get(layer, ())) for layer in sorted({*layers, *edits})}
+        with _hooked(self.model, hooks, self._fires):
+            logits = self._run(batch, return_type="logits")
+        return leaves.slopes(logits, wanted, layers, self.identity.name)
 
     @contextmanager
     def _editing_each(self, edits: Edits, chunk: Chunk, rows: int) -> Generator[None, None, None]:

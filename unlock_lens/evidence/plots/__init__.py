@@ -1,7 +1,7 @@
 """Figures of a sweep: each takes `Results` and returns a plotly figure; one whose data was not measured raises InvalidInput.
 
 `FIGURES` lists them in the order in which a report shows them, each with a sentence that says how to read it. Beside them,
-`cross_validation` draws how an aligner's rank and ridge were chosen.
+`cross_validation` draws how an aligner's rank and ridge were chosen, and `dose_response` what `ul.response` found.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import Any
 
 from unlock_lens.evidence.plots.accuracy import arms, flips, frontier, strength_curve
 from unlock_lens.evidence.plots.behaviour import lengths, sharpening, specificity
+from unlock_lens.evidence.plots.dose import dose_response
 from unlock_lens.evidence.plots.geometry import cross_validation, heat_maps, spectra, transform_error
 
 __all__ = [
-    "FIGURES", "Entry", "arms", "cross_validation", "flips", "frontier", "heat_maps", "lengths", "sharpening", "specificity",
-    "spectra", "strength_curve", "transform_error",
+    "FIGURES", "Entry", "arms", "cross_validation", "dose_response", "flips", "frontier", "heat_maps", "lengths", "sharpening",
+    "specificity", "spectra", "strength_curve", "transform_error",
 ]  # fmt: skip
 
 
