@@ -201,7 +201,7 @@ class Variant:
             "first": [prompt[:_KEPT] for prompt in self.prompts[:2]] if self.record_prompts else [],
             "given": "tokens" if self._from_ids else "texts",
             "template": self.template,
-            "frame": self._frame if self.record_prompts else None,
+            "frame": list(self._frame or ()) or None if self.record_prompts else None,
             "chat_template_hash": hashlib.sha256(rendered.encode()).hexdigest()[:16] if rendered else None,
             "system": self.system if self.record_prompts else None,
             "demonstrations": self.n_demonstrations,

@@ -154,6 +154,9 @@ class Probe:
         """From openings as text: before steering, those that are wanted for each prompt, and at each strength.
 
         In words, an opening is a wanted one if either begins with the other; otherwise they must be equal.
+
+        Raises:
+            InvalidInput: no strengths.
         """
         if not steered:
             raise InvalidInput("no strengths were given; a probe needs one at least")
