@@ -346,6 +346,16 @@ def test_help_has_an_example(command: str) -> None:
     assert "Example" in done.stdout
 
 
+def test_the_command_alone_shows_the_way() -> None:
+    shown = run("--help").stdout
+    steps = [shown.index(f"unlock-lens {command}") for command in ("demo", "transfer", "steer", "sweep", "report")]
+    assert steps == sorted(steps)
+
+
+def test_the_version_is_told() -> None:
+    assert run("--version").stdout.split() == ["unlock-lens", ul.__version__]
+
+
 def test_the_command_is_installed() -> None:
     done = subprocess.run(
         [Path(sys.executable).with_name("unlock-lens"), "--help"], capture_output=True, text=True, check=False

@@ -27,12 +27,44 @@ from unlock_lens.errors import InvalidInput, UnlockLensError
 from unlock_lens.method.apply import Operation, Positions
 from unlock_lens.method.crossval import CrossValidation
 
+PATH = """
+The way, in five steps (SOURCE and TARGET are folders or hub ids):
+
+1. `unlock-lens demo` shows it on two models that come with the package.
+
+2. `unlock-lens transfer --source SOURCE --target TARGET --questions q.txt --locked "{question} Answer:" --unlocked
+"{question} Answer: Let's think step by step." --out cot.safetensors` makes the direction.
+
+3. `unlock-lens steer --model TARGET --direction cot.safetensors --prompts q.txt --template "{question} Answer:" --alpha 0.1`
+shows what it does.
+
+4. `unlock-lens sweep config.yaml --out runs/cot` measures it beside every control (`unlock-lens reproduce cot --show` prints a
+config to begin with).
+
+5. `unlock-lens report runs/cot --html report.html` says whether it arrived.
+"""
+
 app = typer.Typer(
     help="Move a capability from one language model into another.",
+    epilog=PATH,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+
+def _tell_version(asked: bool | None) -> None:
+    if asked:
+        typer.echo(f"unlock-lens {ul.__version__}")
+        raise typer.Exit
+
+
+_VERSION = Option("--version", help="Say the version and exit.", callback=_tell_version, is_eager=True)
+
+
+@app.callback()
+def common(version: Annotated[bool | None, _VERSION] = None) -> None:
+    """Move a capability from one language model into another."""
 
 
 @app.command()
