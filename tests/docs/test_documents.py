@@ -98,7 +98,7 @@ def own_pair(lines: str) -> str:
 
 
 def test_the_readme_transfers_between_a_pair_of_ones_own(tmp_path: Path) -> None:
-    """Its code runs as it stands, with two folders in the place of hub ids; one of its strengths brings the capability."""
+    """Its code runs as it stands, with two folders in the place of hub ids; the strength that it finds brings the capability."""
     code = own_pair("direct = [f")
     given = "from unlock_lens import zoo\ntask = zoo.running_sum(n=128)\nsolutions = zoo.text(n=600)\n"
     given += "questions = [prompt.removesuffix(' A :') for prompt in task.direct]\n"
@@ -106,7 +106,7 @@ def test_the_readme_transfers_between_a_pair_of_ones_own(tmp_path: Path) -> None
     done = subprocess.run([sys.executable, tmp_path / "pair.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert re.match(r"The map is good \(score 0\.\d\d", done.stdout)
-    assert "\n0.5 ['S 3 5 5 4 4 6 = 6', 'S 0 5 5 2 4 1 = 1'" in done.stdout
+    assert "\n['S 3 5 5 4 4 6 = 6', 'S 0 5 5 2 4 1 = 1'" in done.stdout
 
 
 def test_the_readme_transfers_without_python(tmp_path: Path) -> None:
