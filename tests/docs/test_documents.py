@@ -105,7 +105,7 @@ def test_the_readme_transfers_between_a_pair_of_ones_own(tmp_path: Path) -> None
     (tmp_path / "pair.py").write_text(given + code)
     done = subprocess.run([sys.executable, tmp_path / "pair.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert re.match(r"The map is good \(score 0\.\d\d", done.stdout)
+    assert re.match(r"The transfer is likely to work \(score 0\.\d\d", done.stdout)
     assert "\n['S 3 5 5 4 4 6 = 6', 'S 0 5 5 2 4 1 = 1'" in done.stdout
 
 

@@ -229,7 +229,11 @@ class Pairs:
 
     @classmethod
     def of(cls, variant: Variant, completions: Iterable[str]) -> Pairs:
-        """Of prompts and texts that follow them."""
+        """Of prompts and texts that follow them.
+
+        Raises:
+            InvalidInput: other numbers of prompts and texts.
+        """
         completions = tuple(completions)
         if len(variant) != len(completions):
             raise InvalidInput(f"{len(variant)} prompts and {len(completions)} completions were given; one for each is needed")
@@ -240,7 +244,11 @@ class Pairs:
 
     @classmethod
     def of_halves(cls, variant: Variant) -> Pairs:
-        """The first half of each text's tokens is the prompt, and the second follows it."""
+        """The first half of each text's tokens is the prompt, and the second follows it.
+
+        Raises:
+            InvalidInput: a text of a single token.
+        """
         tokens = variant.tokens
         if int(tokens.lengths.min()) < 2:
             raise InvalidInput("a text of a single token was given; the price needs a prompt and what follows it")
@@ -250,6 +258,7 @@ class Pairs:
         return cls(variant.backend, placed(variant.backend, variant.remote), prompts, following)
 
     def scored(self, steer: Steer, batch_size: int) -> Iterator[_Scored]:
+        """Predictions along what follows, batch by batch."""
         edits: Edits = edits_for(self.backend, as_hooks(steer))
         longest = max(len(ids) for ids in self.following)
         affordable = max(1, AT_ONCE // max(1, longest * len(self.backend.tokenizer)))
