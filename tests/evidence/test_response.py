@@ -82,7 +82,7 @@ def test_equal_price(found: ul.Response) -> None:
 
 
 def test_bootstrap_by_hand() -> None:
-    """Ten prompts of which each switches on at a strength of its own: half do at the geometric middle of 1 and 2, of some draws by 1."""
+    """Ten prompts that switch on one after another: half do by the geometric middle of 1 and 2, in some draws by 1."""
     tried = [1.0, 2.0, 4.0]
     outcomes = np.array([[0] * 10, [1] * 3 + [0] * 7, [1] * 7 + [0] * 3, [1] * 10], dtype=float)
     ec50, interval = module.half_way(outcomes, tried, seed=0)
