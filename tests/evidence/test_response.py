@@ -82,14 +82,26 @@ def test_equal_price(found: ul.Response) -> None:
 
 
 def test_bootstrap_by_hand() -> None:
-    """Ten prompts of which each switches on at a strength of its own: half do at the geometric middle of 1 and 2."""
+    """Ten prompts that switch on one after another: half do by the geometric middle of 1 and 2, in some draws by 1."""
     tried = [1.0, 2.0, 4.0]
     outcomes = np.array([[0] * 10, [1] * 3 + [0] * 7, [1] * 7 + [0] * 3, [1] * 10], dtype=float)
     ec50, interval = module.half_way(outcomes, tried, seed=0)
     assert ec50 is not None
     assert interval is not None
     assert ec50 == pytest.approx(2**0.5)
-    assert 1 <= interval[0] < ec50 < interval[1] <= 4
+    assert interval == (0.0, 4.0)
+
+
+def test_where_all_prompts_switch_at_once_the_step_is_the_interval() -> None:
+    outcomes = np.array([[0] * 10, [0] * 10, [1] * 10, [1] * 10], dtype=float)
+    ec50, interval = module.half_way(outcomes, [1.0, 2.0, 4.0], seed=0)
+    assert ec50 == pytest.approx(2**0.5)
+    assert interval == (1.0, 2.0)
+
+
+def test_an_effect_that_is_there_at_the_least_strength() -> None:
+    outcomes = np.array([[0] * 10, [1] * 10, [0] * 10], dtype=float)
+    assert module.half_way(outcomes, [1.0, 2.0], seed=0) == (1.0, (0.0, 1.0))
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class Response:
             95% Wilson interval "low" and "high", "accuracy" where answers are judged, "kl" and "kl_worst" (nats a token) where
             there is unrelated text.
         ec50: the strength at which the share has risen half way from its value at 0 to its maximum; None where it never rises.
-        ec50_interval: its 95% bootstrap interval over prompts.
+        ec50_interval: its 95% bootstrap interval over prompts, no narrower than the step between strengths.
         window: the least and the greatest strength in the stretch around the maximum at which at least 90% of the completions
             show the behaviour; None where none does.
         own: the same of the target's own direction, if it was given.
@@ -200,32 +200,39 @@ def _judged(judge: Judge, written: Sequence[str]) -> list[bool]:
 def half_way(
     outcomes: Float[np.ndarray, "strength prompt"], tried: Sequence[float], seed: int
 ) -> tuple[float | None, tuple[float, float] | None]:
-    """The EC50 and its percentile bootstrap interval, drawing prompts, each with its outcomes at all strengths.
+    """The EC50 and its bootstrap interval: prompts are drawn, each with its outcomes at all strengths.
+
+    A draw says between which two strengths the EC50 lies; the interval is from the 2.5% quantile of the lower to the 97.5%
+    quantile of the upper ones, so that it is never narrower than the steps that were tried.
 
     Args:
         outcomes: unsteered first, then at each strength.
         tried: the strengths, ascending.
         seed: of the draws.
     """
-    n = outcomes.shape[1]
+    n, ladder = outcomes.shape[1], np.array([0.0, *tried])
     draws = np.random.default_rng(seed).integers(n, size=(RESAMPLES, n))
-    (ec50,), drawn = (_crossings(shares, np.array(tried)) for shares in (outcomes.mean(1)[None], outcomes.T[draws].mean(1)))
+    (ec50, *_), _, _ = _crossings(outcomes.mean(1)[None], ladder)
     if np.isnan(ec50):
         return None, None
-    low, high = np.nanquantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(ec50), (float(low), float(high))
+    _, below, above = _crossings(outcomes.T[draws].mean(1), ladder)
+    tail = (1 - CONFIDENCE) / 2
+    return float(ec50), (float(np.nanquantile(below, tail)), float(np.nanquantile(above, 1 - tail)))
 
 
-def _crossings(shares: Float[np.ndarray, "draw _"], tried: Float[np.ndarray, " strength"]) -> Float[np.ndarray, " draw"]:
-    """Where shares first are half way up, on a line between strengths in log alpha; the least strength, if there already."""
+def _crossings(shares: Float[np.ndarray, "draw rung"], ladder: Float[np.ndarray, " rung"]) -> Float[np.ndarray, "3 draw"]:
+    """Where shares first are half way up, on a line in log alpha, and the strengths below and above; NaN if they never rise.
+
+    If they are at the least strength already, that is where.
+    """
     base, top = shares[:, 0], shares.max(1)
     half = (base + top) / 2
-    first = (shares[:, 1:] >= half[:, None]).argmax(1)
-    over = np.maximum(first, 1)
-    every = np.arange(len(shares))
-    below, above = shares[every, over], shares[every, over + 1]
-    part = (half - below) / np.where(above == below, 1, above - below)
-    found = np.where(first == 0, tried[0], tried[over - 1] * (tried[over] / tried[over - 1]) ** part)
+    above = (shares[:, 1:] >= half[:, None]).argmax(1) + 1
+    every, least = np.arange(len(shares)), above == 1
+    low, high = np.where(least, ladder[1], ladder[above - 1]), ladder[above]
+    rise = shares[every, above] - shares[every, above - 1]
+    part = (half - shares[every, above - 1]) / np.where(rise == 0, 1, rise)
+    found = np.stack([low * (high / low) ** part, ladder[above - 1], high])
     return np.where(top - base < RISES, np.nan, found)
 
 
