@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -28,7 +28,7 @@ from unlock_lens.evidence.spec import Spec
 from unlock_lens.evidence.tasks.problems import Sizes
 from unlock_lens.evidence.tasks.specs import TaskSpec
 from unlock_lens.evidence.tasks.texts import CalibrationSpec, SelfText, TextSpec
-from unlock_lens.hosts.remote import remote_of
+from unlock_lens.hosts.remote import Remote, Where, remote_of
 from unlock_lens.method.align import RANK, MethodName
 from unlock_lens.method.apply import Operation, Positions
 from unlock_lens.method.extract import AggregateName
@@ -296,6 +296,13 @@ class SweepConfig(Spec):
         except ValidationError as error:
             problems = "\n".join(f"  {_in_words(problem)}" for problem in error.errors())
             raise InvalidInput(f"{name} cannot be used:\n{problems}") from None
+
+    @property
+    def where(self) -> Where:
+        """`remote`; a host that a config names is not trusted with the API key."""
+        given = remote_of(self.remote)
+        named = isinstance(given, Remote) and given.host is not None
+        return replace(given, trusted=False) if named else self.remote
 
     def to_yaml(self) -> str:
         """The whole config, defaults filled in."""
