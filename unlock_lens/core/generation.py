@@ -18,6 +18,7 @@ from unlock_lens.core.tokens import check_last_token, warn_of_last_token
 from unlock_lens.core.variant import Variant, variant_of
 from unlock_lens.errors import InvalidInput
 from unlock_lens.hosts import Batch, Edits, Generation, Server
+from unlock_lens.hosts.answers import fault_of_ids
 from unlock_lens.hosts.endings import before, text_of
 from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.hosts.remote import Where, remote_of
@@ -159,6 +160,7 @@ def _on_server(
         drawn = how if how.seed is None else replace(how, seed=how.seed + i)
         tensors = [tensor for batch in chunk for tensor in (batch.ids, batch.mask)] + [edit.vector for _, edit in acts]
         key = key_of({**told, "how": asdict(drawn)}, tensors)
-        requests.append(Request(server, partial(server.generate, chunk, edits, drawn), key))
+        fault = partial(fault_of_ids, batches=chunk, new=how.max_new_tokens, vocabulary=server.vocabulary)
+        requests.append(Request(server, partial(server.generate, chunk, edits, drawn), key, fault))
     found = collect(requests, resume, wait, progress, f"asking {model.name}")
     return [ids[str(i)] for chunk, ids in zip(chunks, found, strict=True) for i in range(len(chunk))]
