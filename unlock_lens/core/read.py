@@ -313,7 +313,7 @@ def check_finite(of_layers: Tensor, reading: Reading) -> None:
 def factors(readings: Sequence[Reading], axes: int, centered: bool) -> list[list[LayerFactors]]:
     """For each reading and each layer, the leading principal axes and the held tokens' scores, by place."""
     found: list[list[LayerFactors]] = []
-    for reading, parts in zip(readings, read(readings), strict=True):
+    for parts in read(readings):
         order = torch.cat([part.places for part in parts]).argsort()
         layers = list(zip(*(of_result(part.found, part.n) for part in parts), strict=True))
         if len(parts) > 1:
