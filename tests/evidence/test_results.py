@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -14,11 +15,13 @@ import pytest
 import unlock_lens as ul
 from unlock_lens import results
 from unlock_lens.evidence.results import DESCRIPTIONS, Results
+from unlock_lens.evidence.sweep.config import Setting
 
 
 def line(alpha: float, split: str = "train", **more: object) -> dict[str, object]:
     told = {"accuracy": 0.5, "low": 0.1, "high": 0.9, "n": 2, "right": [0, 1], "tokens": 2.0, "seconds": 0.1}
-    return {"config": {"capability": "think", "control": None, "n": 7, "alpha": alpha}, "split": split, **told, **more}
+    config = dataclasses.asdict(Setting("think", n=7, alpha=alpha))
+    return {"config": config, "split": split, **told, **more}
 
 
 @pytest.fixture
@@ -47,9 +50,11 @@ def test_a_cut_off_line_is_set_aside_and_told(file: Path, rest: bytes, caplog: p
     assert results.mend(file) == [line(0.1), line(0.2), line(0.3)]
 
 
+CONFIG = dataclasses.asdict(Setting("think", alpha=0.3))
 BAD: list[bytes] = [
     b"5", b"{}", b"[]", b"null", b"{", b"\xff", b"NaN", b"[" * 100_000, b'{"config": ' * 300, b"1" * 5000,
     *(json.dumps({k: v for k, v in line(0.3).items() if k != key}).encode() for key in line(0.3)),
+    *(json.dumps(line(0.3, config={k: v for k, v in CONFIG.items() if k != key})).encode() for key in CONFIG if key != "method"),
     *(
         json.dumps(line(0.3) | change).encode()
         for change in (
@@ -124,7 +129,7 @@ def test_frames_spread_the_config_and_keep_both_counts(file: Path) -> None:
 
 
 def test_a_repeated_configuration_counts_once_and_the_first_line_stays(file: Path) -> None:
-    turned = line(0.1, right=[1, 0], config={"alpha": 0.1, "n": 7, "control": None, "capability": "think"})
+    turned = line(0.1, right=[1, 0], config=dict(reversed(dataclasses.asdict(Setting("think", n=7, alpha=0.1)).items())))
     results.append(file, turned)
     results.append(file, line(0.1, "test"))
     assert list(Results.load(file.parent).lines) == [line(0.1), line(0.2), line(0.1, "test")]

@@ -23,23 +23,23 @@ class _Strict(BaseModel):
 
 
 class SettingOf(_Strict):
-    """`config` of a line: the fields of a sweep's `Setting`."""
+    """`config` of a line: all fields of a sweep's `Setting`; those of before methods could be chosen have none."""
 
     model_config = ConfigDict(extra="forbid")
 
-    capability: str | None = None
-    control: str | None = None
-    seed: Count = 0
-    aligner: str | None = None
-    n: Count | None = None
-    aggregate: str | None = None
-    position: int | None = None
-    layer_map: str | None = None
-    layers: str | None = None
-    rank: Count | None = None
-    operation: str | None = None
-    positions: str | None = None
-    alpha: FiniteFloat | None = None
+    capability: str | None
+    control: str | None
+    seed: Count
+    aligner: str | None
+    n: Count | None
+    aggregate: str | None
+    position: int | None
+    layer_map: str | None
+    layers: str | None
+    rank: Count | None
+    operation: str | None
+    positions: str | None
+    alpha: FiniteFloat | None
     method: str | None = None
 
 

@@ -50,5 +50,5 @@ def read_yaml(file: Path) -> Any:
         raise InvalidInput(f"{file} has more than {LARGEST} bytes, which is no config")
     try:
         return yaml.load(content.decode("utf-8-sig"), _Plain)
-    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
         raise InvalidInput(f"{file} is not YAML: {plain(str(error), 500)}") from error
