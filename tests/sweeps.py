@@ -118,7 +118,8 @@ class _Sweep:
         right = self.right(name, config["seed"])
         thinks = ["naive" not in name and bool(ok) and self.shares[name] > 0.5 for ok in right]
         line = self.line(config, "test", sum(right) / self.n)
-        line |= {"right": right, "lengths": [13 if t else 2 for t in thinks]}
+        low, high = _wilson(sum(right) / self.n, self.n)
+        line |= {"low": low, "high": high, "right": right, "lengths": [13 if t else 2 for t in thinks]}
         line["completions"] = [self.completion(i, ok, thinks[i]) for i, ok in enumerate(right)]
         line |= self.shown("think", sum(thinks) / self.n)
         if name not in BASELINES:
@@ -132,7 +133,7 @@ class _Sweep:
         return line
 
     def line(self, config: dict[str, Any], split: str, share: float) -> dict[str, Any]:
-        low, high = _wilson(share, self.n)
+        low, high = _wilson(round(share * self.n) / self.n, self.n)
         right = [int(i < round(share * self.n)) for i in range(self.n)]
         told = {"accuracy": sum(right) / self.n, "low": low, "high": high, "n": self.n, "right": right, "seconds": 0.41}
         return {"config": config, "split": split, **told, "tokens": 2 + 11 * share, **self.shown("think", share)}

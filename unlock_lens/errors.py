@@ -7,9 +7,11 @@ import inspect
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = str(Path(__file__).parent)
 _FUNCTOOLS = functools.__file__  # cached properties
+_LONGEST_SHOWN, _WIDEST_NUMBER = 120, 200
 
 
 class UnlockLensError(Exception):
@@ -34,6 +36,27 @@ class ArtifactError(UnlockLensError, ValueError):
 
 class MissingPackage(UnlockLensError, ImportError):
     """A package of an extra is needed and not installed; the message has the line that installs it."""
+
+
+def plain(text: str, limit: int = 2000) -> str:
+    """Foreign text for a message: control characters replaced (they steer terminals), lines kept, cut at the limit."""
+    kept = "".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:limit])
+    return kept + "..." if len(text) > limit else kept
+
+
+def shown(value: Any) -> str:
+    """A foreign value for a message, in one short line; what a container holds is never visited."""
+    if value is None or isinstance(value, bool | float):
+        return repr(value)
+    if isinstance(value, int):
+        return repr(value) if value.bit_length() < _WIDEST_NUMBER else "a huge integer"
+    if isinstance(value, str):
+        cut = repr(value[:_LONGEST_SHOWN])
+        return cut + "..." if len(value) > _LONGEST_SHOWN else cut
+    kind = type(value).__name__
+    if isinstance(value, list | tuple | dict | set | bytes):
+        return f"a {kind} of length {len(value)}"
+    return f"a {kind}"
 
 
 def require(extra: str, *packages: str) -> None:

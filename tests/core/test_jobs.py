@@ -38,6 +38,10 @@ class Job:
         return self.found
 
 
+def fault(found: Any) -> str | None:
+    return None if set(found) == {"mean"} and float(found["mean"]) > 0 else "no mean above 0"
+
+
 @dataclass
 class Scripted(Server):
     """A server that does as it is told; it counts what it is sent."""
@@ -53,11 +57,15 @@ class Scripted(Server):
             self.jobs[job.id] = job
             return job
 
-        return Request(self, send, key)
+        return Request(self, send, key, fault)
 
     @property
     def told(self) -> dict[str, Any]:
         return {}
+
+    @property
+    def vocabulary(self) -> int:
+        return 22
 
     def reattach(self, job_id: str, sent: float) -> Pending:
         return self.jobs.get(job_id) or Job(job_id, {}, fails=JobLost("the server knows no such request", job_id))
@@ -166,6 +174,31 @@ def test_a_kept_result_that_is_damaged_is_asked_for_again(tmp_path: Path, caplog
     for _ in range(2):
         assert float(collect([Scripted().request("a")], tmp_path)[0]["mean"]) == 1
     assert caplog.text.count("a.safetensors") == 1
+
+
+def test_a_result_that_does_not_fit_is_neither_kept_nor_used_and_is_asked_again(tmp_path: Path) -> None:
+    server = Scripted()
+    for folder in (None, tmp_path):
+        server.sent = -1  # the first result is 0
+        with pytest.raises(ul.RemoteError, match="no mean above 0"):
+            collect([server.request("a")], folder)
+    assert not list(tmp_path.iterdir())
+    assert float(collect([server.request("a")], tmp_path)[0]["mean"]) == 1
+
+
+def test_a_kept_result_that_does_not_fit_is_asked_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Kept(tmp_path).keep("a", {"mean": torch.tensor(-1.0)})
+    for _ in range(2):
+        assert float(collect([Scripted().request("a")], tmp_path)[0]["mean"]) == 1
+    assert caplog.text.count("no mean above 0") == 1
+
+
+@pytest.mark.parametrize(
+    "ticket", ["[]", "7", '{"id": 7, "sent": 1}', '{"id": "../x", "sent": 1}', '{"id": "a", "sent": NaN}', '{"id": "a"}']
+)
+def test_a_ticket_that_is_not_one_is_none(tmp_path: Path, ticket: str) -> None:
+    (tmp_path / "a.job.json").write_text(ticket)
+    assert Kept(tmp_path).ticket("a") is None
 
 
 def test_submitting_gives_the_names_of_what_is_running(tmp_path: Path) -> None:

@@ -313,7 +313,9 @@ def test_a_model_is_not_run_here_and_there_at_once(small_nnsight: Any) -> None:
 
 
 def test_a_layer_that_is_not_finite_is_named(small_nnsight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Mean, "result", lambda self: {"mean": torch.tensor([[1.0, 2.0], [1.0, torch.nan]])})
+    spoiled = torch.ones(2, 64, dtype=torch.float64)
+    spoiled[1, 3] = torch.nan
+    monkeypatch.setattr(Mean, "result", lambda self: {"mean": spoiled})
     variant = local(small_nnsight, TASK.direct)
     with pytest.raises(ul.InvalidInput, match="the residual stream of small-base is not finite at layer 2"):
         differences.mean_state(variant, [0, 2], -1, How(8))

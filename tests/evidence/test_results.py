@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import math
+import os
 import re
 from pathlib import Path
 
@@ -11,11 +14,14 @@ import pytest
 
 import unlock_lens as ul
 from unlock_lens import results
-from unlock_lens.evidence.results import Results
+from unlock_lens.evidence.results import DESCRIPTIONS, Results
+from unlock_lens.evidence.sweep.config import Setting
 
 
 def line(alpha: float, split: str = "train", **more: object) -> dict[str, object]:
-    return {"config": {"capability": "think", "control": None, "n": 7, "alpha": alpha}, "split": split, "accuracy": 0.5, **more}
+    told = {"accuracy": 0.5, "low": 0.1, "high": 0.9, "n": 2, "right": [0, 1], "tokens": 2.0, "seconds": 0.1}
+    config = dataclasses.asdict(Setting("think", n=7, alpha=alpha))
+    return {"config": config, "split": split, **told, **more}
 
 
 @pytest.fixture
@@ -44,12 +50,71 @@ def test_a_cut_off_line_is_set_aside_and_told(file: Path, rest: bytes, caplog: p
     assert results.mend(file) == [line(0.1), line(0.2), line(0.3)]
 
 
-def test_damage_before_the_end_is_an_error_that_touches_nothing(file: Path) -> None:
-    content = file.read_bytes().replace(b'"split"', b"split", 1)
+CONFIG = dataclasses.asdict(Setting("think", alpha=0.3))
+BAD: list[bytes] = [
+    b"5", b"{}", b"[]", b"null", b"{", b"\xff", b"NaN", b"[" * 100_000, b'{"config": ' * 300, b"1" * 5000,
+    *(json.dumps({k: v for k, v in line(0.3).items() if k != key}).encode() for key in line(0.3)),
+    *(json.dumps(line(0.3, config={k: v for k, v in CONFIG.items() if k != key})).encode() for key in CONFIG if key != "method"),
+    *(
+        json.dumps(line(0.3) | change).encode()
+        for change in (
+            {"accuracy": 0.9}, {"accuracy": "0.5"}, {"accuracy": True}, {"accuracy": math.nan}, {"n": 3}, {"right": [0, 2]},
+            {"right": [False, True]}, {"low": 0.6}, {"split": "dev"}, {"config": None}, {"config": {"alpha": "x"}},
+            {"config": {"alpha": None}}, {"completions": ["a"]}, {"completions": ["a", "\ud800"]}, {"tokens": math.inf},
+            {"price": {"kl": "x"}}, {"paired": {}}, {"behaviours": {"think": 2}}, {"sharpening": {"pass_at_k": {"x": 0.5}}},
+            {"n": 1, "right": [1], "accuracy": 1.0, "high": 1.0},
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad[-40:].decode("latin1"))
+def test_a_bad_line_is_set_aside_by_its_number_and_the_rest_is_kept(
+    file: Path, bad: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = file.read_bytes().splitlines()
+    content = b"\n".join([first, bad, second]) + b"\n"
     file.write_bytes(content)
-    with pytest.raises(ul.InvalidInput, match="damaged"):
-        results.mend(file)
-    assert file.read_bytes() == content
+    assert list(Results.load(file.parent).lines) == [line(0.1), line(0.2)]
+    assert "line 2" in caplog.text
+    assert file.read_bytes() == content  # a reader changes nothing
+    assert results.mend(file) == [line(0.1), line(0.2)]
+    assert file.read_bytes() == first + b"\n" + second + b"\n"
+    assert (file.parent / results.DAMAGED).read_bytes() == bad + b"\n"
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+@pytest.mark.parametrize(
+    "content", [b"", b"5", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"maps": 5, "controls_left_out": 5, "test": 5}']
+)
+def test_a_description_that_cannot_be_trusted_counts_as_missing(
+    file: Path, name: str, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    (file.parent / f"{name}.json").write_bytes(content)
+    assert getattr(Results.load(file.parent), name) is None
+    assert f"{name}.json is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "5", "a: [", "controls: 5\ncapability: {name: think}", "others: [5]\ncapability: {name: think}", "[" * 5000,
+     "d: 2024-99-99", "name: !!python/object/apply:os.system ['x']", "a: &a [1]\nb: *a", "capability: {name: a, name: b}"],
+)  # fmt: skip
+def test_a_config_that_is_not_a_sweeps_is_refused(file: Path, content: str) -> None:
+    (file.parent / results.CONFIG).write_text(content)
+    with pytest.raises(ul.InvalidInput, match=results.CONFIG):
+        Results.load(file.parent)
+
+
+def test_what_is_written_whole_leaves_nothing_else_and_follows_no_planted_link(tmp_path: Path) -> None:
+    outside, file = tmp_path / "outside", tmp_path / "kept.json"
+    outside.write_text("mine")
+    (tmp_path / ".kept.json.part").symlink_to(outside)
+    old = tmp_path / f".kept.json.{'0' * 32}.part"
+    old.write_text("left")
+    os.utime(old, (0, 0))
+    results.write_whole(file, "new")
+    assert (file.read_text(), outside.read_text(), old.exists()) == ("new", "mine", False)
 
 
 def test_a_file_that_is_not_there_holds_nothing(tmp_path: Path) -> None:
@@ -64,7 +129,7 @@ def test_frames_spread_the_config_and_keep_both_counts(file: Path) -> None:
 
 
 def test_a_repeated_configuration_counts_once_and_the_first_line_stays(file: Path) -> None:
-    turned = {"accuracy": 0.9, "split": "train", "config": {"alpha": 0.1, "n": 7, "control": None, "capability": "think"}}
+    turned = line(0.1, right=[1, 0], config=dict(reversed(dataclasses.asdict(Setting("think", n=7, alpha=0.1)).items())))
     results.append(file, turned)
     results.append(file, line(0.1, "test"))
     assert list(Results.load(file.parent).lines) == [line(0.1), line(0.2), line(0.1, "test")]
@@ -86,7 +151,7 @@ def test_in_a_model_contrast_the_unlocked_model_is_not_called_prompted(capabilit
 def test_folders_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ul.InvalidInput, match="config.yaml"):
         Results.load(tmp_path)
-    (tmp_path / results.CONFIG).write_text("name: x\n")
+    (tmp_path / results.CONFIG).write_text("capability: {name: x}\n")
     with pytest.raises(ul.InvalidInput, match="unlock-lens sweep"):
         Results.load(tmp_path)
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
 import http.server
 import io
 import json
+import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import torch
+from nnsight import CONFIG
 
 import unlock_lens as ul
 from unlock_lens.errors import JobLost
+from unlock_lens.hosts import transport
 from unlock_lens.hosts.transport import Job
 
 Reply = tuple[int, bytes, dict[str, str]]
@@ -286,3 +292,125 @@ def test_traffic_adds_up(server: Scripted, asked: Callable[..., Job]) -> None:
     for _ in range(2):
         Job(Model(), one.remote, "one").result()
     assert (one.remote.traffic.requests, one.remote.traffic.down) == (2, 2 * len(content))
+
+
+def drip_sizes(handler: Any) -> None:
+    """The size of a chunk, digit after digit, without end: an HTTP library waits for more and gives nothing."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    _drip(handler, b"0")
+
+
+def drip_headers(handler: Any) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+    _drip(handler, b"x")
+
+
+def drip_gzip(handler: Any) -> None:
+    """A gzip member that holds nothing, again and again."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n")
+    _drip(handler, gzip.compress(b""))
+
+
+def drip_plain(handler: Any) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    _drip(handler, b" ")
+
+
+def _drip(handler: Any, piece: bytes) -> None:
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        handler.wfile.write(piece)
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("drip", [drip_sizes, drip_headers, drip_gzip, drip_plain])
+@pytest.mark.parametrize("path", ["/response/one", "/blob"])
+def test_what_never_ends_is_given_up_and_leaves_no_thread(
+    server: Scripted, asked: Callable[..., Job], path: str, drip: Callable[[Any], None]
+) -> None:
+    before, ended = set(threading.enumerate()), threading.Event()
+
+    def told(handler: Any) -> None:
+        with suppress(OSError):
+            drip(handler)
+        ended.set()
+
+    server.replies = {"/response/one": says("COMPLETED", data=f"{server.url}/blob"), path: told}
+    started = time.monotonic()
+    with pytest.raises(ul.RemoteError):
+        asked(deadline=0.4).result()
+    assert time.monotonic() - started < 5
+    assert ended.wait(10)  # the connection was cut
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+    assert set(threading.enumerate()) <= before
+
+
+def test_an_answer_that_is_too_large_is_not_read_to_the_end(
+    server: Scripted, asked: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "_LARGEST_ANSWER", 1000)
+    server.replies = {"/response/one": says("QUEUED", description="x" * 2000)}
+    with pytest.raises(ul.RemoteError, match="more than 1000 bytes"):
+        asked(deadline=5).result()
+
+
+@pytest.mark.parametrize("key", ["sesame\n", " sesame", "sesame\t", "ses\x1bame", "sésame", "sesame\r\nX: y"])
+def test_a_key_that_http_would_refuse_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setattr(CONFIG.API, "APIKEY", key)
+    with pytest.raises(ul.InvalidInput, match="API key") as caught:
+        Job(Model(), ul.Remote("https://ndif.example"))
+    assert "ame" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("remote", "sent"),
+    [
+        (ul.Remote("https://ndif.example"), True),
+        (ul.Remote("https://ndif.example", trusted=False), False),
+        (ul.Remote("https://configured.example", trusted=False), True),
+        (ul.Remote("http://ndif.example"), False),
+        (ul.Remote("http://localhost.ndif.example"), False),
+        (ul.Remote("http://127.0.0.1@ndif.example"), False),
+        (ul.Remote("http://127.0.0.1:5001", trusted=False), True),
+        (ul.Remote("http://[::1]:5001"), True),
+        (ul.Remote("http://localhost:5001"), True),
+    ],
+)
+def test_a_key_goes_only_where_it_may(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, remote: ul.Remote, sent: bool
+) -> None:
+    monkeypatch.setattr(CONFIG.API, "APIKEY", "sesame")
+    monkeypatch.setattr(CONFIG.API, "HOST", "https://configured.example/")
+    assert Job(Model(), remote).api_key == ("sesame" if sent else "")
+    assert ("not sent" in caplog.text) == (not sent)
+    assert "sesame" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        (401, b'{"detail": "sesame is wrong"}', {}),
+        (200, b"sesame", {}),
+        (301, b"", {"Location": "https://elsewhere/sesame"}),
+        (200, json.dumps({"id": "one", "status": "ERROR", "description": "Traceback\nsesame"}).encode(), {}),
+        (200, json.dumps({"id": "one", "status": "sesame"}).encode(), {}),
+        (200, json.dumps({"id": "one", "status": "COMPLETED", "data": "sesame://x"}).encode(), {}),
+    ],
+)
+def test_a_server_that_repeats_the_key_does_not_get_it_shown(
+    server: Scripted, asked: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reply: Reply
+) -> None:
+    monkeypatch.setattr(CONFIG.API, "APIKEY", "sesame")
+    server.replies = {"/response/one": reply}
+    with caplog.at_level(logging.DEBUG, "unlock_lens"), pytest.raises(ul.RemoteError) as caught:
+        asked(deadline=5).result()
+    told = "".join(traceback.format_exception(caught.value)) + str(caught.value.server_traceback) + caplog.text
+    assert "sesame" not in told
+
+
+def test_a_server_cannot_steer_the_terminal(server: Scripted, asked: Callable[..., Job]) -> None:
+    server.replies = {"/response/one": (503, b'{"detail": "\\u001b[2J\\u202e"}', {})}
+    with pytest.raises(ul.ServerUnreachable) as caught:
+        asked().result()
+    assert str(caught.value).isprintable()

@@ -18,6 +18,7 @@ from unlock_lens.core.tokens import check_last_token, warn_of_last_token
 from unlock_lens.core.variant import Variant, variant_of
 from unlock_lens.errors import InvalidInput
 from unlock_lens.hosts import Batch, Edits, Generation, Server
+from unlock_lens.hosts.answers import fault_of_ids
 from unlock_lens.hosts.endings import before, text_of
 from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.hosts.remote import Where, remote_of
@@ -163,6 +164,7 @@ def _on_server(
             tensor for _, edit in acts for tensor in edit.tensors
         ]
         key = key_of({**told, "how": asdict(drawn)}, tensors)
-        requests.append(Request(server, partial(server.generate, chunk, edits, drawn), key))
+        fault = partial(fault_of_ids, batches=chunk, new=how.max_new_tokens, vocabulary=server.vocabulary)
+        requests.append(Request(server, partial(server.generate, chunk, edits, drawn), key, fault))
     found = collect(requests, resume, wait, progress, f"asking {model.name}")
     return [ids[str(i)] for chunk, ids in zip(chunks, found, strict=True) for i in range(len(chunk))]

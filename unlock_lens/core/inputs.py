@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unlock_lens.errors import InvalidInput
+from unlock_lens.errors import InvalidInput, plain
 
 FIELDS = ("question", "prompt", "text")
 SLOT = "{question}"
@@ -29,7 +29,7 @@ def read_texts(path: str | Path, field: str | None = None) -> list[str]:
     for record, place in read_records(path):
         text = next((record[name] for name in wanted if name in record), None)
         if not isinstance(text, str):
-            keys = ", ".join(record) or "nothing"
+            keys = plain(", ".join(record), 200) or "nothing"
             raise InvalidInput(f"{place} has no text under {' or '.join(wanted)}; it has {keys} (choose with --field)")
         texts.append(text)
     return texts
@@ -46,7 +46,7 @@ def read_pairs(path: str | Path) -> tuple[list[str], list[str]]:
         pair = record.get("locked"), record.get("unlocked")
         if not all(isinstance(prompt, str) and prompt.strip() for prompt in pair):
             raise InvalidInput(
-                f"{place} needs a text under locked and one under unlocked; it has {', '.join(record) or 'nothing'}"
+                f"{place} needs a text under locked and one under unlocked; it has {plain(', '.join(record), 200) or 'nothing'}"
             )
         pairs.append((str(pair[0]), str(pair[1])))
     return [locked for locked, _ in pairs], [unlocked for _, unlocked in pairs]
@@ -62,8 +62,9 @@ def read_records(path: str | Path) -> list[tuple[Mapping[str, Any], str]]:
     for place, line in _lines(Path(path)):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InvalidInput(f"{place} is not JSON ({error}); expected one object per line") from error
+            json.dumps(record, ensure_ascii=False).encode("utf-8")  # half a character can be escaped, and no tokenizer takes it
+        except (ValueError, RecursionError) as error:
+            raise InvalidInput(f"{place} is not JSON ({plain(str(error), 200)}); expected one object per line") from error
         if not isinstance(record, dict):
             raise InvalidInput(f"{place} holds a {type(record).__name__}; expected an object")
         records.append((record, place))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from unlock_lens.core import files
 from unlock_lens.core.progress import shown
+from unlock_lens.core.writing import write_whole
 from unlock_lens.errors import ArtifactError, InvalidInput, JobLost, JobsRunning, RemoteError
 from unlock_lens.hosts import Pending, Server
 from unlock_lens.hosts.remote import Remote
@@ -23,6 +26,7 @@ from unlock_lens.hosts.remote import Remote
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _KIND = "finished request"
+_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _KEPT_BATCHES = 8
 """Batches in one request where finished requests are kept."""
 Found = dict[str, Tensor]
@@ -36,11 +40,19 @@ class Request:
         server: which.
         send: submits it.
         key: hash of all that it asks.
+        fault: what is wrong with a result, or None; it may raise InvalidInput where that lies in what was asked.
     """
 
     server: Server
     send: Callable[[], Pending]
     key: str
+    fault: Callable[[Any], str | None]
+
+    def verify(self, found: Any, job_id: str | None = None) -> Any:
+        """The result, unchanged; RemoteError or InvalidInput unless it fits what was asked."""
+        if told := self.fault(found):
+            raise RemoteError(f"the result does not fit what was asked: {told}; the same call asks for it again", job_id)
+        return found
 
 
 def batches_in_request(where: Remote | Literal["local"] | None, resumes: bool) -> int | None:
@@ -105,13 +117,14 @@ class Kept:
         """Name of a request that was sent and not collected yet, and when it was sent."""
         file = self._ticket(key)
         try:
-            told = json.loads(file.read_text())
-            return told["id"], told["sent"]
-        except (FileNotFoundError, ValueError, KeyError):  # what an interrupted write left names no request
-            return None
+            told = json.loads(file.read_text(encoding="utf-8"))
+            job_id, sent = told["id"], float(told["sent"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return None  # what an interrupted write left names no request
+        return (job_id, sent) if isinstance(job_id, str) and _ID.fullmatch(job_id) and math.isfinite(sent) else None
 
     def remember(self, key: str, job_id: str) -> None:
-        self._ticket(key).write_text(json.dumps({"id": job_id, "sent": time.time()}))
+        write_whole(self._ticket(key), json.dumps({"id": job_id, "sent": time.time()}).encode())
 
     def forget(self, key: str) -> None:
         self._ticket(key).unlink(missing_ok=True)
@@ -139,12 +152,14 @@ def collect(
     if resume is None:
         if not wait:
             raise InvalidInput("wait=False was given without resume=; name a folder that remembers what was submitted")
-        return [request.send().result() for request in shown(requests, doing, progress, "request")]
+        return [request.verify(request.send().result()) for request in shown(requests, doing, progress, "request")]
     kept = Kept.at(resume)
     found: list[Found] = []
     running: list[str] = []
     for request in shown(requests, doing, progress, "request"):
-        result = kept.result(request.key) or _collected(request, kept, wait)
+        result = _held(request, kept)
+        if result is None:
+            result = _collected(request, kept, wait)
         if result is None:
             ticket = kept.ticket(request.key)
             running.append(ticket[0] if ticket else request.key)
@@ -159,6 +174,16 @@ def collect(
     return found
 
 
+def _held(request: Request, kept: Kept) -> Found | None:
+    """What the folder keeps, if it fits what was asked; an older or a damaged one may not."""
+    found = kept.result(request.key)
+    try:
+        return None if found is None else request.verify(found)
+    except (RemoteError, InvalidInput) as error:
+        logger.warning("%s.safetensors in %s is not used: %s", request.key, kept.folder, error)
+        return None
+
+
 def _collected(request: Request, kept: Kept, wait: bool) -> Found | None:
     """Of a request that is on its way, or is sent now."""
     ticket = kept.ticket(request.key)
@@ -170,12 +195,18 @@ def _collected(request: Request, kept: Kept, wait: bool) -> Found | None:
             kept.forget(request.key)
             if not ticket:
                 raise
-            result = _sent(request, kept).result(wait)  # the server that knew it is gone
+            pending = _sent(request, kept)
+            result = pending.result(wait)  # the server that knew it is gone
     except RemoteError as error:
         if error.server_traceback is not None:  # it ended there; whatever else was said, it may still be running
             kept.forget(request.key)
         raise
     if result is not None:
+        try:
+            request.verify(result, pending.id)
+        except (RemoteError, InvalidInput):
+            kept.forget(request.key)
+            raise
         kept.keep(request.key, result)
     return result
 

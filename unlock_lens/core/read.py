@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +24,7 @@ from unlock_lens.core.tokens import Chosen, all_tokens, one_token
 from unlock_lens.core.variant import Variant, check_batch_size
 from unlock_lens.errors import InvalidInput
 from unlock_lens.hosts import Batch, Pass, Server
+from unlock_lens.hosts.answers import fault_of_reduction
 from unlock_lens.hosts.remote import Remote, remote_of
 from unlock_lens.method.reduce import LayerFactors, LeadingAxes, Reduction, States, merged, of_result
 
@@ -154,7 +156,17 @@ class Reading:
             "signs": [one.sign for one in passes],
         }
         tensors = [t for p in passes for t in (p.batch.ids, p.batch.mask, p.rows, p.columns, p.places)]
-        return Request(server, partial(server.reduce, passes, self.layers, reduction), key_of(description, tensors))
+        fault = partial(self._fault, reduction=reduction, passes=passes)
+        return Request(server, partial(server.reduce, passes, self.layers, reduction), key_of(description, tensors), fault)
+
+    def _fault(self, found: Any, reduction: Reduction, passes: Sequence[Pass]) -> str | None:
+        """What is wrong with a result, or None; InvalidInput for states that are not finite."""
+        fault = fault_of_reduction(found, reduction, passes, len(self.layers), self.variant.backend.identity.d_model)
+        if fault is None:
+            for part in ("states", "mean", "energy"):
+                if part in found:
+                    check_finite(found[part].reshape(len(self.layers), -1), self)
+        return fault
 
 
 def one_pass(tokens: Picked, prompts: Int[Tensor, " prompt"], places: Int[Tensor, " picked"]) -> Pass:
@@ -221,8 +233,6 @@ def states(
     places = in_order(of[0].chosen)
     reading = Reading(of, read_layers, lambda held, n: States(len(read_layers), held, model.d_model), places, how or How())
     parts = read([reading])[0]
-    for part in parts if reading.server else ():  # what runs here is checked pass by pass
-        check_finite(part.found["states"], reading)
     if len(parts) == 1:
         return parts[0].found["states"]
     order = torch.cat([part.places for part in parts]).argsort()
@@ -303,9 +313,7 @@ def check_finite(of_layers: Tensor, reading: Reading) -> None:
 def factors(readings: Sequence[Reading], axes: int, centered: bool) -> list[list[LayerFactors]]:
     """For each reading and each layer, the leading principal axes and the held tokens' scores, by place."""
     found: list[list[LayerFactors]] = []
-    for reading, parts in zip(readings, read(readings), strict=True):
-        for part in parts:
-            check_finite(torch.cat([part.found["mean"], part.found["energy"][:, None]], dim=1), reading)
+    for parts in read(readings):
         order = torch.cat([part.places for part in parts]).argsort()
         layers = list(zip(*(of_result(part.found, part.n) for part in parts), strict=True))
         if len(parts) > 1:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlock_lens.errors import InvalidInput
+from unlock_lens.core import writing
+from unlock_lens.core.writing import sync_folder
+from unlock_lens.errors import InvalidInput, plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,20 +66,30 @@ class Results:
         Raises:
             InvalidInput: it is not a sweep's folder, or holds no finished configuration.
         """
-        import yaml
+        from unlock_lens.evidence.schema import ConfigOf, fault_of
+        from unlock_lens.evidence.yaml_files import read_yaml
 
         folder = Path(folder)
         if not (folder / CONFIG).is_file():
             raise InvalidInput(f"{folder} is not the folder of a sweep (it has no {CONFIG}); run `unlock-lens sweep` first")
-        lines, _ = read_lines(folder / LINES)
-        if not lines:
+        config = read_yaml(folder / CONFIG)
+        if fault := fault_of(config, ConfigOf):
+            raise InvalidInput(f"{folder / CONFIG} is not the config of a sweep ({fault}); put the one of the sweep back")
+        found = read_lines(folder / LINES)
+        for number, why in found.bad.items():
+            logger.warning("%s, line %d is left out: %s", folder / LINES, number, why)
+        if not found.lines:
             raise InvalidInput(f"{folder} holds no finished configuration yet; run `unlock-lens sweep` again to resume it")
         first: dict[str, Line] = {}
-        for line in lines:
+        for line in found.lines:
             first.setdefault(key_of(line["config"], line["split"]), line)
-        files = {name: folder / f"{name}.json" for name in DESCRIPTIONS}
-        described = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.is_file()}
-        return cls(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")), tuple(first.values()), **described)
+        described = {name: told for name in DESCRIPTIONS if (told := read_description(folder / f"{name}.json")) is not None}
+        if "problems" in described and any(
+            len(described["problems"].get(line["split"], ())) != line["n"] for line in first.values()
+        ):
+            logger.warning("%s is left out: its problems are not as many as those of the results", folder / "problems.json")
+            del described["problems"]
+        return cls(config, tuple(first.values()), **described)
 
     def frame(self) -> pd.DataFrame:
         """One row for each finished configuration, its `config` spread over columns (`n` of the config becomes `n_pairs`)."""
@@ -135,41 +147,104 @@ def key_of(config: Mapping[str, Any], split: str) -> str:
     return json.dumps([split, config], sort_keys=True)
 
 
-def read_lines(file: Path) -> tuple[list[Line], bytes]:
-    """The whole lines of a results file, and what a cut-off one at its end left."""
-    if not file.is_file():
-        return [], b""
-    whole, newline, rest = file.read_bytes().rpartition(b"\n")
-    try:
-        lines = [json.loads(line) for line in (whole + newline).splitlines() if line.strip()]
-    except ValueError as error:
-        raise InvalidInput(f"{file} is damaged before its last line ({error}); move it away and run the sweep again") from error
-    return lines, rest
+@dataclass(frozen=True)
+class Read:
+    """A results file.
+
+    Attributes:
+        lines: those that are whole and agree with the schema and with each other, in order.
+        bad: the number of each other one, counted from 1, and what is wrong with it.
+        kept: the bytes of the lines that are not bad.
+        aside: the bytes of those that are.
+        rest: what a line that was cut off left at the end.
+    """
+
+    lines: list[Line]
+    bad: Mapping[int, str]
+    kept: bytes
+    aside: bytes
+    rest: bytes
+
+
+def read_lines(file: Path) -> Read:
+    """The lines of a results file, the bad ones apart from the others."""
+    from unlock_lens.evidence.schema import LineOf
+
+    whole, newline, rest = (file.read_bytes() if file.is_file() else b"").rpartition(b"\n")
+    numbered = [(i, raw) for i, raw in enumerate((whole + newline).split(b"\n"), start=1) if raw.strip()]
+    parsed: dict[int, Any] = {}
+    bad: dict[int, str] = {}
+    for number, raw in numbered:
+        line, fault = _checked(raw, LineOf)
+        if fault:
+            bad[number] = fault
+        else:
+            parsed[number] = line
+    for split in ("train", "test"):  # arms are compared problem by problem
+        sizes = [line["n"] for line in parsed.values() if line["split"] == split]
+        usual = max(set(sizes), key=sizes.count, default=0)
+        for number in [number for number, line in parsed.items() if line["split"] == split and line["n"] != usual]:
+            bad[number] = f"it has {parsed.pop(number)['n']} problems, the others of the {split} split have {usual}"
+    kept, aside = (b"".join(raw + b"\n" for i, raw in numbered if (i in bad) == is_bad) for is_bad in (False, True))
+    return Read(list(parsed.values()), dict(sorted(bad.items())), kept, aside, rest)
 
 
 def mend(file: Path) -> list[Line]:
-    """The whole lines of a results file; a cut-off one at its end is set aside with a warning."""
-    lines, rest = read_lines(file)
-    if rest.strip():
-        damaged = file.with_name(DAMAGED)
-        with damaged.open("ab") as kept:
-            kept.write(rest + b"\n")
-        os.truncate(file, file.stat().st_size - len(rest))
+    """The good lines of a results file; bad ones, and a cut-off one at its end, are set aside with a warning and run again."""
+    found = read_lines(file)
+    if not (found.bad or found.rest.strip()):
+        return found.lines
+    damaged = file.with_name(DAMAGED)
+    with damaged.open("ab") as kept:
+        kept.write(found.aside + (found.rest + b"\n" if found.rest.strip() else b""))
+        kept.flush()
+        os.fsync(kept.fileno())
+    write_whole(file, found.kept.decode("utf-8"))
+    if found.rest.strip():
         told = "%s ended in the middle of a line; its %d finished configurations are kept, the rest is in %s and is run again"
-        logger.warning(told, file.name, len(lines), damaged.name)
-    return lines
+        logger.warning(told, file.name, len(found.lines), damaged.name)
+    for number, why in found.bad.items():
+        logger.warning("line %d of %s is moved to %s, and is run again: %s", number, file.name, damaged.name, why)
+    return found.lines
+
+
+def read_description(file: Path) -> Any:
+    """What a description file holds; None, with a warning where there is one that cannot be trusted."""
+    from unlock_lens.evidence.schema import DESCRIPTIONS as SCHEMAS
+    from unlock_lens.evidence.schema import Inputs
+
+    if not file.is_file():
+        return None
+    content, fault = _checked(file.read_bytes(), SCHEMAS.get(file.stem, Inputs))
+    if fault:
+        logger.warning("%s is left out: %s", file, fault)
+    return content
+
+
+def _checked(raw: bytes, kind: Any) -> tuple[Any, str | None]:
+    """What some JSON holds, and what is wrong with it."""
+    from unlock_lens.evidence.schema import fault_of
+
+    try:
+        content = json.loads(raw)
+        json.dumps(content, ensure_ascii=False).encode("utf-8")  # half a character can be escaped, and be written nowhere
+    except (ValueError, RecursionError) as error:
+        return None, f"it is not JSON ({plain(str(error), 200)})"
+    fault = fault_of(content, kind)
+    return (None, fault) if fault else (content, None)
 
 
 def append(file: Path, line: Line) -> None:
     """Add one line, on disk when this returns."""
+    is_new = not file.exists()
     with file.open("a", encoding="utf-8") as out:
         out.write(json.dumps(line) + "\n")
         out.flush()
         os.fsync(out.fileno())
+    if is_new:
+        sync_folder(file.parent)
 
 
 def write_whole(file: Path, content: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = file.with_name(f".{file.name}.part")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, file)
+    """Write a text file, on disk when this returns, or leave the old one."""
+    writing.write_whole(file, content.encode("utf-8"))

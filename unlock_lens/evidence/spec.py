@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from unlock_lens.errors import shown
+
 
 class Spec(BaseModel):
     """An immutable part of a config; an unknown key is an error that names the nearest known one."""
@@ -20,8 +22,9 @@ class Spec(BaseModel):
         known = list(cls.model_fields)
         for key in content if isinstance(content, Mapping) else ():
             if key not in known:
-                close = difflib.get_close_matches(str(key), known, n=1)
+                close = difflib.get_close_matches(str(key)[:80] if isinstance(key, str) else "", known, n=1)
                 raise ValueError(
-                    f"there is no key {key!r}; " + (f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}")
+                    f"there is no key {shown(key)}; "
+                    + (f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}")
                 )
         return content

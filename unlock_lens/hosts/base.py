@@ -141,6 +141,11 @@ class Server(Runs):
     def told(self) -> dict[str, Any]:
         """What of the server decides the result of a request, for its key: URL, the model's key there, adapters."""
 
+    @property
+    @abstractmethod
+    def vocabulary(self) -> int:
+        """Ids of the model's tokens are below this."""
+
     @abstractmethod
     def reduce(self, passes: Sequence[Pass], layers: Sequence[int], reduction: Reduction) -> Pending:
         """Submit the reduction of the states of ascending `layers`, all passes in one request."""

@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import GenerationConfig
 
+from unlock_lens.errors import RemoteError
+from unlock_lens.hosts.answers import fault_of_log_probs, fault_of_logits
 from unlock_lens.hosts.base import Batch, Edits, Generation, Pass, Pending, Server, scaled
 from unlock_lens.hosts.endings import stopping
 from unlock_lens.hosts.positions import Given, as_rows, residual_of, takes
@@ -166,6 +168,10 @@ class NdifServer(Server):
         key = model_key(self.model, self.remote)
         return {"host": host_of(self.remote), "model": key, "env": self.model._remoteable_get_env()}
 
+    @property
+    def vocabulary(self) -> int:
+        return int(self.model.config.get_text_config().vocab_size)
+
     def reduce(self, passes: Sequence[Pass], layers: Sequence[int], reduction: Reduction) -> Pending:
         return self._sent(reduced, passes, layers, reduction)
 
@@ -177,11 +183,14 @@ class NdifServer(Server):
         return Job(self.model, self.remote, job_id, sent)
 
     def log_probs(self, batch: Batch, edits: Edits, prompt_length: int) -> Float[Tensor, "row predicted vocabulary"]:
-        return self._sent(traced_log_probs, batch, edits, prompt_length).result()
+        found, rows = self._sent(traced_log_probs, batch, edits, prompt_length).result(), len(batch.ids)
+        _check(fault_of_log_probs(found, rows, batch.ids.shape[1] - prompt_length + 1, self.vocabulary))
+        return found
 
     def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
         last, ids = int(self.model.config.get_text_config().num_hidden_layers) - 1, two_rows(self.model.tokenizer)[0]
         found = self._sent(unembedded, last, ids.unsqueeze(0), residual).result()
+        _check(fault_of_logits(found, [(*residual.shape[:-1],), (1, len(ids)), (1, len(ids))], self.vocabulary))
         return scaled(str(self.model.repo_id), self.model.config.get_text_config(), *found)
 
     def _sent(self, traced: Callable[..., Any], *asked: Any) -> Pending:
@@ -189,3 +198,8 @@ class NdifServer(Server):
         job = Job(self.model, self.remote) if isinstance(self.remote, Remote) else None
         found = traced(self.model, self.blocks, *asked, {"backend": job} if job else {"remote": self.remote})
         return job or Done(found)
+
+
+def _check(fault: str | None) -> None:
+    if fault:
+        raise RemoteError(f"the result does not fit what was asked: {fault}; is it the right server?")

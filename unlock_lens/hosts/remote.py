@@ -37,6 +37,8 @@ class Remote:
         axes: principal axes that come back of each layer where a rank alone does not say how many are needed.
         positions: calibration tokens whose scores come back, a seeded sample where there are more; the Gram matrices that
             axes are made of know them all.
+        trusted: whether you named the host yourself. To a host that a config file names, the API key is sent only if nnsight's
+            own settings have the same host.
         half: whether axes and scores come back in float16.
         traffic: counts requests and bytes.
 
@@ -51,6 +53,7 @@ class Remote:
     axes: int = 128
     positions: int = 4096
     half: bool = False
+    trusted: bool = True
     traffic: Traffic = field(default_factory=Traffic, compare=False)
 
     def __post_init__(self) -> None:

@@ -6,13 +6,21 @@ What is added: a watchdog over every call, results of which tensors alone are re
 from __future__ import annotations
 
 import io
+import ipaddress
 import logging
+import re
+import socket
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import suppress
+from importlib.metadata import version
 from math import inf
 from threading import Thread
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import torch
@@ -22,13 +30,27 @@ from nnsight.intervention.backends.remote import RemoteError as Failed
 from nnsight.schema.request import RequestModel
 from nnsight.schema.response import ResponseModel, Status
 
-from unlock_lens.errors import DeadlineExceeded, JobLost, RemoteError, RemoteFailure, RequestRefused, ServerUnreachable
+from unlock_lens.errors import (
+    DeadlineExceeded,
+    InvalidInput,
+    JobLost,
+    RemoteError,
+    RemoteFailure,
+    RequestRefused,
+    ServerUnreachable,
+    plain,
+    shown,
+)
 from unlock_lens.hosts.remote import Remote
 
 logger = logging.getLogger(__name__)
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0
 _UNKNOWN_SECONDS = 30.0
 """A server has said something of a request by then, or never heard of it."""
+_LARGEST_ANSWER, _LARGEST_RESULT = 2**24, 2**33
+"""Bytes. A server that sends more is not read to the end."""
+_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_SET_KEY = "set nnsight.CONFIG.API.APIKEY, or NDIF_API_KEY before it is imported"
 _CHECK_HOST = "is NDIF_HOST or Remote(host=...) right?"
 _SEND_AGAIN = "; the server may have been restarted since: send it again"
 
@@ -53,17 +75,38 @@ def watched(call: Callable[..., Any], *args: Any, seconds: float) -> Any:
     return came.result()
 
 
+class Wire:
+    """The connections of one call, so that another thread can cut them; httpx calls it as its `trace`."""
+
+    def __init__(self) -> None:
+        self.sockets: list[Any] = []
+        self.is_cut = False
+
+    def __call__(self, event: str, told: dict[str, Any]) -> None:
+        if self.is_cut:
+            raise Silent
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self.sockets.append(told["return_value"].get_extra_info("socket"))
+
+    def cut(self) -> None:
+        self.is_cut = True
+        for each in self.sockets:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)  # wakes a thread that is reading, which closing does not
+
+
 class Job(RemoteBackend):
     """A request on its way; one that was sent before has its `job_id`, and the time of that, in seconds since the epoch."""
 
     def __init__(self, model: Any, remote: Remote, job_id: str | None = None, sent: float | None = None) -> None:
         key, env = model_key(model, remote), model._remoteable_get_env()
         super().__init__(key, host=host_of(remote), env=env, blocking=False, job_id=job_id)
+        self.api_key = key_for(self.host, remote)
         self.display.enabled = False
         self.compress = False  # float32 hardly gets smaller, and what is sent and fetched can be foretold
         self.model_name, self.remote = str(model.repo_id), remote
         self.sent, self._started = sent or time.time(), time.monotonic()
-        self._known = False
+        self._known, self._wire = False, Wire()
 
     @property
     def id(self) -> str | None:
@@ -83,7 +126,8 @@ class Job(RemoteBackend):
         try:
             return len(content), torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)["found"]
         except Exception as error:  # whatever a reader of foreign bytes meets
-            raise self._error(RemoteError, f"the result of request {self.job_id} cannot be read: {error}") from error
+            told = f"the result of request {self.job_id} cannot be read ({type(error).__name__}); send it again"
+            raise self._error(RemoteError, told) from self._cause(error)
 
     def handle(self, response: ResponseModel) -> Any:
         """The response once there is a result, which nnsight's own method would fetch at once; that may take long."""
@@ -91,10 +135,67 @@ class Job(RemoteBackend):
         return response if self.note(response) else None
 
     def _post(self, request: RequestModel, blob: bytes) -> ResponseModel:
-        response = self._asked(super()._post, request, blob, patience=self.remote.patience)
+        told = {"ndif-timestamp": repr(time.time()), "nnsight-version": version("nnsight"), "python-version": sys.version}
+        response: ResponseModel = self._asked(
+            lambda: self._told(
+                self._answer(
+                    "POST",
+                    f"{self.host}/request",
+                    headers={**told, **self._key},
+                    data={"data": request.metadata()},
+                    files={"blob": ("request", blob, "application/octet-stream")},
+                )
+            ),
+            patience=self.remote.patience,
+        )
+        if not _ID.fullmatch(response.id) or (self.api_key and self.api_key in response.id):
+            raise self._foreign(f"it names the request {shown(response.id)}")
         self.remote.traffic.up += len(blob)
         logger.info("%s: %d bytes sent to %s", response.id, len(blob), self.host)
         return response
+
+    def poll(self, tracer: Any = None) -> Any:
+        """The response once the request is done; None before."""
+        answer = self._answer("GET", f"{self.host}/response/{self.job_id}", headers=self._key)
+        if answer.status_code == 404:  # nothing was said of it yet
+            return None
+        response = self._told(answer)
+        self.status = response.status
+        return self.handle(response)
+
+    def download_result(self, url: Any) -> Any:
+        """The key is not sent along: the result may be hosted elsewhere."""
+        answer = self._answer("GET", url, _LARGEST_RESULT)
+        answer.raise_for_status()
+        return self.finalize(answer.content)
+
+    def _answer(self, method: str, url: str, at_most: int | None = None, **asked: Any) -> httpx.Response:
+        """One exchange, read in bounded pieces and as it was sent: what is compressed may never end, or never begin."""
+        at_most = at_most or _LARGEST_ANSWER
+        asked["headers"] = {**asked.get("headers", {}), "Accept-Encoding": "identity"}
+        with (
+            httpx.Client(timeout=max(self._left, 0.01), follow_redirects=False) as client,
+            client.stream(method, url, extensions={"trace": self._wire}, **asked) as response,
+        ):
+            if response.headers.get("content-encoding", "identity") != "identity":
+                raise ValueError("it sends compressed answers, which it was asked not to")
+            content = bytearray()
+            for piece in response.iter_raw():
+                content += piece
+                if len(content) > at_most:
+                    raise ValueError(f"an answer of more than {at_most} bytes")
+                if self._wire.is_cut:
+                    raise Silent
+        headers = {name: value for name, value in response.headers.items() if name == "location"}
+        return httpx.Response(response.status_code, headers=headers, content=bytes(content), request=response.request)
+
+    def _told(self, answer: httpx.Response) -> ResponseModel:
+        answer.raise_for_status()
+        return ResponseModel.model_validate_json(answer.content)
+
+    @property
+    def _key(self) -> dict[str, str]:
+        return {"ndif-api-key": self.api_key} if self.api_key else {}
 
     def _done(self) -> ResponseModel | None:
         self._known = False
@@ -116,19 +217,24 @@ class Job(RemoteBackend):
         return found
 
     def _asked(self, call: Callable[..., Any], *args: Any, patience: float = inf) -> Any:
-        """One call; what goes wrong with it is raised as the library's own error."""
-        left = self._left
+        """One call under one clock; what goes wrong with it is raised as the library's own error."""
+        left, self._wire = self._left, Wire()
         try:
             return watched(call, *args, seconds=min(patience, left))
         except Silent:
+            self._wire.cut()  # so that its thread ends too
             if left <= patience:
                 raise self._overdue() from None
             told = f"{self.host} has been silent for {patience:g} s; {self._doing}; is it overloaded? "
             raise self._error(DeadlineExceeded, f"{told}Remote(patience=...) waits longer") from None
-        except Failed as error:  # the request failed, or nnsight wraps what went wrong with sending it
-            raise self._failure(str(error).strip()) if error.__cause__ is None else self._fault(error.__cause__) from error
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            raise self._fault(error) from error
+        except Failed as error:
+            raise self._failure(str(error).strip()) from self._cause(error)
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, UnicodeError, RecursionError) as error:
+            raise self._fault(error) from self._cause(error)
+
+    def _cause(self, error: BaseException) -> BaseException | None:
+        """The error itself, unless its traceback would show the key."""
+        return None if self.api_key and self.api_key in "".join(traceback.format_exception(error)) else error
 
     def _fault(self, error: BaseException) -> RemoteError:
         """What went wrong with a call: no server, another program's answer, or a status code of 300 and above."""
@@ -147,27 +253,29 @@ class Job(RemoteBackend):
     def _refusal(self, code: int, answer: httpx.Response) -> RemoteError:
         try:
             said = str(answer.json()["detail"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             said = answer.text
+        said = plain(said, 500)
         if code in (404, 405, 501):
             return self._foreign(said)
         if code >= 500 or code in (408, 429):
             return self._error(ServerUnreachable, f"{self.host} cannot serve now ({code}: {said}); try again in a few minutes")
         told = f"refuses the request ({code}: {said})"
         if code < 400:
-            told = f"points to {answer.headers.get('location')} ({code}); give that as the host"
+            told = f"points to {plain(answer.headers.get('location', 'nowhere'), 200)} ({code}); give that as the host"
         elif code in (401, 403) or (code == 400 and "api key" in said.lower()):
             told = f"refuses your key ({said})" if self.api_key else f"was given no API key ({said})"
-            told += "; get one at https://login.ndif.us; set nnsight.CONFIG.API.APIKEY, or NDIF_API_KEY before it is imported"
+            told += f"; get one at https://login.ndif.us; {_SET_KEY}"
         return self._error(RequestRefused, f"{self.host} {told}")
 
     def _failure(self, said: str) -> RemoteError:
         """What it means that the request failed, and what to do."""
-        request, last = f"request {self.job_id}", said.rpartition("\n")[2]
+        request, whole, said = f"request {self.job_id}", said, plain(said, 100_000)
+        last = plain(said.rpartition("\n")[2], 500)
         if said.startswith("Could not deploy"):  # why, and then a traceback of the server's own, cut short
             why = said.partition("Traceback")[0].strip()
             told = f"the server does not run {self.model_name}: {why}\n(nnsight.status() lists the models that are running)"
-            return RequestRefused(told, self.job_id, said)
+            return self._error(RequestRefused, told, whole)
         if "execution timeout" in said or "out of memory" in said:
             told = f"the server stopped {request} ({last}); put less into one: Remote(batches=...) or a smaller batch_size"
         elif "Traceback" in said:
@@ -175,8 +283,8 @@ class Job(RemoteBackend):
         elif "try again later" in said or "cancelled" in said:
             told = f"{request} was lost on the server ({said}); the same call sends it again"
         else:
-            return RequestRefused(f"the server refuses {request}: {said or 'it does not say why'}", self.job_id, said)
-        return RemoteFailure(told, self.job_id, said)
+            return self._error(RequestRefused, f"the server refuses {request}: {plain(said) or 'it does not say why'}", whole)
+        return self._error(RemoteFailure, told, whole)
 
     @property
     def _seconds(self) -> float:
@@ -196,10 +304,13 @@ class Job(RemoteBackend):
         return self._error(DeadlineExceeded, f"{told}with resume=FOLDER the same call collects it later")
 
     def _foreign(self, said: str) -> RemoteError:
-        return self._error(RemoteError, f"{self.host} does not answer like an NDIF server ({said[:200]}); {_CHECK_HOST}")
+        return self._error(RemoteError, f"{self.host} does not answer like an NDIF server ({plain(said, 200)}); {_CHECK_HOST}")
 
-    def _error(self, kind: type[RemoteError], told: str) -> RemoteError:
-        return kind(told, self.job_id)
+    def _error(self, kind: type[RemoteError], told: str, server_traceback: str | None = None) -> RemoteError:
+        return kind(self._without_key(told), self.job_id, server_traceback and self._without_key(server_traceback))
+
+    def _without_key(self, told: str) -> str:
+        return told.replace(self.api_key, "***") if self.api_key else told
 
 
 def model_key(model: Any, remote: Remote) -> str:
@@ -218,3 +329,32 @@ def model_key(model: Any, remote: Remote) -> str:
 def host_of(remote: Remote) -> str:
     """Where requests go: nnsight's own setting unless a host is named; a slash at its end would be answered with 403."""
     return (remote.host or str(CONFIG.API.HOST)).rstrip("/")
+
+
+def key_for(host: str, remote: Remote) -> str:
+    """The API key, where it may be sent: in clear text to this machine alone, and only to hosts that the user chose.
+
+    Raises:
+        InvalidInput: a key that HTTP refuses with a message that would show it.
+    """
+    key = str(CONFIG.API.APIKEY or "")
+    if key != key.strip() or not key.isascii() or not key.isprintable():
+        raise InvalidInput(f"the API key has a blank, a line break or another character that no key has; {_SET_KEY}")
+    if not key:
+        return ""
+    if not remote.trusted and host != str(CONFIG.API.HOST).rstrip("/") and not _is_here(host):
+        logger.warning("the API key is not sent to %s, which a config names; set NDIF_HOST to it if you trust it", host)
+        return ""
+    if not host.startswith("https://") and not _is_here(host):
+        logger.warning("the API key is not sent to %s, which is not encrypted; use https:// where a key is needed", host)
+        return ""
+    return key
+
+
+def _is_here(host: str) -> bool:
+    """Whether this is the machine itself."""
+    name = urlsplit(host).hostname or ""
+    try:
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

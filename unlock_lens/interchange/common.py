@@ -21,7 +21,7 @@ from torch import Tensor
 
 from unlock_lens.core.direction import CapabilityDirection, Provenance
 from unlock_lens.core.steering import SteeringHook
-from unlock_lens.errors import ArtifactError, IncompatibleModel, InvalidInput, UnlockLensError
+from unlock_lens.errors import ArtifactError, IncompatibleModel, InvalidInput, UnlockLensError, plain, shown
 from unlock_lens.hosts import backend_of
 from unlock_lens.hosts.identity import Basis, ModelIdentity
 
@@ -29,6 +29,9 @@ Vectors = Mapping[int, Tensor]
 """By layer, not yet known to have the shape [d_model]."""
 BLOCK = re.compile(r"(?:\D*[^\d-])?([0-9]{1,6})(?:\.(?:hook_resid_post|hook_out|output))?")
 """Names of the outputs of blocks; a second number would belong to a part of the block."""
+
+
+_MOST_LAYERS = 1_000_000
 
 
 def additive(
@@ -109,7 +112,7 @@ def reading(path: str | Path, instead: str) -> Generator[None, None, None]:
     try:
         yield
     except InvalidInput as error:
-        raise ArtifactError(f"{path} cannot be used: {error}") from error
+        raise ArtifactError(f"{path} cannot be used: {plain(str(error))}") from error
     except UnlockLensError:
         raise
     except Exception as error:  # the errors that foreign bytes provoke in parsers have no common class
@@ -134,20 +137,22 @@ def by_layer(named: Mapping[Any, Any], pattern: re.Pattern[str] = BLOCK) -> dict
     vectors: dict[int, Tensor] = {}
     for name, vector in named.items():
         found = pattern.fullmatch(name) if isinstance(name, str) else None
-        if not found and (isinstance(name, bool) or not isinstance(name, int) or name < 0):
+        if not found and (isinstance(name, bool) or not isinstance(name, int) or not 0 <= name < _MOST_LAYERS):
             raise InvalidInput(
-                f"{name!r:.80} is not the output of a block; give the layer's number from 0, or a name that ends with it, such "
+                f"{shown(name)} is not the output of a block; give the layer's number from 0, or a name that ends with it, such "
                 "as direction.3, layers.3 or blocks.3.hook_resid_post"
             )
         layer: int = int(found[1]) if found else name  # pyright: ignore[reportAssignmentType]
         if layer in vectors:
-            raise InvalidInput(f"layer {layer} was given twice, the second time as {name!r}; give one vector for each layer")
+            raise InvalidInput(
+                f"layer {layer} was given twice, the second time as {shown(name)}; give one vector for each layer"
+            )
         if isinstance(vector, np.ndarray) and vector.dtype.kind in "biufc":
             vector = torch.from_numpy(vector.astype(np.complex128 if vector.dtype.kind == "c" else np.float64))
         if not isinstance(vector, Tensor):
             kind = getattr(vector, "dtype", type(vector).__name__)
-            raise InvalidInput(f"{name!r:.80} holds {kind}; give a tensor or an array of numbers [d_model]")
-        check_real(vector, f"the vector of {name!r}")
+            raise InvalidInput(f"{shown(name)} holds {kind}; give a tensor or an array of numbers [d_model]")
+        check_real(vector, f"the vector of {shown(name)}")
         vectors[layer] = vector
     return vectors
 
@@ -164,7 +169,9 @@ def direction_of(
     layers = sorted(vectors)
     shapes = {layer: list(vectors[layer].shape) for layer in layers}
     if not layers or any(len(shape) != 1 or shape != shapes[layers[0]] for shape in shapes.values()):
-        raise InvalidInput(f"{where} holds vectors of shapes {shapes}; one vector [d_model] is needed for each steered layer")
+        raise InvalidInput(
+            f"{where} holds vectors of shapes {str(shapes)[:200]}; one vector [d_model] is needed for each steered layer"
+        )
     stacked = torch.stack([vectors[layer].detach().to("cpu", torch.float32) for layer in layers])
     return given_to(CapabilityDirection(stacked, tuple(layers), basis, None, provenance), identity, where)
 

@@ -8,6 +8,7 @@ the model's architecture in `controlvector.model_hint`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -24,7 +25,8 @@ from unlock_lens.core.direction import CapabilityDirection, Provenance
 from unlock_lens.core.files import content_hash, replacing
 from unlock_lens.core.schema import in_todays_words
 from unlock_lens.core.steering import SteeringHook
-from unlock_lens.errors import ArtifactError, InvalidInput
+from unlock_lens.errors import ArtifactError, InvalidInput, plain, shown
+from unlock_lens.interchange.bounds import check_gguf
 from unlock_lens.interchange.common import acting, additive, by_layer, direction_of, given_to, identity_of, reading
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,8 @@ KIND = "controlvector"
 COUNT, HINT = f"{KIND}.layer_count", f"{KIND}.model_hint"
 DESCRIPTION = "unlock_lens.description"
 """Key of what the format has no place for: model, basis, provenance, what was lost."""
+HASH = "description_hash"
+_TOLD = {"layers", "basis", "model", "provenance", "lost", "content_hash", HASH}
 NAME = re.compile(r"direction\.([0-9]{1,6})")
 
 
@@ -73,6 +77,8 @@ def to_gguf(
             'give architecture=, the model_type in its config.json, such as "llama"'
         )
     description = {**direction.description, "lost": lost, "content_hash": content_hash({"vectors": direction.vectors})}
+    description = json.loads(json.dumps(description))
+    description[HASH] = _hash_of(description, hint)
     with replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, KIND)
         try:
@@ -108,15 +114,19 @@ def from_gguf(path: str | Path, model: Any = None) -> CapabilityDirection:
     """
     gguf, identity = _gguf(), identity_of(model)
     with reading(path, "write or download the GGUF file again"):
+        check_gguf(Path(path))
         reader = gguf.GGUFReader(path)
         kept = {key: field.contents() for key, field in reader.fields.items()}
         _check(kept, len(reader.tensors), path)
-        hint = str(kept.get(HINT, "an unknown architecture"))
+        told = kept.get(HINT)
+        hint = plain(told, 80) if isinstance(told, str) else "an unknown architecture"
         vectors = by_layer({tensor.name: _vector(tensor) for tensor in reader.tensors}, NAME)
         provenance = Provenance(steps=(f"read from a control vector for {hint}",))
         direction = direction_of(acting(vectors), str(path), provenance)
         if DESCRIPTION in kept:
-            description, held = in_todays_words(json.loads(kept[DESCRIPTION])), content_hash({"vectors": direction.vectors})
+            description, held = json.loads(kept[DESCRIPTION]), content_hash({"vectors": direction.vectors})
+            _check_description(description, told, path)
+            description = in_todays_words(description)
             if (description["layers"], description["content_hash"]) != (list(direction.layers), held):
                 raise ArtifactError(f"{path} is damaged: its layers or numbers are not those that were written; write it again")
             direction = CapabilityDirection.described(direction.vectors, description)
@@ -127,6 +137,19 @@ def from_gguf(path: str | Path, model: Any = None) -> CapabilityDirection:
             stacklevel=2,
         )
     return given_to(direction, identity, str(path))
+
+
+def _hash_of(description: dict[str, Any], hint: Any) -> str:
+    """Hash of what the numbers are said to be; a hash of the numbers is part of it."""
+    told = {name: value for name, value in description.items() if name != HASH}
+    return hashlib.sha256(json.dumps([told, hint], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_description(description: Any, hint: Any, path: str | Path) -> None:
+    """Files of before 0.3 have no hash of it."""
+    known = isinstance(description, dict) and set(description) <= _TOLD
+    if not known or (HASH in description and description[HASH] != _hash_of(description, hint)):
+        raise ArtifactError(f"{path} is damaged: its description is not the one that was written; write it again")
 
 
 def _gguf() -> ModuleType:
@@ -145,15 +168,15 @@ def _plain(architecture: str) -> str:
 def _check(kept: dict[str, Any], count: int, path: str | Path) -> None:
     if kept.get("general.architecture") != KIND:
         raise ArtifactError(
-            f"{path} is a GGUF of architecture {kept.get('general.architecture')!r}, perhaps a model; {KIND!r} is needed"
+            f"{path} is a GGUF of architecture {shown(kept.get('general.architecture'))}, perhaps a model; {KIND!r} is needed"
         )
     if not count:
         raise ArtifactError(f"{path} holds no directions; write it again, with a vector for each steered layer")
     if kept.get(COUNT) != count:  # some writers give the model's layers, and llama.cpp reads the tensors alone
-        logger.info("%s holds %d directions, and its %s is %s", path, count, COUNT, kept.get(COUNT))
+        logger.info("%s holds %d directions, and its %s is %s", path, count, COUNT, shown(kept.get(COUNT)))
 
 
 def _vector(tensor: Any) -> Float[np.ndarray, ...]:
     if tensor.data.dtype not in (np.float32, np.float16):
-        raise InvalidInput(f"{tensor.name} is stored as {tensor.tensor_type.name}; write it unquantized, as F32 or F16")
+        raise InvalidInput(f"{shown(tensor.name)} is stored as {tensor.tensor_type.name}; write it unquantized, as F32 or F16")
     return np.array(tensor.data)  # a copy, as the file is mapped

@@ -19,8 +19,9 @@ from torch import Tensor
 from unlock_lens.core.direction import CapabilityDirection, Provenance
 from unlock_lens.core.files import replacing
 from unlock_lens.core.steering import SteeringHook
-from unlock_lens.errors import InvalidInput
+from unlock_lens.errors import InvalidInput, shown
 from unlock_lens.hosts.identity import Basis
+from unlock_lens.interchange.bounds import check_pickle
 from unlock_lens.interchange.common import acting, additive, by_layer, direction_of, identity_of, reading
 
 LAYER_TYPE = "decoder_block"
@@ -100,9 +101,9 @@ def from_steering_vectors(given: Any, model: Any = None) -> CapabilityDirection:
         vectors, kind = [held.get(name) if isinstance(held, Mapping) else getattr(held, name, None) for name in names]
         if not isinstance(vectors, Mapping):
             raise InvalidInput(f"{where} has no layer_activations; give a SteeringVector, or a file of {CONTENT}")
-        if kind != LAYER_TYPE:
+        if not isinstance(kind, str) or kind != LAYER_TYPE:
             raise InvalidInput(
-                f"{where} has the layer type {kind!r}; a direction acts at the outputs of whole blocks, so train the steering "
+                f"{where} has the layer type {shown(kind)}; a direction acts at the outputs of whole blocks, so train the steering "
                 f"vector anew with {LAYER_TYPE!r}"
             )
         provenance = Provenance(steps=("read from a steering vector of steering-vectors",))
@@ -166,7 +167,14 @@ def from_lm_eval(path: str | Path, model: Any = None) -> CapabilityDirection:
 
 
 def _loaded(path: str | Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """The content of a file whose vectors hold no more numbers than it has bytes."""
+    size = check_pickle(Path(path))
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    entries = list(content.values()) if isinstance(content, Mapping) else []
+    found = [held for entry in entries for held in (entry, *(entry.values() if isinstance(entry, Mapping) else ()))]
+    if any(isinstance(held, Tensor) and not held.is_nested and held.numel() > size for held in found):
+        raise InvalidInput("it holds a tensor of more numbers than the file has bytes; save clones of the vectors")
+    return content
 
 
 def _blocks_of(architecture: str | None) -> str | None:
@@ -187,15 +195,16 @@ def _blocks_of(architecture: str | None) -> str | None:
 def _coefficient(point: Any, entry: Any) -> float:
     """By what the harness multiplies an entry's vector; an entry that does more than add is refused."""
     if not isinstance(entry, Mapping) or "steering_vector" not in entry:
-        raise InvalidInput(f"{point!r:.80} has no steering_vector; entries such as {ENTRY} are needed")
+        raise InvalidInput(f"{shown(point)} has no steering_vector; entries such as {ENTRY} are needed")
     action, head, bias = entry.get("action"), entry.get("head_index"), entry.get("bias")
-    if action != "add" or head is not None or bias is not None:
-        does = f"action {action!r}, head_index {head!r} and {'no' if bias is None else 'a'} bias"
+    if not isinstance(action, str) or action != "add" or head is not None or bias is not None:
+        does = f"action {shown(action)}, head_index {shown(head)} and {'no' if bias is None else 'a'} bias"
         raise InvalidInput(
-            f'{point!r:.80} has {does}; a direction is added to the whole residual stream, so only "add" with neither is read'
+            f'{shown(point)} has {does}; a direction is added to the whole residual stream, so only "add" with neither is read'
         )
     factor, largest = entry.get("steering_coefficient", 1.0), torch.finfo(torch.float32).max
     if not isinstance(factor, int | float) or not -largest <= factor <= largest:
-        shown = "a huge integer" if isinstance(factor, int) else repr(factor)  # Python refuses to print over 4300 digits
-        raise InvalidInput(f"{point!r:.80} has steering_coefficient {shown}; a finite number is needed, within float32's range")
+        raise InvalidInput(
+            f"{shown(point)} has steering_coefficient {shown(factor)}; a finite number is needed, within float32's range"
+        )
     return factor

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 from pydantic import (
-    BaseModel,
     Field,
     FiniteFloat,
     NonNegativeInt,
@@ -24,11 +23,13 @@ from unlock_lens.core.alignment import SETTINGS, SubspaceAligner
 from unlock_lens.core.inputs import SLOT, fill, parse_layer_map, parse_layers
 from unlock_lens.core.variant import Variant
 from unlock_lens.errors import InvalidInput
+from unlock_lens.evidence.schema import in_words
 from unlock_lens.evidence.spec import Spec
 from unlock_lens.evidence.tasks.problems import Sizes
 from unlock_lens.evidence.tasks.specs import TaskSpec
 from unlock_lens.evidence.tasks.texts import CalibrationSpec, SelfText, TextSpec
-from unlock_lens.hosts.remote import remote_of
+from unlock_lens.evidence.yaml_files import read_yaml
+from unlock_lens.hosts.remote import Remote, Where, remote_of
 from unlock_lens.method.align import RANK, MethodName
 from unlock_lens.method.apply import Operation, Positions
 from unlock_lens.method.extract import AggregateName
@@ -271,15 +272,10 @@ class SweepConfig(Spec):
         Raises:
             InvalidInput: no such file, not YAML, a misspelt key (the nearest is named), a value out of range.
         """
-        import yaml
-
         file = Path(file)
         if not file.is_file():
             raise InvalidInput(f"there is no file {file}")
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InvalidInput(f"{file} is not YAML: {error}") from error
+        content = read_yaml(file)
         if not isinstance(content, dict):
             raise InvalidInput(f"{file} holds a {type(content).__name__}; expected keys such as source, target, task, grid")
         return cls.parse(content, str(file))
@@ -293,9 +289,18 @@ class SweepConfig(Spec):
         """
         try:
             return cls.model_validate(content)
+        except RecursionError:
+            raise InvalidInput(f"{name} cannot be used: it is nested too deeply") from None
         except ValidationError as error:
-            problems = "\n".join(f"  {_in_words(problem)}" for problem in error.errors())
+            problems = "\n".join(f"  {in_words(problem)}" for problem in error.errors())
             raise InvalidInput(f"{name} cannot be used:\n{problems}") from None
+
+    @property
+    def where(self) -> Where:
+        """`remote`; a host that a config names is not trusted with the API key."""
+        given = remote_of(self.remote)
+        named = isinstance(given, Remote) and given.host is not None
+        return replace(given, trusted=False) if named else self.remote
 
     def to_yaml(self) -> str:
         """The whole config, defaults filled in."""
@@ -331,10 +336,3 @@ def difference(old: str, new: str) -> str:
         for line in difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=0)
         if not line.startswith(("---", "+++", "@@"))
     )
-
-
-def _in_words(problem: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in problem["loc"]) or "config"
-    message = problem["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(problem["input"], dict | BaseModel) else f" (given: {problem['input']!r})"
-    return f"{place}: {message}{given}"

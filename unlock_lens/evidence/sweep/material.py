@@ -67,7 +67,7 @@ class Material:
 
     @property
     def _tokens(self) -> Mapping[str, Any]:
-        return {"add_special_tokens": self.config.special_tokens, "remote": self.config.remote}
+        return {"add_special_tokens": self.config.special_tokens, "remote": self.config.where}
 
     def asked(self, model: Any, task: Task, capability: Capability | None = None, unlocked: bool = False) -> Variant:
         """The locked or the unlocked prompts of a task's problems; those of the swept capability unless another is given."""
@@ -82,7 +82,7 @@ class Material:
         config = self.config
         if name.startswith(ZOO):
             return self.once(("model", name), lambda: zoo.load(name.removeprefix(ZOO), config.backend, config.dtype))
-        return self.once(("model", name), lambda: open_model(name, config.backend, config.dtype, config.remote))
+        return self.once(("model", name), lambda: open_model(name, config.backend, config.dtype, config.where))
 
     def baseline(self, setting: Setting) -> Setting:
         """The unsteered run that a steered one is paired with: of the same model, on the same locked prompts."""
@@ -295,13 +295,13 @@ class Material:
         if calibration == "paper":
             return locked
         if calibration == "text" and isinstance(self.config.calibration, SelfText):
-            return Variant(model, self._self_written(self.config.calibration), locked.add_special_tokens, self.config.remote)
+            return Variant(model, self._self_written(self.config.calibration), locked.add_special_tokens, self.config.where)
         sides = (locked.prompts, unlocked.prompts) if self._both_sides else (locked.prompts,)
         prompts = [prompt for pair in zip(*sides, strict=True) for prompt in pair]
         texts = [*(self.texts or ()), *prompts] if calibration == "text" else prompts
         # A chat template has written the special tokens already.
         special = self.config.special_tokens and not capability.chat
-        return Variant(model, texts, special, self.config.remote)
+        return Variant(model, texts, special, self.config.where)
 
     def _self_written(self, how: SelfText) -> list[str]:
         """Calibration texts of the extract split, or of prompt pairs."""

@@ -214,9 +214,10 @@ def check_folder(folder: Path, config: SweepConfig) -> None:
         if folder.is_dir() and any(not other.name.startswith(".") for other in folder.iterdir()):
             raise InvalidInput(f"{folder} holds other files, and no {results.CONFIG}; give a new folder")
         return
+    if not results.read_lines(folder / results.LINES).lines:
+        return  # whatever the config was, nothing was made with it
     held = SweepConfig.load(file).model_copy(update={"name": config.name, "batch_size": config.batch_size})
-    changed = difference(held.to_yaml(), config.to_yaml())
-    if changed and results.read_lines(folder / results.LINES)[0]:
+    if changed := difference(held.to_yaml(), config.to_yaml()):
         raise InvalidInput(f"{folder} holds a sweep of another config; give a new folder, or undo this change:\n{changed}")
 
 
@@ -238,7 +239,7 @@ def _describe(folder: Path, parts: Mapping[str, Callable[..., Mapping[str, Any]]
     """Write what is missing, or everything anew; what cannot be made (too few tokens, say) is left out with a warning."""
     for name, make in parts.items():
         file = folder / f"{name}.json"
-        if not anew and file.is_file():
+        if not anew and results.read_description(file) is not None:
             continue
         try:
             results.write_whole(file, json.dumps(make(*of), indent=1) + "\n")
@@ -249,7 +250,8 @@ def _describe(folder: Path, parts: Mapping[str, Callable[..., Mapping[str, Any]]
 def _check_inputs(file: Path, now: Mapping[str, Any], begun: bool) -> None:
     """Models, problems and texts must be those with which the sweep began."""
     content = json.dumps(now, indent=1) + "\n"
-    changed = difference(file.read_text(encoding="utf-8"), content) if begun and file.is_file() else ""
+    held = results.read_description(file) if begun else None
+    changed = "" if held is None else difference(json.dumps(held, indent=1) + "\n", content)
     if changed:
         raise InvalidInput(f"{file.parent} was begun with other models, problems or texts; give a new folder:\n{changed}")
     results.write_whole(file, content)

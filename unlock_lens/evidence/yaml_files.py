@@ -1,0 +1,54 @@
+"""YAML from anywhere: size, depth and keys are checked before values are made of it, and aliases are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unlock_lens.errors import InvalidInput, plain
+
+LARGEST, DEEPEST = 1_000_000, 40
+"""Bytes of a file, and levels in it."""
+
+
+class _Plain(yaml.SafeLoader):
+    """Anchors can expand a few lines to billions of values; they are refused, as are keys that occur twice."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "write the value out instead of *alias", self.peek_event().start_mark)
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.composer.ComposerError(None, None, f"more than {DEEPEST} levels", self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            raise yaml.constructor.ConstructorError(None, None, "a key occurs twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(file: Path) -> Any:
+    """The content of a YAML file, of plain values alone.
+
+    Raises:
+        InvalidInput: no such file, too large, not YAML, an alias, a key that occurs twice, more levels than anything needs.
+    """
+    try:
+        with file.open("rb") as source:
+            content = source.read(LARGEST + 1)
+    except OSError as error:
+        raise InvalidInput(f"{file} cannot be read: {error.strerror}") from error
+    if len(content) > LARGEST:
+        raise InvalidInput(f"{file} has more than {LARGEST} bytes, which is no config")
+    try:
+        return yaml.load(content.decode("utf-8-sig"), _Plain)
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
+        raise InvalidInput(f"{file} is not YAML: {plain(str(error), 500)}") from error
