@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 import unlock_lens as ul
 from unlock_lens import zoo
-from unlock_lens.core import files
+from unlock_lens.core import files, writing
 from unlock_lens.core.direction import Provenance
 from unlock_lens.hosts.identity import ModelIdentity
 
@@ -269,7 +269,7 @@ def test_a_planted_link_is_not_written_through(direction: ul.CapabilityDirection
     victim.write_text("mine")
     (tmp_path / "link").symlink_to(victim)
     with pytest.raises(FileExistsError):
-        files.written(tmp_path / "link", b"theirs")
+        writing.write_new(tmp_path / "link", b"theirs")
     assert victim.read_text() == "mine"
 
 

@@ -14,7 +14,6 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +22,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from unlock_lens.core import schema
+from unlock_lens.core.writing import sync_folder, temporary_of, write_new
 from unlock_lens.errors import ArtifactError, InvalidInput, RemoteFailure, RequestRefused, ServerUnreachable, UnlockLensError
 from unlock_lens.method.crossval import CrossValidation
 
@@ -56,7 +56,7 @@ def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], description
     metadata["content_hash"] = content_hash(held, metadata)
     content = to_bytes(held, metadata={_KEY: json.dumps(metadata)})
     with replacing(path) as temporary:
-        written(temporary, content)
+        write_new(temporary, content)
 
 
 def _version() -> str:
@@ -64,14 +64,6 @@ def _version() -> str:
         return version(_LIBRARY)
     except PackageNotFoundError:  # run from a checkout that was never installed
         return "unknown"
-
-
-def written(path: Path, content: bytes) -> None:
-    """Write a new file, and have it on the disk; one that is there already, or a link, is never written through."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -90,11 +82,11 @@ def replacing(path: str | Path) -> Generator[Path, None, None]:
         raise ArtifactError(f"{path} is a device or a pipe, which would be replaced; give the name of a file")
     if not path.parent.is_dir():
         raise ArtifactError(f"{path.parent} is not a folder; make it first")
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    temporary = temporary_of(path)
     try:
         yield temporary
         os.replace(temporary, path)
-        _flushed(path.parent)
+        sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -147,16 +139,6 @@ def _metadata(path: Path, content: bytes) -> dict[str, Any]:
     return schema.parsed(raw)
 
 
-def _flushed(folder: Path) -> None:
-    """Have a folder's new names on the disk, where the system lets folders be opened."""
-    if os.name == "posix":
-        opened = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
-
-
 @contextmanager
 def reading(path: str | Path) -> Generator[None, None, None]:
     """Turn what a damaged or foreign file provokes into an ArtifactError that names the file."""
@@ -172,11 +154,11 @@ def _check_version(path: Path, kind: str | None, metadata: Mapping[str, Any]) ->
     found = metadata.get("format_version")
     if type(found) is not int or not 1 <= found <= FORMAT_VERSION:
         raise ArtifactError(
-            f"{path} has format version {schema.shown(found)}, this library reads 1 to {FORMAT_VERSION}; "
-            f"it was written by unlock-lens {schema.shown(metadata.get('library_version', '?'))}"
+            f"{path} has format version {shown(found)}, this library reads 1 to {FORMAT_VERSION}; "
+            f"it was written by unlock-lens {shown(metadata.get('library_version', '?'))}"
         )
     if metadata.get("kind") not in schema.KINDS:
-        raise ArtifactError(f"{path} holds: {schema.shown(metadata.get('kind'))}; expected: {' or '.join(schema.KINDS)}")
+        raise ArtifactError(f"{path} holds: {shown(metadata.get('kind'))}; expected: {' or '.join(schema.KINDS)}")
     if kind is not None and metadata["kind"] != kind:
         raise ArtifactError(f"{path} holds: {metadata['kind']}; expected: {kind}")
 
@@ -251,7 +233,7 @@ class Shareable(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         for name, new in ((file, content), (_CARD, card)):
             with replacing(folder / name) as temporary:
-                written(temporary, new)
+                write_new(temporary, new)
 
     @classmethod
     def from_pretrained(

@@ -14,13 +14,12 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from unlock_lens.errors import ArtifactError
+from unlock_lens.errors import ArtifactError, shown
 
 MOST = 100_000
 """Of layers, ranks and widths: no model comes near it."""
 DEEPEST = 20
 """Levels of lists and dictionaries in a description."""
-_SHOWN = 60
 
 
 def _no_controls(text: str) -> str:
@@ -211,12 +210,6 @@ def _told(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{where} is missing"
     return f"{where} is {shown(first['input'])} ({expected[0].lower()}{expected[1:]})"
-
-
-def shown(value: Any) -> str:
-    """A foreign value, short enough for a message."""
-    text = f"a {type(value).__name__}" if isinstance(value, dict | list) else repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def in_todays_words(told: Any) -> Any:

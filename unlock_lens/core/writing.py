@@ -16,19 +16,29 @@ _OLD = 3600.0
 
 def write_whole(file: Path, content: bytes) -> None:
     """Write a file, on disk when this returns, or leave the old one; OSError where that cannot be."""
-    clear_leftovers(file)
-    temporary = file.with_name(f".{file.name}.{uuid4().hex}.part")
-    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
+    temporary = temporary_of(file)
     try:
-        with os.fdopen(descriptor, "wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
+        write_new(temporary, content)
         os.replace(temporary, file)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(file.parent)
+
+
+def temporary_of(file: Path) -> Path:
+    """A new name beside a file; what interrupted writes of that file left is removed."""
+    clear_leftovers(file)
+    return file.with_name(f".{file.name}.{uuid4().hex}.part")
+
+
+def write_new(file: Path, content: bytes) -> None:
+    """Write a file that is not there yet, on disk when this returns; a link that is there is not written through."""
+    descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
+    with os.fdopen(descriptor, "wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
 
 
 def sync_folder(folder: Path) -> None:
