@@ -1,6 +1,7 @@
 """How well the strength and the layers are found that a grid of generations finds, and what a budget is worth.
 
     OMP_NUM_THREADS=1 python benchmarks/strength.py windows budgets blind layers sets time
+    OMP_NUM_THREADS=1 python benchmarks/strength.py real --smollm2 MODELS/smollm2     # benchmarks/real_models.py makes it
 
 All 20 transfers of three capabilities between Llamas of two sizes and a GPT-2, and in the duo family, by the default aligner.
 Strengths are found on 32 prompts; completions are of 100 other problems.
@@ -12,22 +13,26 @@ import argparse
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from aligner_cases import CAPABILITIES, Transfer, transfers
 from aligner_tables import Table
 from rich.console import Console
 from scipy.stats import spearmanr
+from small_pair import Openings
 
 import unlock_lens as ul
 from unlock_lens import distributions, lens, zoo
 from unlock_lens.evidence import _search
 from unlock_lens.evidence._forecast import forecast
+from unlock_lens.hosts import open_model
 
-BATCH, SHOWN = 100, 0.9
+BATCH, SHOWN, REAL = 100, 0.9, 16
 GRID = tuple(0.05 * 1.12**i for i in range(32))
 BUDGETS = (0.01, 0.02, 0.03)
 EXTRACT, CHOOSE, REPORT = zoo.running_sum(200, seed=1), zoo.running_sum(32, seed=4), zoo.running_sum(100, seed=9)
@@ -137,15 +142,12 @@ def blind() -> Table:
     return Table("blind", ["transfer", "continuation scored: shows it", "first tokens scored: shows it"], rows)
 
 
-def _forecasts(each: Transfer, alpha: float) -> Iterator[tuple[str, list[float]]]:
-    target, direction = model(each.target), moved(each)
-    prompts = ul.Variant(target, CHOOSE.direct)
-    asked, plain = (
-        distributions.next_token_log_probs(target, texts, batch_size=BATCH).exp()
-        for texts in (CHOOSE.prompts(each.capability), CHOOSE.direct)
-    )
+def _forecasts(
+    target: Any, steer: ul.SteeringHook, locked: Sequence[str], unlocked: Sequence[str]
+) -> Iterator[tuple[str, list[float]]]:
+    prompts, direction = ul.Variant(target, locked), steer.direction
+    asked, plain = (distributions.next_token_log_probs(target, of, batch_size=BATCH).exp() for of in (unlocked, locked))
     first = torch.nn.functional.one_hot(asked.argmax(1), asked.shape[1]).float()
-    steer = ul.SteeringHook(direction, alpha)
     yield "backward pass at half the strength", [*forecast(steer, prompts, first, BATCH).values()]
     yield "backward pass, unsteered", [*forecast(steer, prompts, first, BATCH, at=0.0).values()]
     yield "backward pass at the strength", [*forecast(steer, prompts, first, BATCH, at=1.0).values()]
@@ -167,11 +169,44 @@ def layers() -> Table:
         effect = lens.effect_by_layer(target, CHOOSE.direct, opens, steer, batch_size=BATCH, progress=False)
         for name in truth:
             truth[name].append(effect[name].tolist())
-        for name, values in _forecasts(each, alpha):
+        for name, values in _forecasts(target, steer, CHOOSE.direct, CHOOSE.prompts(each.capability)):
             told.setdefault(name, []).append(values)
+    return _against(truth, told, "layers")
+
+
+def _against(truth: Mapping[str, list[list[float]]], told: Mapping[str, list[list[float]]], title: str) -> Table:
     rows = [[name, *(cell for true in truth.values() for cell in _rhos(values, true))] for name, values in told.items()]
     heads = [f"{name}: {how}" for name in truth for how in ("mean rho", "pooled rho")]
-    return Table("layers", ["forecast", *heads], rows)
+    return Table(title, ["forecast", *heads], rows)
+
+
+def real(folder: str) -> Iterator[Table]:
+    """SmolLM2's own French, German and capitals, on the parallel openings of benchmarks/small_pair.yaml: 30 layers."""
+    target = open_model(folder)
+    openings = Openings.of(yaml.safe_load((Path(__file__).parent / "small_pair.yaml").read_text())).contrasts
+    locked, text = openings["comma english"], [*openings["english"], *openings["german"]]
+    told: dict[str, list[list[float]]] = {}
+    truth: dict[str, list[list[float]]] = {"alone": [], "left out": []}
+    rows: list[list[str]] = []
+    for name in ("french", "german", "capitals"):
+        unlocked = openings[f"comma {name}"]
+        direction = ul.CapabilityDirection.extract(ul.Variant(target, locked), ul.Variant(target, unlocked), progress=False)
+        how: dict[str, Any] = {"locked": locked[:REAL], "unlocked": unlocked[:REAL], "batch_size": REAL, "progress": False}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            one = ul.strength(direction, target, **how)
+            within = ul.strength(direction, target, **how, unrelated=text, budget=0.05)
+        assert within.price
+        bound = f"{within.price.kl:.3f} nats, worst 5% {within.price.kl_worst:.2f}"
+        rows.append([name, f"{one.alpha:.3f}", f"{one.reach:.0%}", str(one.passes), f"{within.alpha:.3f}: {bound}"])
+        opens = ul.generate(target, unlocked[:REAL], max_new_tokens=1, batch_size=REAL, progress=False)
+        effect = lens.effect_by_layer(target, locked[:REAL], opens, one.hook, batch_size=REAL, progress=False)
+        for column in truth:
+            truth[column].append(effect[column].tolist())
+        for forecast_name, values in _forecasts(target, one.hook, locked[:REAL], unlocked[:REAL]):
+            told.setdefault(forecast_name, []).append(values)
+        yield Table(f"SmolLM2, so far {name}", ["capability", "strength", "reach", "passes", "at a budget of 0.05"], rows)
+        yield _against(truth, told, f"layers of SmolLM2, so far {name}")
 
 
 def _rhos(told: Sequence[list[float]], true: Sequence[list[float]]) -> list[str]:
@@ -207,7 +242,7 @@ def seconds() -> Table:
     for each in every()[:4]:
         direction, target = moved(each), model(each.target)
         steer, prompts = ul.SteeringHook(direction, 0.5), ul.Variant(target, REPORT.direct)
-        how = {"locked": REPORT.direct, "unlocked": REPORT.prompts(each.capability)}
+        how: dict[str, Any] = {"locked": REPORT.direct, "unlocked": REPORT.prompts(each.capability)}
         cells: list[str] = []
         for size in (8, BATCH):
             one = _median(partial(distributions.next_token_log_probs, target, prompts, steer, size))
@@ -232,11 +267,14 @@ PARTS = {"windows": windows, "budgets": budgets, "blind": blind, "layers": layer
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=[*PARTS], choices=[*PARTS], help="which tables to print")
+    parser.add_argument("parts", nargs="*", default=[*PARTS], choices=[*PARTS, "real"], help="which tables to print")
+    parser.add_argument("--smollm2", default="MODELS/smollm2", help="SmolLM2's folder, for the part real")
     torch.set_num_threads(1)
     logging.getLogger("unlock_lens").setLevel(logging.ERROR)
-    for part in parser.parse_args().parts:
-        TELL(PARTS[part]().markdown())
+    given = parser.parse_args()
+    for part in given.parts:
+        for table in real(given.smollm2) if part == "real" else [PARTS[part]()]:
+            TELL(table.markdown())
 
 
 if __name__ == "__main__":
