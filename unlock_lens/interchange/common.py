@@ -137,14 +137,12 @@ def by_layer(named: Mapping[Any, Any], pattern: re.Pattern[str] = BLOCK) -> dict
         found = pattern.fullmatch(name) if isinstance(name, str) else None
         if not found and (isinstance(name, bool) or not isinstance(name, int) or not 0 <= name < _MOST_LAYERS):
             raise InvalidInput(
-                f"{shown(name)} is not the output of a block; give the layer's number from 0, or a name that ends with it, such "
-                "as direction.3, layers.3 or blocks.3.hook_resid_post"
+                f"{shown(name)} is not the output of a block; give the layer's number from 0, or a name that ends with it, "
+                "such as direction.3, layers.3 or blocks.3.hook_resid_post"
             )
         layer: int = int(found[1]) if found else name  # pyright: ignore[reportAssignmentType]
         if layer in vectors:
-            raise InvalidInput(
-                f"layer {layer} was given twice, the second time as {shown(name)}; give one vector for each layer"
-            )
+            raise InvalidInput(f"layer {layer} was given twice, the second time as {shown(name)}; give one vector per layer")
         if isinstance(vector, np.ndarray) and vector.dtype.kind in "biufc":
             vector = torch.from_numpy(vector.astype(np.complex128 if vector.dtype.kind == "c" else np.float64))
         if not isinstance(vector, Tensor):

@@ -103,8 +103,8 @@ def from_steering_vectors(given: Any, model: Any = None) -> CapabilityDirection:
             raise InvalidInput(f"{where} has no layer_activations; give a SteeringVector, or a file of {CONTENT}")
         if not isinstance(kind, str) or kind != LAYER_TYPE:
             raise InvalidInput(
-                f"{where} has the layer type {shown(kind)}; a direction acts at the outputs of whole blocks, so train the steering "
-                f"vector anew with {LAYER_TYPE!r}"
+                f"{where} has the layer type {shown(kind)}; a direction acts at the outputs of whole blocks, so train the "
+                f"steering vector anew with {LAYER_TYPE!r}"
             )
         provenance = Provenance(steps=("read from a steering vector of steering-vectors",))
         return direction_of(acting(by_layer(vectors)), where, provenance, identity)
