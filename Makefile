@@ -14,7 +14,7 @@ PYTEST := $(VENV)/bin/pytest -n $(WORKERS) --dist loadfile
 NDIF_TEST = $(shell $(PYTHON) -c 'import sys; print("test-ndif" * (sys.version_info >= (3, 11)))')
 APT_INSTALL := apt-get install --yes --no-install-recommends chromium fonts-dejavu-core
 
-.PHONY: help demo sweep test test-all test-numerics test-tl3 test-ndif test-wheel test-peers test-real test-gpu bench-gpu real bench-ndif browser diagnosis aligners bench \
+.PHONY: help demo sweep test test-all fuzz test-numerics test-tl3 test-ndif test-wheel test-peers test-real test-gpu bench-gpu real bench-ndif browser diagnosis aligners bench \
 	bench-peers docs check format zoo zoo-figures families clean
 
 help:  ## list the targets
@@ -86,6 +86,9 @@ bench-peers: $(VENV)/ready $(PEERS)/ready  ## measure steering-vectors and repen
 
 docs: $(VENV)/ready  ## build the documentation, strictly, in build/docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+fuzz: $(VENV)/ready  ## 20,800 damaged files and server answers, in ten minutes; FUZZ=5000 tries so many of each kind
+	$(VENV)/bin/python -m tests.fuzz $(or $(FUZZ),1600)
 
 check: $(VENV)/ready  ## what pre-commit checks: lint, format, types, settings, workflows (without git: lint, format, types)
 	if git rev-parse --git-dir > /dev/null 2>&1; then $(VENV)/bin/pre-commit run --all-files; \

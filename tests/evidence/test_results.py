@@ -54,11 +54,7 @@ CONFIG = dataclasses.asdict(Setting("think", alpha=0.3))
 BAD: list[bytes] = [
     b"5", b"{}", b"[]", b"null", b"{", b"\xff", b"NaN", b"[" * 100_000, b'{"config": ' * 300, b"1" * 5000,
     *(json.dumps({k: v for k, v in line(0.3).items() if k != key}).encode() for key in line(0.3)),
-    *(
-        json.dumps(line(0.3, config={k: v for k, v in CONFIG.items() if k != key})).encode()
-        for key in CONFIG
-        if key != "method"
-    ),
+    *(json.dumps(line(0.3, config={k: v for k, v in CONFIG.items() if k != key})).encode() for key in [*CONFIG][:-1]),
     *(
         json.dumps(line(0.3) | change).encode()
         for change in (

@@ -9,8 +9,8 @@ import yaml
 
 from unlock_lens.errors import InvalidInput, plain
 
-LARGEST, DEEPEST = 1_000_000, 40
-"""Bytes of a file, and levels in it."""
+LARGEST, DEEPEST, MOST_OPENED = 1_000_000, 40, 200
+"""Bytes of a file, levels in it, and brackets that a line opens, which the scanner's time is quadratic in."""
 
 
 class _Plain(yaml.SafeLoader):
@@ -48,6 +48,8 @@ def read_yaml(file: Path) -> Any:
         raise InvalidInput(f"{file} cannot be read: {error.strerror}") from error
     if len(content) > LARGEST:
         raise InvalidInput(f"{file} has more than {LARGEST} bytes, which is no config")
+    if any(line.count(b"[") + line.count(b"{") > MOST_OPENED for line in content.splitlines()):
+        raise InvalidInput(f"{file} opens more than {MOST_OPENED} brackets in a line; write one item to a line")
     try:
         return yaml.load(content.decode("utf-8-sig"), _Plain)
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:

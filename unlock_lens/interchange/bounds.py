@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import pickletools
 import struct
@@ -88,20 +89,20 @@ def check_gguf(path: Path) -> None:
                 raise InvalidInput(f"a tensor claims {numbers} numbers, or lies beyond the end of a file of {size} bytes")
 
 
-def check_pickle(path: Path) -> int:
-    """The size of a `.pt` file.
+def check_pickle(content: bytes) -> None:
+    """Check the content of a `.pt` file.
 
     Raises:
         InvalidInput: it claims what it cannot hold (compressed parts, huge numbers), or would take long: tuples that are used
             again and again grow exponentially when they become the key of a dictionary.
     """
-    size = path.stat().st_size
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as source:
-            for _ in range(5):  # magic number, protocol, system, content, keys of what follows
-                _check_steps(pickletools.genops(source), size)
-        return size
-    with zipfile.ZipFile(path) as archive:
+    size, source = len(content), io.BytesIO(content)
+    if not zipfile.is_zipfile(source):
+        source.seek(0)
+        for _ in range(5):  # magic number, protocol, system, content, keys of what follows
+            _check_steps(pickletools.genops(source), size)
+        return
+    with zipfile.ZipFile(source) as archive:
         parts = archive.infolist()
         if sum(part.file_size for part in parts) > size:
             raise InvalidInput("its parts are larger than the file; save it again with torch.save")
@@ -110,7 +111,6 @@ def check_pickle(path: Path) -> int:
                 if part.file_size > _LARGEST_PICKLE:
                     raise InvalidInput(f"its description has {part.file_size} bytes; tensors alone belong into it")
                 _check_steps(pickletools.genops(archive.read(part)), size)
-    return size
 
 
 def _check_steps(steps: Iterator[tuple[Any, Any, Any]], size: int) -> None:

@@ -144,9 +144,7 @@ def by_layer(named: Mapping[Any, Any], pattern: re.Pattern[str] = BLOCK) -> dict
             )
         layer: int = int(found[1]) if found else name  # pyright: ignore[reportAssignmentType]
         if layer in vectors:
-            raise InvalidInput(
-                f"layer {layer} was given twice, the second time as {shown(name)}; give one vector for each layer"
-            )
+            raise InvalidInput(f"layer {layer} was given twice, the second time as {shown(name)}; give one vector per layer")
         if isinstance(vector, np.ndarray) and vector.dtype.kind in "biufc":
             vector = torch.from_numpy(vector.astype(np.complex128 if vector.dtype.kind == "c" else np.float64))
         if not isinstance(vector, Tensor):

@@ -8,6 +8,7 @@ the model's architecture in `controlvector.model_hint`.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import logging
@@ -118,6 +119,8 @@ def from_gguf(path: str | Path, model: Any = None) -> CapabilityDirection:
         reader = gguf.GGUFReader(path)
         kept = {key: field.contents() for key, field in reader.fields.items()}
         _check(kept, len(reader.tensors), path)
+        if DESCRIPTION not in kept and difflib.get_close_matches(DESCRIPTION, kept, cutoff=0.8):
+            raise ArtifactError(f"{path} is damaged: the key of its description is misspelt; write it again")
         told = kept.get(HINT)
         hint = plain(told, 80) if isinstance(told, str) else "an unknown architecture"
         vectors = by_layer({tensor.name: _vector(tensor) for tensor in reader.tensors}, NAME)

@@ -6,6 +6,7 @@ nothing in a file is ever run. steering-vectors needs transformers below 5, so i
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -168,11 +169,12 @@ def from_lm_eval(path: str | Path, model: Any = None) -> CapabilityDirection:
 
 def _loaded(path: str | Path) -> Any:
     """The content of a file whose vectors hold no more numbers than it has bytes."""
-    size = check_pickle(Path(path))
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    raw = Path(path).read_bytes()  # from a file, a claimed length is allocated before it is read
+    check_pickle(raw)
+    content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     entries = list(content.values()) if isinstance(content, Mapping) else []
     found = [held for entry in entries for held in (entry, *(entry.values() if isinstance(entry, Mapping) else ()))]
-    if any(isinstance(held, Tensor) and not held.is_nested and held.numel() > size for held in found):
+    if any(isinstance(held, Tensor) and not held.is_nested and held.numel() > len(raw) for held in found):
         raise InvalidInput("it holds a tensor of more numbers than the file has bytes; save clones of the vectors")
     return content
 
