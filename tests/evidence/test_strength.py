@@ -225,3 +225,12 @@ class TestBadInput:
     def test_another_model(self, small: Any, large: Any) -> None:
         with pytest.raises(ul.IncompatibleModel):
             found(own(small), large, unlocked=TASK.think)
+
+
+def test_a_hook_with_a_gate_has_no_forecast(small: Any) -> None:
+    task = zoo.running_sum(n=16)
+    direct = ul.Variant(small, task.direct)
+    direction = ul.CapabilityDirection.extract(direct, ul.Variant(small, task.think), progress=False)
+    gate = ul.Gate.fit(direct, ul.Variant(small, task.reverse), layers=[0], progress=False)
+    with pytest.raises(ul.InvalidInput, match="gate"):
+        lens.forecast_by_layer(small, task.direct, ["S"] * 16, ul.SteeringHook(direction, 0.5, gate=gate))

@@ -23,7 +23,15 @@ from torch import Tensor
 
 from unlock_lens.core import schema
 from unlock_lens.core.writing import sync_folder, temporary_of, write_new
-from unlock_lens.errors import ArtifactError, InvalidInput, RemoteFailure, RequestRefused, ServerUnreachable, UnlockLensError
+from unlock_lens.errors import (
+    ArtifactError,
+    InvalidInput,
+    RemoteFailure,
+    RequestRefused,
+    ServerUnreachable,
+    UnlockLensError,
+    shown,
+)
 from unlock_lens.method.crossval import CrossValidation
 
 __all__ = ["Shareable", "load"]

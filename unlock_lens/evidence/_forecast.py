@@ -10,9 +10,9 @@ from torch import Tensor
 
 from unlock_lens.core.steering import SteeringHook, edits_for
 from unlock_lens.core.variant import Variant
-from unlock_lens.errors import UnsupportedModel
-from unlock_lens.hosts import Batch
-from unlock_lens.method.apply import Chunk
+from unlock_lens.errors import InvalidInput, UnsupportedModel
+from unlock_lens.hosts import Batch, Edits
+from unlock_lens.method.apply import Chunk, Edit
 
 
 def forecast(
@@ -28,6 +28,7 @@ def forecast(
         at: the share of the strength at which the gradient is taken.
 
     Raises:
+        InvalidInput: a hook with a gate.
         UnsupportedModel: a model on a server, or one through which no backward pass leads.
         IncompatibleModel: a direction that was made for another model.
     """
@@ -36,8 +37,14 @@ def forecast(
         raise UnsupportedModel(
             f"{backend.identity.name} runs on a server, which gives no gradients back; choose layers with effect_by_layer"
         )
-    edits = edits_for(backend, [steer])
-    half = {layer: [replace(edit, alpha=at * edit.alpha) for edit in of_layer] for layer, of_layer in edits.items()}
+    if steer.gate is not None:
+        raise InvalidInput(
+            "the hook has a gate, which has no gradient; forecast it without: dataclasses.replace(steer, gate=None)"
+        )
+    edits = {
+        layer: [edit for edit in of_layer if isinstance(edit, Edit)] for layer, of_layer in edits_for(backend, [steer]).items()
+    }
+    half: Edits = {layer: [replace(edit, alpha=at * edit.alpha) for edit in of_layer] for layer, of_layer in edits.items()}
     layers, tokens = sorted(edits), prompts.tokens
     total = torch.zeros(len(layers))
     for rows in tokens.batches(batch_size):

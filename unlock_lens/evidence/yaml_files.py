@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 from unlock_lens.errors import InvalidInput, plain
 
@@ -20,10 +21,10 @@ class _Plain(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "write the value out instead of *alias", self.peek_event().start_mark)
+            raise ComposerError(None, None, "write the value out instead of *alias", self.peek_event().start_mark)
         self.depth += 1
         if self.depth > DEEPEST:
-            raise yaml.composer.ComposerError(None, None, f"more than {DEEPEST} levels", self.peek_event().start_mark)
+            raise ComposerError(None, None, f"more than {DEEPEST} levels", self.peek_event().start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node

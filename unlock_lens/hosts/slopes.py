@@ -10,7 +10,7 @@ from torch import Tensor
 from unlock_lens.errors import UnsupportedModel
 from unlock_lens.hosts.base import Batch
 from unlock_lens.hosts.positions import as_rows, from_rows
-from unlock_lens.method.apply import Chunk, Edit
+from unlock_lens.method.apply import Chunk, LayerEdit
 
 Hook = Callable[..., Tensor]
 
@@ -28,7 +28,7 @@ class Leaves:
         rows, tokens = batch.ids.shape
         self._shape, self._turned, self._chunk = (rows, tokens), turned, Chunk(tokens)
 
-    def hook(self, layer: int, edits: Sequence[Edit]) -> Hook:
+    def hook(self, layer: int, edits: Sequence[LayerEdit]) -> Hook:
         """For the output of a block."""
 
         def hook_fn(states: Tensor, hook: object = None) -> Tensor:
