@@ -299,8 +299,7 @@ class SweepConfig(Spec):
     def where(self) -> Where:
         """`remote`; a host that a config names is not trusted with the API key."""
         given = remote_of(self.remote)
-        named = isinstance(given, Remote) and given.host is not None
-        return replace(given, trusted=False) if named else self.remote
+        return replace(given, trusted=False) if isinstance(given, Remote) and given.host is not None else self.remote
 
     def to_yaml(self) -> str:
         """The whole config, defaults filled in."""
