@@ -12,4 +12,5 @@ def test_damage_is_refused_or_read(kind: str) -> None:
     found = run(kind, 100)
     assert not found.faults
     assert found.counts.total() == 100
-    assert found.counts["refused"] + (kind == "geometry.json") > 0
+    if kind not in ("geometry.json", "provenance.json"):  # damaged descriptions count as missing
+        assert found.counts["refused"]

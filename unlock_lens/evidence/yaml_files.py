@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
 from unlock_lens.errors import InvalidInput, plain
 
@@ -32,7 +33,7 @@ class _Plain(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if len(set(keys)) < len(keys):
-            raise yaml.constructor.ConstructorError(None, None, "a key occurs twice", node.start_mark)
+            raise ConstructorError(None, None, "a key occurs twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
