@@ -101,7 +101,7 @@ def first_token_entropies(
 
     Positions that no completion reaches are left out.
     """
-    pairs = _Pairs.of(variant_of(model, prompts, add_special_tokens, remote), completions)
+    pairs = Pairs.of(variant_of(model, prompts, add_special_tokens, remote), completions)
     pairs = replace(pairs, following=[ids[:n_tokens] for ids in pairs.following])
     sums, counts = torch.zeros(n_tokens), torch.zeros(n_tokens)
     for scored in pairs.scored(steer, batch_size):
@@ -125,7 +125,7 @@ def completion_log_probs(
 
     The end of a completion is not counted: it may have been cut there.
     """
-    pairs = _Pairs.of(variant_of(model, prompts, add_special_tokens, remote), completions)
+    pairs = Pairs.of(variant_of(model, prompts, add_special_tokens, remote), completions)
     found = torch.zeros(len(pairs.following))
     for scored in pairs.scored(steer, batch_size):
         found[scored.rows] = (scored.of_tokens() * scored.mask).sum(1)
@@ -154,10 +154,10 @@ def price(
         True
     """
     if prompt_end is None or isinstance(texts, Variant):
-        pairs = _Pairs.of_halves(variant_of(model, texts, add_special_tokens, remote))
+        pairs = Pairs.of_halves(variant_of(model, texts, add_special_tokens, remote))
     else:
         prompts, following = _cut(list(texts), prompt_end)
-        pairs = _Pairs.of(variant_of(model, prompts, add_special_tokens, remote), following)
+        pairs = Pairs.of(variant_of(model, prompts, add_special_tokens, remote), following)
     steered_nats, plain_nats = 0.0, 0.0
     divergences: list[Tensor] = []
     for plain, steered in zip(pairs.scored(None, batch_size), pairs.scored(steer, batch_size), strict=True):
@@ -175,7 +175,7 @@ def price(
 
 
 @dataclass(frozen=True, eq=False)
-class _Scored:
+class Scored:
     """Predictions of a batch's completions: `log_probs[:, i]` predicts `tokens[:, i]`, which counts where `mask` is 1."""
 
     rows: Int[Tensor, " row"]
@@ -188,7 +188,7 @@ class _Scored:
 
 
 @dataclass(frozen=True, eq=False)
-class _Pairs:
+class Pairs:
     """Prompts, padded on the left, and what follows them, padded on the right."""
 
     backend: Backend
@@ -197,7 +197,7 @@ class _Pairs:
     following: list[list[int]]
 
     @classmethod
-    def of(cls, variant: Variant, completions: Iterable[str]) -> _Pairs:
+    def of(cls, variant: Variant, completions: Iterable[str]) -> Pairs:
         """Of prompts and texts that follow them."""
         completions = tuple(completions)
         if len(variant) != len(completions):
@@ -208,7 +208,7 @@ class _Pairs:
         return cls(variant.backend, placed(variant.backend, variant.remote), tokens, written)
 
     @classmethod
-    def of_halves(cls, variant: Variant) -> _Pairs:
+    def of_halves(cls, variant: Variant) -> Pairs:
         """The first half of each text's tokens is the prompt, and the second follows it."""
         tokens = variant.tokens
         if int(tokens.lengths.min()) < 2:
@@ -218,7 +218,7 @@ class _Pairs:
         prompts, following = Tokens(ids.flip(1), mask.flip(1)), [row[len(row) // 2 :] for row in rows]
         return cls(variant.backend, placed(variant.backend, variant.remote), prompts, following)
 
-    def scored(self, steer: Steer, batch_size: int) -> Iterator[_Scored]:
+    def scored(self, steer: Steer, batch_size: int) -> Iterator[Scored]:
         edits: Edits = edits_for(self.backend, as_hooks(steer))
         longest = max(len(ids) for ids in self.following)
         affordable = max(1, AT_ONCE // max(1, longest * len(self.backend.tokenizer)))
@@ -226,9 +226,10 @@ class _Pairs:
             prompts = self.prompts.rows(rows)
             tokens, mask = _right_padded([self.following[row] for row in rows.tolist()])
             # What follows a completion is not masked: no earlier token sees it, and hosts count positions by the mask.
-            batch = Batch(torch.cat([prompts.ids, tokens], 1), torch.cat([prompts.mask, torch.ones_like(mask)], 1))
+            read = tokens[:, :-1]  # the last one is predicted alone
+            batch = Batch(torch.cat([prompts.ids, read], 1), torch.cat([prompts.mask, torch.ones_like(read)], 1))
             log_probs = self.host.log_probs(batch, edits, prompts.ids.shape[1])
-            yield _Scored(rows, log_probs[:, :-1], tokens, mask)
+            yield Scored(rows, log_probs[:, : tokens.shape[1]], tokens, mask)
 
 
 def _cut(texts: Sequence[str], prompt_end: str) -> tuple[list[str], list[str]]:
