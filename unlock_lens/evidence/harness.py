@@ -16,17 +16,17 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from unlock_lens.core.generation import complete
-from unlock_lens.core.steering import SteeringHook, as_hooks, check_template, edits_for
+from unlock_lens.core.steering import SteeringHook, check_template, edits_for
 from unlock_lens.core.tokens import check_last_token
 from unlock_lens.core.variant import Variant, padded
 from unlock_lens.errors import InvalidInput, caution, require
+from unlock_lens.evidence._keys import Key, hooks_of
 from unlock_lens.evidence.distributions import Pairs
 from unlock_lens.hosts import backend_of, open_model
 
@@ -74,7 +74,7 @@ class SteeredLM(TemplateLM):
     def __init__(
         self,
         pretrained: Any,
-        key: SteeringHook | Sequence[SteeringHook] | str | Path | None = None,
+        key: Key = None,
         backend: str = "transformer_lens",
         dtype: str = "float32",
         batch_size: int | str = 8,
@@ -86,7 +86,7 @@ class SteeredLM(TemplateLM):
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise InvalidInput(f"batch_size={batch_size!r} was given; give a number, such as 8")
         self.batch_size = int(batch_size)
-        self.hooks = as_hooks(key_of(key))
+        self.hooks = hooks_of(key)
         self.model = open_model(pretrained, backend, dtype) if isinstance(pretrained, str) else pretrained
         self.adapter = backend_of(self.model)
         self.tokenizer = self.adapter.tokenizer
@@ -270,18 +270,6 @@ class SteeredLM(TemplateLM):
         if not self._checked:
             check_template(self.hooks, Variant(self.model, ["A"], chat=self._chat))
             self._checked = True
-
-
-def key_of(key: SteeringHook | Sequence[SteeringHook] | str | Path | None) -> SteeringHook | Sequence[SteeringHook] | None:
-    """A hook of a key's file, folder or hub id; hooks as they are.
-
-    Raises:
-        ArtifactError: it is not a key.
-    """
-    if not isinstance(key, str | Path):
-        return key
-    is_file = str(key).endswith(".safetensors") or Path(key).is_file()
-    return SteeringHook.load(key) if is_file else SteeringHook.from_pretrained(str(key))
 
 
 def register() -> None:
