@@ -176,7 +176,7 @@ def test_arguments_are_checked(small: Any) -> None:
     with pytest.raises(ul.InvalidInput, match="batch_size"):
         SteeredLM(small, batch_size="auto")
     with pytest.raises(ul.InvalidInput, match="device"):
-        SteeredLM(small, device="cuda")
+        SteeredLM(small, device="mps")
 
 
 def test_a_chat_template_is_applied_and_compared_with_the_key(hook: ul.SteeringHook, monkeypatch: pytest.MonkeyPatch) -> None:

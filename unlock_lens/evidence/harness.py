@@ -55,7 +55,8 @@ class SteeredLM(TemplateLM):
         dtype: in which its weights are opened by name.
         batch_size: requests in one forward pass.
         max_length: tokens of context and continuation; None asks the model's config.
-        device: checked against the model's, which opens on the GPU where there is one.
+        device: checked against the model's, which opens on the GPU where there is one; without a GPU "cuda" means the CPU, as in
+            the harness' own models.
         max_batch_size: for batch_size="auto", which is not served.
 
     Raises:
@@ -95,7 +96,8 @@ class SteeredLM(TemplateLM):
         config = getattr(self.adapter.root, "config", None) or self.model.cfg
         self.max_length = max_length or resolve_max_length(config, self.tokenizer)
         self._device = next(self.adapter.root.parameters()).device
-        if device is not None and torch.device(device).type != self._device.type:
+        elsewhere = device is not None and torch.device(device).type != self._device.type
+        if elsewhere and not (str(device).startswith("cuda") and not torch.cuda.is_available()):  # the harness' own default
             raise InvalidInput(
                 f"device={device!r} was given, and the model is on {self._device}; open the model there and give it as "
                 "pretrained=, or hide the GPU (CUDA_VISIBLE_DEVICES=)"
