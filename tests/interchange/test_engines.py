@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import unlock_lens as ul
+from tests.checks import unchecked
 from unlock_lens import zoo
+from unlock_lens.hosts.endings import text_of
 from unlock_lens.interchange import EngineEdit, to_engine
 
 PROMPTS = ["Q 3 2 0 6 0 2 A :", "Q 1 1 A :", "W 5", "Q 6 6 6 6 1 2 think A :"]
@@ -106,16 +108,16 @@ class Engine:
         return requests
 
 
-def hook(model: Any, **settings: Any) -> ul.SteeringHook:
+def hook(model: Any, **how: Any) -> ul.SteeringHook:
     vectors = torch.randn(model.cfg.n_layers, 64, generator=torch.Generator().manual_seed(1))
     direction = ul.CapabilityDirection(vectors, tuple(range(model.cfg.n_layers)), "raw", ul.Variant(model, ["Q"]).backend.identity)
-    return ul.SteeringHook(direction, **{"alpha": 0.4, **settings})
+    return ul.SteeringHook(direction, **{"alpha": 0.4, **how})
 
 
-def gate(model: Any, **settings: Any) -> ul.Gate:
+def gate(model: Any, **how: Any) -> ul.Gate:
     direction = ul.CapabilityDirection(torch.randn(1, 64, generator=torch.Generator().manual_seed(2)), (0,))
     readings = ul.Gate(direction, 0.0).readings(ul.Variant(model, PROMPTS))
-    return ul.Gate(direction, float(readings.median()), **settings)
+    return ul.Gate(direction, float(readings.median()), **how)
 
 
 def wanted(model: Any, steer: ul.SteeringHook, ids: list[int], prompt_length: int) -> dict[int, Tensor]:
@@ -146,6 +148,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=5)
 @given(budget=st.lists(st.integers(1, 9), min_size=1, max_size=5))
 def test_any_schedule_gives_the_residuals_of_the_hook(model: Any, kind: str, budget: list[int]) -> None:
     check(model, hook(model, **KINDS[kind]), budget)
@@ -181,7 +184,7 @@ def off(steer: ul.SteeringHook) -> ul.SteeringHook:
 def test_tokens_are_those_of_generate(model: Any) -> None:
     steer = hook(model)
     written = [
-        model.tokenizer.decode(request.ids[request.prompt_length :], skip_special_tokens=True)
+        text_of(model.tokenizer, [model.tokenizer.eos_token_id], request.ids[request.prompt_length :])
         for request in Engine(model, to_engine(steer), [2, 5, 1]).run(prompts(model))
     ]
     assert written == ul.generate(model, PROMPTS, steer, max_new_tokens=STEPS)
@@ -218,7 +221,7 @@ def test_what_an_engine_cannot_run_is_refused(model: Any) -> None:
     states, places = torch.zeros(2, 64, dtype=torch.float64), torch.tensor([0, 1])
     with pytest.raises(ul.InvalidInput, match="layer 0"):
         edit(0, states, places, places)
-    with pytest.raises(ul.InvalidInput, match="positions"):
+    with unchecked(), pytest.raises(ul.InvalidInput, match="positions"):
         edit(1, states, places[:1], places[:1])
 
 
