@@ -72,7 +72,9 @@ def local_tasks(folder: Path) -> list[Any]:
         "output_type": "generate_until",
         "doc_to_target": "{{answer}}",
         "generation_kwargs": {"until": ["."], "max_gen_toks": 12},
-        "filter_list": [{"name": "final", "filter": [{"function": "regex", "regex_pattern": r"= (\d)"}, {"function": "take_first"}]}],
+        "filter_list": [
+            {"name": "final", "filter": [{"function": "regex", "regex_pattern": r"= (\d)"}, {"function": "take_first"}]}
+        ],
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     }
     chooses = {
@@ -115,7 +117,9 @@ def test_unsteered_it_is_the_harness_own_model(model: Any, hf: Any, tmp_path: Pa
     assert [nats for nats, _ in likelihoods] == pytest.approx([nats for nats, _ in theirs], abs=1e-4)
     rolling = ours.loglikelihood_rolling(asked("loglikelihood_rolling", texts), disable_tqdm=True)
     assert len(ours.tok_encode(texts[0][0])) > 2 * ours.max_length  # several windows
-    assert rolling == pytest.approx(hf.loglikelihood_rolling(asked("loglikelihood_rolling", texts), disable_tqdm=True), abs=1e-3)
+    assert rolling == pytest.approx(
+        hf.loglikelihood_rolling(asked("loglikelihood_rolling", texts), disable_tqdm=True), abs=1e-3
+    )
     written = ours.generate_until(asked("generate_until", prompts), disable_tqdm=True)
     assert written == hf.generate_until(asked("generate_until", prompts), disable_tqdm=True)
     whole = ul.generate(model, TASK.think, max_new_tokens=12)

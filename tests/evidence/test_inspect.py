@@ -17,7 +17,7 @@ pytest.importorskip("inspect_ai", reason="Inspect is not installed: pip install 
 
 from inspect_ai import Task, eval
 from inspect_ai.dataset import MemoryDataset, Sample, json_dataset
-from inspect_ai.model import ChatMessageUser, ContentImage, GenerateConfig, Model, get_model
+from inspect_ai.model import ChatMessageUser, ContentImage, GenerateConfig, Model
 from inspect_ai.scorer import includes
 from inspect_ai.solver import generate
 

@@ -25,7 +25,7 @@ from unlock_lens.interchange import EngineEdit, to_engine
 
 PROMPTS = ["Q 3 2 0 6 0 2 A :", "Q 1 1 A :", "W 5", "Q 6 6 6 6 1 2 think A :"]
 STEPS = 4
-TOLERANCE = {"atol": 1e-6, "rtol": 0.0}
+TOLERANCE: dict[str, Any] = {"atol": 1e-6, "rtol": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,10 @@ class Engine:
         taken = [request.ids[request.seen : request.seen + size] for request, size in zip(requests, sizes, strict=True)]
         body, lengths = self.hf.model, [len(ids) for ids in taken]
         positions = [torch.arange(of.seen, of.seen + n) for of, n in zip(requests, lengths, strict=True)]
-        flat = torch.cat(positions), torch.tensor([of.prompt_length for of, n in zip(requests, lengths, strict=True) for _ in range(n)])
+        flat = (
+            torch.cat(positions),
+            torch.tensor([of.prompt_length for of, n in zip(requests, lengths, strict=True) for _ in range(n)]),
+        )
         hidden = body.embed_tokens(torch.tensor([token for ids in taken for token in ids]))
         residual = torch.zeros_like(hidden)
         for layer, block in enumerate(body.layers):
@@ -102,7 +105,9 @@ class Engine:
             for of in requests:
                 done = len(of.ids) >= of.prompt_length + STEPS
                 prefill = of.seen < of.prompt_length
-                sizes.append(0 if done else min(self.budget[turn % len(self.budget)], of.prompt_length - of.seen) if prefill else 1)
+                sizes.append(
+                    0 if done else min(self.budget[turn % len(self.budget)], of.prompt_length - of.seen) if prefill else 1
+                )
                 turn += 1
             self.step(requests, sizes)
         return requests
@@ -110,8 +115,10 @@ class Engine:
 
 def hook(model: Any, **how: Any) -> ul.SteeringHook:
     vectors = torch.randn(model.cfg.n_layers, 64, generator=torch.Generator().manual_seed(1))
-    direction = ul.CapabilityDirection(vectors, tuple(range(model.cfg.n_layers)), "raw", ul.Variant(model, ["Q"]).backend.identity)
-    return ul.SteeringHook(direction, **{"alpha": 0.4, **how})
+    direction = ul.CapabilityDirection(
+        vectors, tuple(range(model.cfg.n_layers)), "raw", ul.Variant(model, ["Q"]).backend.identity
+    )
+    return ul.SteeringHook(direction, **({"alpha": 0.4} | how))
 
 
 def gate(model: Any, **how: Any) -> ul.Gate:
@@ -182,7 +189,7 @@ def off(steer: ul.SteeringHook) -> ul.SteeringHook:
 
 
 def test_tokens_are_those_of_generate(model: Any) -> None:
-    steer = hook(model)
+    steer = hook(model, alpha=2.0)
     written = [
         text_of(model.tokenizer, [model.tokenizer.eos_token_id], request.ids[request.prompt_length :])
         for request in Engine(model, to_engine(steer), [2, 5, 1]).run(prompts(model))

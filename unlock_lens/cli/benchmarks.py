@@ -31,7 +31,9 @@ def price(
     key: Annotated[str, Option(help="A saved hook: file, folder or hub id.")],
     tasks: Annotated[str, Option(help="Tasks of lm-evaluation-harness, such as mmlu,ifeval.")],
     limit: Annotated[int | None, Option(help="Problems of each task; all by default.", min=1)] = None,
-    fewshot: Annotated[int | None, Option(help="Examples before each problem; by default the task's own number.", min=0)] = None,
+    fewshot: Annotated[
+        int | None, Option(help="Examples before each problem; by default the task's own number.", min=0)
+    ] = None,
     chat: Annotated[bool, Option("--chat", help="Put each prompt into the tokenizer's chat template.")] = False,
     batch_size: opt.BatchSize = opt.GENERATE.batch_size,
     backend: opt.Backend = opt.OPEN.backend,

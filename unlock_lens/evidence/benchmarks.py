@@ -24,7 +24,7 @@ class TaskPrice:
 
     Attributes:
         task: the harness' name of it.
-        metric: its name, and that of the filter where it has one, as the harness writes them: "acc", "exact_match,strict-match".
+        metric: its name, with that of the filter where there is one: "acc", "exact_match,strict-match".
         n: problems.
         unsteered: mean without steering.
         steered: mean with steering.

@@ -5,7 +5,7 @@ The prompt is what the harness calls the context, so an edit at the last prompt 
     generate_until           the context
     loglikelihood            the context without the spaces at its end, which the harness counts to the continuation;
                              where it is empty, the BOS token (EOS, for a tokenizer without one)
-    loglikelihood_rolling    that same token before the first window, and the tokens that the harness repeats before each later one
+    loglikelihood_rolling    that same token before the first window; before later ones, the tokens that the harness repeats
 """
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false
 # The harness is an extra of its own, and need not be installed where this is checked.
@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from unlock_lens.core.generation import complete
-from unlock_lens.core.steering import SteeringHook, check_template, edits_for
+from unlock_lens.core.steering import check_template, edits_for
 from unlock_lens.core.tokens import check_last_token
 from unlock_lens.core.variant import Variant, padded
 from unlock_lens.errors import InvalidInput, caution, require
 from unlock_lens.evidence._keys import Key, hooks_of
-from unlock_lens.evidence.distributions import Pairs
+from unlock_lens.evidence._pairs import Pairs
 from unlock_lens.hosts import backend_of, open_model
 
 require("lm-eval", "lm_eval")
@@ -55,8 +55,8 @@ class SteeredLM(TemplateLM):
         dtype: in which its weights are opened by name.
         batch_size: requests in one forward pass.
         max_length: tokens of context and continuation; None asks the model's config.
-        device: checked against the model's, which opens on the GPU where there is one; without a GPU "cuda" means the CPU, as in
-            the harness' own models.
+        device: checked against the model's, which opens on the GPU where there is one. Without a GPU "cuda" means the CPU, as
+            in the harness' own models.
         max_batch_size: for batch_size="auto", which is not served.
 
     Raises:
@@ -307,7 +307,9 @@ def _generation(given: dict[str, Any]) -> tuple[int, float, tuple[str, ...]]:
     budget, until, samples = (asked.pop(name) for name in ("max_gen_toks", "until", "do_sample"))
     temperature = float(asked.pop("temperature", None) or 0.0) if samples else 0.0
     if samples and not temperature:
-        raise InvalidInput("do_sample was given without a temperature above 0; give --gen_kwargs do_sample=true,temperature=0.7")
+        raise InvalidInput(
+            "do_sample was given without a temperature above 0; give --gen_kwargs do_sample=true,temperature=0.7"
+        )
     greedy = () if temperature else ("top_p", "top_k")
     if other := [name for name, value in asked.items() if name not in greedy and value not in _NEUTRAL.get(name, (None,))]:
         raise InvalidInput(
@@ -319,8 +321,8 @@ def _generation(given: dict[str, Any]) -> tuple[int, float, tuple[str, ...]]:
 
 def _empty(context: str) -> InvalidInput:
     return InvalidInput(
-        f"the continuation after {context[-60:]!r} is empty, or the tokenizer makes no token of it; its log-likelihood would be "
-        "0, which beats every choice: mend the task's choices (doc_to_choice), or leave the task out"
+        f"the continuation after {context[-60:]!r} is empty, or the tokenizer makes no token of it; its log-likelihood would "
+        "be 0, which beats every choice: mend the task's choices (doc_to_choice), or leave the task out"
     )
 
 

@@ -116,9 +116,7 @@ class SteeredAPI(ModelAPI):
         if tools:
             raise InvalidInput("tools were given, and a steered model is asked for text alone; leave use_tools out")
         if other := [name for name in _NOT_SERVED if getattr(config, name, None) is not None]:
-            raise InvalidInput(
-                f"the settings {', '.join(other)} are not served; max_tokens, temperature and stop_seqs are"
-            )
+            raise InvalidInput(f"the settings {', '.join(other)} are not served; max_tokens, temperature and stop_seqs are")
         settings = config.max_tokens or _BUDGET, float(config.temperature or 0.0), tuple(config.stop_seqs or ())
         asked = _Asked(self.prompt(input), settings)
         self._waiting.append(asked)

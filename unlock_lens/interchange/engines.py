@@ -1,7 +1,7 @@
 """Serving engines, such as vLLM: the exact edit as one function of residuals, their positions, and where prompts end.
 
-An engine runs the tokens of many requests in one flat batch: chunks of prompts beside single decoded tokens. What a token's edit
-is depends on that token alone: on its residual, its position in its request, and the length of that request's prompt.
+An engine runs the tokens of many requests in one flat batch: chunks of prompts beside single decoded tokens. The edit
+of a token depends on that token alone: on its residual, its position in its request, and the length of that request's prompt.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class EngineEdit:
     ) -> tuple[Float[Tensor, "token d_model"], Float[Tensor, "token d_model"]]:
         """The same for vLLM's blocks, which give the residual stream as two parts that the next block adds up.
 
-        Both parts come back unchanged where no token is meant; otherwise the first is the whole edited stream, the second zeros.
+        Both parts come back unchanged where no token is meant. Otherwise the first is the edited stream, the second zeros.
 
         Raises:
             InvalidInput: as above.
@@ -95,8 +95,8 @@ class EngineEdit:
 def to_engine(hook: SteeringHook) -> EngineEdit:
     """The edit function of a hook, exact in a model that a serving engine runs: its weights are raw, and it knows no hosts.
 
-    It holds tensors and numbers, and can be pickled to the engine's workers. Which model it belongs to, the engine cannot check:
-    compare the model's name with `hook.direction.model`.
+    It can be pickled to the engine's workers. They cannot check which model it belongs to: compare the model's name with
+    `hook.direction.model`.
 
     Raises:
         InvalidInput: a gate that decides at the last prompt token about other tokens, which an engine may run in another pass.
