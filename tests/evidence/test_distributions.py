@@ -13,6 +13,7 @@ import torch
 
 import unlock_lens as ul
 from unlock_lens import distributions, zoo
+from unlock_lens.evidence import _pairs  # pyright: ignore[reportPrivateUsage]
 
 THINK = "Q 1 2 3 4 5 6 think A :"
 

@@ -104,10 +104,8 @@ class Engine:
             sizes: list[int] = []
             for of in requests:
                 done = len(of.ids) >= of.prompt_length + STEPS
-                prefill = of.seen < of.prompt_length
-                sizes.append(
-                    0 if done else min(self.budget[turn % len(self.budget)], of.prompt_length - of.seen) if prefill else 1
-                )
+                left = max(of.prompt_length - of.seen, 1)  # of the prompt; then one at a time
+                sizes.append(0 if done else min(self.budget[turn % len(self.budget)], left))
                 turn += 1
             self.step(requests, sizes)
         return requests
@@ -118,7 +116,7 @@ def hook(model: Any, **how: Any) -> ul.SteeringHook:
     direction = ul.CapabilityDirection(
         vectors, tuple(range(model.cfg.n_layers)), "raw", ul.Variant(model, ["Q"]).backend.identity
     )
-    return ul.SteeringHook(direction, **({"alpha": 0.4} | how))
+    return ul.SteeringHook(direction, how.pop("alpha", 0.4), **how)
 
 
 def gate(model: Any, **how: Any) -> ul.Gate:

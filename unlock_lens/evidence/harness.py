@@ -237,7 +237,7 @@ class SteeredLM(TemplateLM):
 
     def _windows(self, text: str) -> Iterable[tuple[Ids, Ids]]:
         ids = self.tok_encode(text)
-        options = {"prefix_token": self.prefix_token_id, "max_seq_len": self.max_length, "context_len": 1}
+        options: dict[str, Any] = {"prefix_token": self.prefix_token_id, "max_seq_len": self.max_length, "context_len": 1}
         return [make_disjoint_window(window) for window in get_rolling_token_windows(ids, **options)]
 
     def _prompt(self, context: str, budget: int) -> Ids:

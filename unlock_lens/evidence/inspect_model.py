@@ -3,7 +3,7 @@
 Inspect finds it by itself, by the entry point `inspect_ai` of this package. The prompt is the whole conversation in the model's
 chat template, up to where the assistant answers; its last token is the last prompt token.
 """
-# pyright: reportMissingImports=false, reportUntypedBaseClass=false, reportUntypedFunctionDecorator=false
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false, reportUntypedClassDecorator=false
 # Inspect is an extra of its own, and need not be installed where this is checked.
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ def fingerprint(embedding: Shaped[Tensor, "vocabulary d_model"]) -> str | None:
     embedding = _unpacked(embedding)
     if not embedding.is_floating_point():
         caution(
-            f"the token embedding is quantized ({embedding.dtype}), so that it has no fingerprint: whether a direction or a "
+            f"the token embedding is quantized ({embedding.dtype}), and so has no fingerprint: whether a direction or a "
             "key belongs to this model is told by the model's name alone; leave the embedding out of the quantization to compare "
             "weights"
         )
