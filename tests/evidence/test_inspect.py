@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ pytest.importorskip("inspect_ai", reason="Inspect is not installed: pip install 
 
 from inspect_ai import Task, eval
 from inspect_ai.dataset import MemoryDataset, Sample, json_dataset
+from inspect_ai.log import read_eval_log
 from inspect_ai.model import ChatMessageUser, ContentImage, GenerateConfig, Model
 from inspect_ai.scorer import includes
 from inspect_ai.solver import generate
@@ -30,6 +34,18 @@ pytestmark = [
 FOLDER = str(zoo.path() / "small-base")
 TASK = zoo.running_sum(n=12, seed=3)
 TEMPLATE = "{% for m in messages %}Q {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}A :{% endif %}"
+
+
+TASK_FILE = """
+from inspect_ai import Task, task
+from inspect_ai.dataset import Sample
+from inspect_ai.solver import generate
+
+
+@task
+def sums():
+    return Task([Sample("Q 1 2 3 4 5 6 A :", id=1)], solver=generate())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +81,23 @@ def test_samples_are_completed_as_by_generate(backend: str, hook: ul.SteeringHoo
     wanted = ul.generate(zoo.load("small-base", backend), TASK.direct, hook, max_new_tokens=12)
     assert written(log) == wanted
     assert log.results.scores[0].metrics["accuracy"].value == sum(TASK.correct(wanted)) / len(wanted)
+
+
+@pytest.mark.skipif(
+    "unlock_lens" not in entry_points(group="inspect_ai").names, reason="unlock-lens is not installed with its entry point"
+)
+def test_the_command_finds_the_provider(hook: ul.SteeringHook, tmp_path: Path) -> None:
+    hook.save(tmp_path / "cot.key.safetensors")
+    (tmp_path / "task.py").write_text(TASK_FILE)
+    command = ["eval", "task.py", "--model", f"unlock-lens/{FOLDER}", "-M", "key=cot.key.safetensors", "-M", "chat=false"]
+    subprocess.run(
+        [str(Path(sys.executable).with_name("inspect")), *command, "--max-tokens", "12", "--display", "none", "--log-dir", "logs"],
+        cwd=tmp_path, check=True, capture_output=True,
+    )  # fmt: skip
+    (file,) = (tmp_path / "logs").glob("*.eval")
+    assert written(read_eval_log(str(file))) == ul.generate(
+        zoo.load("small-base"), ["Q 1 2 3 4 5 6 A :"], hook, max_new_tokens=12
+    )
 
 
 def test_a_conversation_is_put_into_the_chat_template(
