@@ -89,9 +89,10 @@ def test_samples_are_completed_as_by_generate(backend: str, hook: ul.SteeringHoo
 def test_the_command_finds_the_provider(hook: ul.SteeringHook, tmp_path: Path) -> None:
     hook.save(tmp_path / "cot.key.safetensors")
     (tmp_path / "task.py").write_text(TASK_FILE)
-    command = ["eval", "task.py", "--model", f"unlock-lens/{FOLDER}", "-M", "key=cot.key.safetensors", "-M", "chat=false"]
+    command = [str(Path(sys.executable).with_name("inspect")), "eval", "task.py", "--model", f"unlock-lens/{FOLDER}"]
+    command += ["-M", "key=cot.key.safetensors", "-M", "chat=false"]
     subprocess.run(
-        [str(Path(sys.executable).with_name("inspect")), *command, "--max-tokens", "12", "--display", "none", "--log-dir", "logs"],
+        [*command, "--max-tokens", "12", "--display", "none", "--log-dir", "logs"],
         cwd=tmp_path, check=True, capture_output=True,
     )  # fmt: skip
     (file,) = (tmp_path / "logs").glob("*.eval")

@@ -89,9 +89,8 @@ def fingerprint(embedding: Shaped[Tensor, "vocabulary d_model"]) -> str | None:
     embedding = _unpacked(embedding)
     if not embedding.is_floating_point():
         caution(
-            f"the token embedding is quantized ({embedding.dtype}), and so has no fingerprint: whether a direction or a "
-            "key belongs to this model is told by the model's name alone; leave the embedding out of the quantization to compare "
-            "weights"
+            f"the token embedding is quantized ({embedding.dtype}) and so has no fingerprint: whether a direction or a key "
+            "belongs to this model is told by its name alone; leave the embedding out of the quantization to compare weights"
         )
         return None
     return _hash(_signs(_some_rows(embedding, _ROWS)))
