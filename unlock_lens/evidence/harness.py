@@ -230,9 +230,9 @@ class SteeredLM(TemplateLM):
             for row, log_probs in zip(scored.rows.tolist(), scored.log_probs, strict=True):
                 for i in passes[row]:
                     found[i] = _likelihood(log_probs, requests[i][2])
-        for (told, _, _), answer in zip(requests, found, strict=True):
-            if told is not None:
-                self.cache_hook.add_partial("loglikelihood", told, answer)
+        for request, answer in zip(requests, found, strict=True):
+            if request[0] is not None:
+                self.cache_hook.add_partial("loglikelihood", request[0], answer)
         return found
 
     def _windows(self, text: str) -> Iterable[tuple[Ids, Ids]]:
