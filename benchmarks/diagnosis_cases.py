@@ -179,6 +179,19 @@ class Bench:
             source = controls.shuffled(source, self.seed)
         return aligner.fit_activations(source, target)
 
+    def cycle(self, case: Case, states: tuple[Tensor, Tensor], direction: ul.CapabilityDirection, forth: Any) -> float:
+        """Mean cosine of the direction with itself after the way to the target and back, by maps of the same settings.
+
+        The map back takes each source layer from the first target layer that it went to.
+        """
+        paper = case.calibration == "paper"
+        back = {a: b for b, a in reversed(forth.layer_map.items())}
+        aligner = ul.SubspaceAligner(case.rank, not paper, "last" if paper else "all", layer_map=back)
+        source, target = states
+        source = controls.shuffled(source, self.seed) if case.fake == "shuffled" else source
+        cosines = ul.path_cosine(direction, [forth, aligner.fit_activations(target, source)])
+        return sum(cosines.values()) / len(cosines)
+
     def gain(self, case: Case, moved: ul.CapabilityDirection) -> float:
         """Share of completions that are exactly right, at the strength chosen on other problems, less the unsteered share."""
         hooks = [ul.SteeringHook(moved, alpha) for alpha in ALPHAS]

@@ -188,16 +188,34 @@ print(f"{change.gained} problems gained, {change.lost} lost; exact McNemar p = {
 # where the unsteered model is. One random draw proves little, and a model of this size little for a large one: both are
 # reasons to measure, with controls, on the pair that you care about.
 #
-# ## Keep it
+# ## Only where it is needed
 #
-# A direction is a safetensors file that says where it comes from. It steers the model it was made for, and no other.
+# A gate reads the residual stream at the last prompt token, and lets the hook act where the reading is above a threshold. This
+# one is fitted to let plain prompts through and to leave those alone that ask for something else. In a batch of both, each row
+# decides for itself (docs/gates.md).
 
 # %%
-aligned.save("think.safetensors")
-kept = ul.CapabilityDirection.load("think.safetensors")
-print(torch.equal(kept.vectors, aligned.vectors), kept.provenance.source_model, "rank", kept.provenance.rank)
+gate = ul.Gate.fit(act=ul.Variant(target, task.direct), not_act=ul.Variant(target, task.reverse + task.double), progress=False)
+steer = ul.SteeringHook(aligned, best["transferred"], gate=gate)
+print(gate)
+for text in ul.generate(target, [task.direct[0], task.reverse[1], task.direct[2], task.double[3]], steer, progress=False):
+    print(text)
+
+# %% [markdown]
+# ## Keep it
+#
+# A hook is saved as a key, one safetensors file with its direction, strength and gate. It steers the model it was made for, and
+# no other. Add what it was shown to do (`steer.proven`), and you can give it to somebody else (docs/keys.md).
+
+# %%
+steer.save("think.key.safetensors")
+key = ul.SteeringHook.load("think.key.safetensors")
+kept = key.direction
+print(
+    torch.equal(kept.vectors, aligned.vectors), kept.provenance.source_model, "rank", kept.provenance.rank, "alpha", key.alpha
+)
 try:
-    ul.generate(source, task.direct[:1], ul.SteeringHook(kept, best["transferred"]), progress=False)
+    ul.generate(source, task.direct[:1], key, progress=False)
 except ul.IncompatibleModel as refused:
     print(refused)
 

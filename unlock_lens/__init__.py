@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from unlock_lens.core.alignment import SubspaceAligner
+from unlock_lens.core.consensus import consensus, path_cosine
 from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.core.gates import Gate
 from unlock_lens.core.generation import generate
@@ -76,6 +77,7 @@ __all__ = [
     "attached",
     "benchmarks",
     "calibration_texts",
+    "consensus",
     "controls",
     "diagnose",
     "distributions",
@@ -83,6 +85,7 @@ __all__ = [
     "generate",
     "interchange",
     "lens",
+    "path_cosine",
     "plan",
     "plots",
     "recipes",

@@ -174,6 +174,9 @@ def test_mistakes_are_told_in_a_line_before_any_model_is_loaded(files: Path, tmp
         ((*steer, "--direction", direction, "--alpha", "1", "--layers", "7"), "[0, 1, 2, 3]"),
         ((*steer, "--direction", direction, "--alpha", "1", "--out", tmp_path), "cannot be written"),
         ((*steer, "--direction", direction, "--alpha", "1", "--stop", ""), "stop string"),
+        ((*steer, "--direction", direction), "--key"),
+        ((*steer, "--key", direction), "expected: key"),
+        ((*steer, "--key", direction, "--alpha", "1"), "leave out --direction, --alpha"),
         ((*transfer, "--out", tmp_path / "d"), "--unlocked"),
         ((*transfer, "--unlocked", "{question}!", "--out", tmp_path / "d", "--stop", ""), "stop string"),
         ((*transfer, "--unlocked", "{question}!", "--out", tmp_path / "d", "--text", tmp_path / "no"), "no file"),
@@ -204,6 +207,45 @@ def test_a_direction_for_another_model_is_refused(files: Path) -> None:
     assert done.returncode == 1
     assert "small-base" in done.stderr
     assert "large-base" in done.stderr
+
+
+def test_a_key_steers_without_further_settings(files: Path, tmp_path: Path) -> None:
+    """From a file and from a folder; what it was shown to do is told, by inspect too."""
+    direction = ul.CapabilityDirection.load(files / "think.safetensors")
+    shown = ul.Evidence("running sums", 100, 0.8, (0.7, 0.9), 0.2, {"random": 0.0}, "arrived")
+    key = ul.SteeringHook(direction, 0.6).proven(shown)
+    key.save(tmp_path / "think.key.safetensors")
+    key.save_pretrained(tmp_path / "folder")
+    written: list[str] = []
+    for i, given in enumerate(
+        (
+            ("--key", tmp_path / "think.key.safetensors"),
+            ("--key", tmp_path / "folder"),
+            ("--direction", files / "think.safetensors", "--alpha", "0.6"),
+        )
+    ):
+        out = tmp_path / f"{i}.jsonl"
+        done = run(
+            "steer",
+            "--model",
+            LARGE,
+            *given,
+            "--prompts",
+            files / "questions.jsonl",
+            "--template",
+            "Q {question} A :",
+            "--out",
+            out,
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("verdict: arrived" in done.stdout) == (i < 2)
+        written.append(out.read_text())
+    assert written[0] == written[1] == written[2]
+    told = json.loads(run("inspect", tmp_path / "think.key.safetensors", "--json").stdout)
+    assert (told["kind"], told["alpha"], told["evidence"]["verdict"]) == ("key", 0.6, "arrived")
+    refused = run("steer", "--model", SMALL, "--key", tmp_path / "folder", "--prompts", files / "questions.jsonl")
+    assert refused.returncode == 1
+    assert "large-base" in refused.stderr
 
 
 @pytest.fixture(scope="module")

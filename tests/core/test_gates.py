@@ -135,7 +135,7 @@ def test_what_a_fit_finds_acts_on_new_prompts(small: Any, gate: ul.Gate) -> None
     assert gate.layer == 0  # the earliest of equals, after which every layer can be steered
     read = gate.readings(ul.Variant(small, OTHERS.direct)), gate.readings(ul.Variant(small, OTHERS.reverse))
     assert float(read[0].min()) > gate.threshold > float(read[1].max())
-    assert repr(gate).startswith("Gate(layer 0 of small-base; acts above ")
+    assert repr(gate) == "Gate(layer 0 of small-base, last_prompt; AUROC 1.000, hits 100%, false alarms 0%)"
     assert ul.Gate.fit(ul.Variant(small, TASK.direct), ul.Variant(small, TASK.reverse), layers=[2]).layer == 2
 
 

@@ -136,3 +136,22 @@ def test_of_several_seeds_the_least_flattering_counts() -> None:
 
 def _full_disk(*_: object) -> None:
     raise OSError("no room left on the disk")
+
+
+def test_a_sweep_in_short_is_what_its_report_says() -> None:
+    """The numbers of the table and the verdict, for the key that a hook is saved as."""
+    results = sweep(n=100)
+    found, table = report.evidence(results), report.summary(results)
+    assert (found.n, found.verdict) == (100, report.verdict(results).status)
+    assert found.gain == pytest.approx(table.loc["transferred", "accuracy"] - table.loc["unsteered", "accuracy"])
+    assert found.price == table.loc["transferred", "kl"]
+    rivals = table[table["role"] == "rival"]
+    assert found.controls == pytest.approx(
+        dict(zip(rivals["label"], rivals["accuracy"] - table.loc["unsteered", "accuracy"], strict=True))
+    )
+
+
+@pytest.mark.parametrize(("without", "lacking"), [({"test"}, "unfinished"), ({"price"}, "has no price")])
+def test_half_the_evidence_does_not_travel(without: set[str], lacking: str) -> None:
+    with pytest.raises(InvalidInput, match=lacking):
+        report.evidence(sweep(n=12, without=without))

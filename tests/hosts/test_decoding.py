@@ -60,10 +60,16 @@ def steered_tokens(model: Any, steer: list[ul.SteeringHook], steps: int) -> Call
     return lambda: backend.generate(Batch(ids, torch.ones_like(ids)), edits, Generation(steps))
 
 
-@pytest.mark.parametrize("positions", ["last_prompt", "prompt"])
-def test_nothing_of_ours_runs_per_decoded_token(model: Any, positions: Any) -> None:
+@pytest.mark.parametrize(
+    ("positions", "gated"), [("last_prompt", ""), ("prompt", ""), ("last_prompt", "all"), ("prompt", "last_prompt")]
+)
+def test_nothing_of_ours_runs_per_decoded_token(model: Any, positions: Any, gated: Any) -> None:
     direction = direction_for(model)
-    steer = [ul.SteeringHook(direction, ALPHA, positions=positions), ul.SteeringHook(direction, 1.0, "add", positions)]
+    gate = ul.Gate(direction.at_layers([0]), 0.0, gated) if gated else None
+    steer = [
+        ul.SteeringHook(direction, ALPHA, positions=positions),
+        ul.SteeringHook(direction, 1.0, "add", positions, gate=gate),
+    ]
     calls_of_ours(steered_tokens(model, steer, 2))  # what is looked at once for each model
     few, many = (calls_of_ours(steered_tokens(model, steer, steps)) for steps in (3, 9))
     assert few == many > 0

@@ -96,6 +96,13 @@ def test_what_would_be_lost_is_refused_with_every_reason(
     torch.testing.assert_close(form.back(hook, file, lossy=True).vectors, 0.3 * vector)
 
 
+def test_a_gate_would_be_lost(form: Format, file: Path) -> None:
+    hook = ul.SteeringHook(made(1), 0.3, "add", "all", gate=ul.Gate(made(1), 0.0))
+    with pytest.raises(ul.InvalidInput, match="gate: the vector acts on every prompt instead.*lossy"):
+        form.write(hook, file)
+    torch.testing.assert_close(form.back(hook, file, lossy=True).vectors, 0.3 * made(1).vectors)
+
+
 def test_with_norms_a_token_of_that_norm_is_turned_as_the_edit_turns_it(form: Format, file: Path) -> None:
     direction = made(1, 2)
     tokens = torch.randn(2, 8, generator=torch.Generator().manual_seed(5))

@@ -54,7 +54,7 @@ class Gate:
         >>> from unlock_lens import zoo
         >>> model, task = zoo.load("small-base"), zoo.running_sum(n=32)
         >>> ul.Gate.fit(act=ul.Variant(model, task.direct), not_act=ul.Variant(model, task.reverse))
-        Gate(layer 0 of small-base; acts above 3.24, AUROC 1.000, hits 100%, false alarms 0%)
+        Gate(layer 0 of small-base, last_prompt; AUROC 1.000, hits 100%, false alarms 0%)
     """
 
     direction: CapabilityDirection
@@ -230,10 +230,10 @@ class Gate:
 
     def __repr__(self) -> str:
         name = self.direction.model.name if self.direction.model else "an unknown model"
-        told = f", AUROC {self.auroc:.3f}" if self.auroc is not None else ""
+        told = f"; AUROC {self.auroc:.3f}" if self.auroc is not None else ""
         if self.hits is not None and self.false_alarms is not None:
             told += f", hits {self.hits:.0%}, false alarms {self.false_alarms:.0%}"
-        return f"Gate(layer {self.layer} of {name}; acts above {self.threshold:.3g}{told})"
+        return f"Gate(layer {self.layer} of {name}, {self.positions}{told})"
 
 
 def fitting(direction: CapabilityDirection, identity: ModelIdentity, check_model: bool = True) -> CapabilityDirection:

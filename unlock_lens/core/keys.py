@@ -78,7 +78,8 @@ class Evidence:
                 f"the evidence in the key lacks: {', '.join(missing)}; ask its maker for a whole key, or save the hook again "
                 "without evidence"
             )
-        return cls(**{**told, "interval": tuple(told["interval"])})
+        made: dict[str, Any] = {**told, "interval": tuple(told["interval"])}
+        return cls(**made)
 
 
 def template_hash(variant: Variant) -> str | None:

@@ -161,10 +161,12 @@ class SteeringHook(Shareable, kind=_KIND):
         """All of it but its tensors, as JSON holds it."""
         return {
             "direction": self.direction.description,
-            "alpha": [*self.alpha.items()] if isinstance(self.alpha, Mapping) else self.alpha,
+            "alpha": [(int(layer), float(strength)) for layer, strength in self.alpha.items()]
+            if isinstance(self.alpha, Mapping)
+            else float(self.alpha),
             "operation": self.operation,
             "positions": self.positions,
-            "layers": None if self.layers is None else list(self.layers),
+            "layers": None if self.layers is None else [int(layer) for layer in self.layers],
             "gate": self.gate and self.gate.description,
             "chat_template_hash": self.chat_template_hash,
             "evidence": self.evidence and self.evidence.description,
@@ -285,7 +287,8 @@ def rebuilt(direction: tuple[Any, ...], settings: Mapping[str, Any]) -> Steering
     """A hook that was pickled (`hosts.shipping.arrived`)."""
     gate = settings["gate"] and Gate(CapabilityDirection(*settings["gate"][0]), **settings["gate"][1])
     evidence = settings["evidence"] and Evidence.described(settings["evidence"])
-    return SteeringHook(CapabilityDirection(*direction), **{**settings, "gate": gate, "evidence": evidence})
+    made: dict[str, Any] = {**settings, "gate": gate, "evidence": evidence}
+    return SteeringHook(CapabilityDirection(*direction), **made)
 
 
 def _parts(direction: CapabilityDirection) -> tuple[Any, ...]:

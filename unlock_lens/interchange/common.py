@@ -73,6 +73,8 @@ def _of_hook(hook: SteeringHook, tool: str, norms: Float[Tensor, " layer"] | Non
         )
     if hook.positions != "all":
         lost.append(f'positions="{hook.positions}": the vector acts on every token instead')
+    if hook.gate is not None:
+        lost.append("gate: the vector acts on every prompt instead")
     strengths = [hook.alpha[layer] if isinstance(hook.alpha, Mapping) else hook.alpha for layer in steered.layers]
     acting = [i for i, strength in enumerate(strengths) if strength != 0]
     if not acting:

@@ -1,0 +1,105 @@
+"""Several sources: one direction that they agree on, and whether maps compose, which needs no labels (docs/combining.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+
+import torch
+
+from unlock_lens.core.alignment import SubspaceAligner
+from unlock_lens.core.direction import CapabilityDirection
+from unlock_lens.errors import InvalidInput, caution
+
+_APART = 0.0
+
+
+def consensus(directions: Sequence[CapabilityDirection]) -> CapabilityDirection:
+    """The direction that several agree on, in one space: u[l] = unit(mean_i unit(v_i[l])), at the mean norm of the v_i[l].
+
+    Sources write at different sizes, and so do the maps that carry them, so each counts as much as any other: the mean
+    of unit vectors is the direction whose cosines with all of them have the largest sum. At the mean norm, a strength of
+    operation="add" means what it means for one of them.
+
+    Args:
+        directions: at least two, of the same layers, in the residual stream of one model: transport them first.
+
+    Warns:
+        UserWarning: two of them point apart (a cosine below 0 at some layer): then a mean is a compromise, not an agreement.
+
+    Raises:
+        InvalidInput: fewer than two, or directions that cancel each other.
+        IncompatibleModel: other layers, width, basis or model.
+
+    Source: docs/combining.md.
+
+    Example:
+        >>> import torch
+        >>> import unlock_lens as ul
+        >>> a, b = (ul.CapabilityDirection(torch.tensor([v]), (0,)) for v in ([2.0, 0.0], [0.0, 4.0]))
+        >>> ul.consensus([a, b]).vectors
+        tensor([[2.1213, 2.1213]])
+    """
+    if len(directions) < 2:
+        raise InvalidInput(f"{len(directions)} direction was given; a consensus needs at least two")
+    first = directions[0]
+    cosines = [first.cosine(other) for other in directions[1:]]  # refuses what is of another space
+    units = torch.stack([direction.vectors.double() for direction in directions])
+    norms = units.norm(dim=-1, keepdim=True)
+    units = units / norms
+    pairs = torch.einsum("ald,bld->lab", units, units)
+    if float(pairs.min()) < _APART:
+        layer = first.layers[int(pairs.amin(dim=(1, 2)).argmin())]
+        caution(
+            f"two of the directions have a cosine of {float(pairs.min()):.2f} at layer {layer}: they point apart, look at each"
+        )
+    mean = units.mean(dim=0)
+    size = mean.norm(dim=-1, keepdim=True)
+    if float(size.min()) < 1e-6:
+        raise InvalidInput(f"the directions cancel at layer {first.layers[int(size.argmin())]}; leave one out")
+    vectors = (mean / size * norms.mean(dim=0)).float()
+    with_first = ", ".join(f"{float(cosine.mean()):.2f}" for cosine in cosines)
+    told = f"the consensus of {len(directions)} directions (cosines of the first with the others: {with_first})"
+    return replace(first, vectors=vectors, provenance=first.provenance.then(told))
+
+
+def path_cosine(
+    direction: CapabilityDirection, path: Sequence[SubspaceAligner], direct: SubspaceAligner | None = None
+) -> dict[int, float]:
+    """Cosine of a direction that went by several maps with the same direction that went by one map, or did not go at all.
+
+    A to B to A: `path_cosine(direction, [ab, ba])` compares with the direction itself. A to B to C: `path_cosine(direction,
+    [ab, bc], ac)`. No labels and no target direction are needed. Layers that the two ways take from different layers of the
+    direction's model are left out.
+
+    Returns:
+        {layer of the last model: cosine}.
+
+    Raises:
+        InvalidInput: an empty path, or no layer that both ways take from the same layer.
+        IncompatibleModel: maps that do not follow each other.
+
+    Source: docs/combining.md.
+
+    Example:
+        >>> import unlock_lens as ul
+        >>> from unlock_lens import zoo
+        >>> a, b, task = zoo.load("large-base"), zoo.load("small-base"), zoo.running_sum(n=32)
+        >>> direction = ul.CapabilityDirection.extract(ul.Variant(a, task.direct), ul.Variant(a, task.think))
+        >>> ab, ba = (ul.SubspaceAligner().fit(*pair, zoo.text(n=200)) for pair in ((a, b), (b, a)))
+        >>> sorted(ul.path_cosine(direction, [ab, ba]))
+        [0, 3]
+    """
+    if not path:
+        raise InvalidInput("the path is empty; give the maps in the order in which the direction goes")
+    came = reduce(lambda moved, aligner: aligner.transport(moved), path, direction)
+    other = direction if direct is None else direct.transport(direction)
+    origin = {layer: layer for layer in direction.layers}
+    there = reduce(lambda known, aligner: {b: known[a] for b, a in aligner.layer_map.items() if a in known}, path, origin)
+    straight = origin if direct is None else {b: a for b, a in direct.layer_map.items() if a in origin}
+    layers = [layer for layer, a in there.items() if straight.get(layer) == a]
+    if not layers:
+        raise InvalidInput("no layer is taken from the same layer both ways; give the aligners layer_map=, so that they meet")
+    cosines = came.at_layers(layers).cosine(other.at_layers(layers))
+    return dict(zip(sorted(layers), cosines.tolist(), strict=True))
