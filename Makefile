@@ -9,12 +9,13 @@ VENV := .venv
 DEMO := .venv-demo
 TL3 := .venv-tl3
 PEERS := .venv-peers
+EVAL := .venv-eval
 NDIF := .ndif-venv
 PYTEST := $(VENV)/bin/pytest -n $(WORKERS) --dist loadfile
 NDIF_TEST = $(shell $(PYTHON) -c 'import sys; print("test-ndif" * (sys.version_info >= (3, 11)))')
 APT_INSTALL := apt-get install --yes --no-install-recommends chromium fonts-dejavu-core
 
-.PHONY: help demo sweep test test-all fuzz test-numerics test-tl3 test-ndif test-wheel test-peers test-real test-gpu bench-gpu real bench-ndif browser diagnosis aligners bench \
+.PHONY: help demo sweep test test-all fuzz test-numerics test-tl3 test-ndif test-wheel test-peers test-eval test-real test-gpu bench-gpu real bench-ndif browser diagnosis aligners bench \
 	bench-peers docs check format zoo zoo-figures families clean
 
 help:  ## list the targets
@@ -32,7 +33,7 @@ test: $(VENV)/ready  ## run the tests that CI runs (the one of the report page n
 
 test-all: browser check  ## run everything before an issue is called resolved, as CI does each night (real pretrained models: make test-real)
 	$(PYTEST) -m "not real"
-	$(MAKE) test-tl3 test-wheel test-peers $(NDIF_TEST)
+	$(MAKE) test-tl3 test-wheel test-peers test-eval $(NDIF_TEST)
 	$(if $(NDIF_TEST),,@echo "SKIPPED: the tests against a real NDIF server, because the server needs Python 3.11 or newer." >&2)
 
 test-numerics: $(VENV)/ready  ## run the tests with 1 and 2 threads and with older instruction sets, and compare what fails
@@ -49,6 +50,9 @@ test-wheel: $(VENV)/ready  ## build the package and use it in an environment of 
 
 test-peers: $(VENV)/ready $(PEERS)/ready  ## exchange files with repeng, steering-vectors and lm-evaluation-harness, in .venv-peers (3 minutes on 2 cores)
 	tests/peers/run
+
+test-eval: $(EVAL)/ready  ## run lm-evaluation-harness, Inspect, int8 models and adapters, in .venv-eval (6 minutes on 2 cores)
+	$(EVAL)/bin/pytest -n $(WORKERS) --dist loadfile -m "not real" tests/evidence/test_harness.py tests/evidence/test_inspect.py tests/hosts/test_quantized.py tests/hosts/test_peft.py
 
 bench-ndif: $(VENV)/ready $(NDIF)/ready  ## measure requests, bytes and seconds of models on a server against the same models here (2 minutes)
 	tests/remote/run -s -q tests/remote/measure.py
@@ -109,7 +113,7 @@ families: $(VENV)/ready  ## try a tiny model of every family of transformers in 
 	$(VENV)/bin/python -m benchmarks.families --write
 
 clean:  ## remove the environments
-	rm -rf $(VENV) $(DEMO) $(TL3) $(PEERS) $(NDIF)
+	rm -rf $(VENV) $(DEMO) $(TL3) $(PEERS) $(EVAL) $(NDIF)
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -143,6 +147,14 @@ $(TL3)/real: $(TL3)/ready
 $(PEERS)/ready: benchmarks/peers-requirements.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --requirement $<
+	touch $@
+
+# Inspect needs an older fsspec and python-dateutil than everything else is pinned to.
+$(EVAL)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(EVAL)
+	sed -e '/^fsspec==/d' -e '/^python-dateutil==/d' constraints.txt > $(EVAL)/constraints.txt
+	$(EVAL)/bin/pip install --quiet --constraint $(EVAL)/constraints.txt --editable '.[dev,inspect,lm-eval]' \
+		optimum-quanto==0.2.7 peft==0.21.2 torchao==0.18.0
 	touch $@
 
 # ndif declares Python 3.12 and dependencies for every way to run it; requirements.txt has those that are needed, on 3.11 too.

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from unlock_lens import interchange, zoo
     from unlock_lens.core.plan import Plan, plan
     from unlock_lens.evidence import (
+        benchmarks,
         controls,
         distributions,
         evaluation,
@@ -78,6 +79,7 @@ __all__ = [
     "Variant",
     "apply",
     "attached",
+    "benchmarks",
     "calibrated",
     "calibration_texts",
     "consensus",
@@ -105,7 +107,8 @@ __all__ = [
 ]
 
 _EVIDENCE = (
-    "controls", "distributions", "evaluation", "lens", "plots", "recipes", "report", "results", "statistics", "sweep", "tasks",
+    "benchmarks", "controls", "distributions", "evaluation", "lens", "plots", "recipes", "report", "results", "statistics",
+    "sweep", "tasks",
 )  # fmt: skip
 _MODULES = {name: f"unlock_lens.evidence.{name}" for name in _EVIDENCE} | {
     "interchange": "unlock_lens.interchange",

@@ -13,6 +13,7 @@ import torch
 
 import unlock_lens as ul
 from unlock_lens import distributions, zoo
+from unlock_lens.evidence import _pairs  # pyright: ignore[reportPrivateUsage]
 
 THINK = "Q 1 2 3 4 5 6 think A :"
 
@@ -56,7 +57,7 @@ def test_small_budgets_change_nothing(small: Any, monkeypatch: pytest.MonkeyPatc
     task = zoo.running_sum(n=7)
     completions = [f"= {answer}" for answer in task.answers]
     at_once = distributions.completion_log_probs(small, task.direct, completions)
-    monkeypatch.setattr(distributions, "AT_ONCE", 1)
+    monkeypatch.setattr(_pairs, "AT_ONCE", 1)
     one_by_one = distributions.completion_log_probs(small, task.direct, completions)
     # Batches of other shapes sum in another order: float32 keeps some 1e-6 of each log-probability, and several are added.
     torch.testing.assert_close(one_by_one, at_once, rtol=0, atol=1e-4)

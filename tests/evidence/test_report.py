@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from tests.sweeps import SCRIPT, save, sweep
 from unlock_lens import report
 from unlock_lens.errors import InvalidInput
+from unlock_lens.evidence.benchmarks import TaskPrice
 from unlock_lens.evidence.results import Results
 
 
@@ -89,6 +91,17 @@ def test_a_loaded_sweep_gives_the_same_page(tmp_path: Path) -> None:
         for name in ("made", "loaded")
     ]
     assert pages[0] == pages[1]  # but for the order of the config's keys
+
+
+def test_benchmarks_in_the_folder_are_in_the_report(tmp_path: Path) -> None:
+    price = TaskPrice("mmlu", "acc", 200, 0.25, 0.23, -0.02, (-0.05, 0.01), 3, 7)
+    folder = save(replace(sweep(n=12), benchmarks=[price.to_json()]), tmp_path / "sweep")
+    report.write(Results.load(folder), tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'href="#benchmarks"' in page
+    row = re.search(r'<th scope="row">mmlu</th>.*', page)
+    assert row is not None
+    assert re.findall(r">([^<>]+)</td>", row[0]) == ["acc", "200", "25.0%", "23.0%", "\u22122.0 (\u22125.0 to +1.0)", "3 / 7"]
 
 
 def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,11 @@ def in_bridge(model: Any, folder: Path) -> Any:
     return bridge
 
 
+def without_end(model: Any, ids: list[int]) -> str:
+    end = model.tokenizer.eos_token_id
+    return model.tokenizer.decode(ids[: ids.index(end)] if end in ids else ids, skip_special_tokens=True)
+
+
 def turned(h: Tensor, v: Tensor, alpha: float) -> Tensor:
     def unit(x: Tensor) -> Tensor:
         return x / x.norm(dim=-1, keepdim=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import unlock_lens as ul
-from tests.hosts.families import family, greedy, in_bridge, in_nnsight, plain
+from tests.hosts.families import family, greedy, in_bridge, in_nnsight, plain, without_end
 from unlock_lens.core import read
 from unlock_lens.hosts import backend_of
 
@@ -33,11 +33,6 @@ def adapted() -> Any:
 def opened(model: Any, host: str, folder: Path) -> Any:
     """As a user opens it: PEFT's model in nnsight, the merged one in TransformerLens, which takes no other."""
     return in_nnsight(model) if host == "nnsight" else in_bridge(copy.deepcopy(model).merge_and_unload(), folder)
-
-
-def without_end(model: Any, ids: list[int]) -> str:
-    end = model.tokenizer.eos_token_id
-    return model.tokenizer.decode(ids[: ids.index(end)] if end in ids else ids, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("host", ["nnsight", "bridge"])

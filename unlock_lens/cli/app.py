@@ -16,6 +16,7 @@ from typer import Argument, Option
 
 import unlock_lens as ul
 import unlock_lens.cli.options as opt
+from unlock_lens.cli.benchmarks import PASSED_ON, evaluate, price
 from unlock_lens.cli.evidence import diagnose, report, reproduce, sweep
 from unlock_lens.cli.interchange import export, import_
 from unlock_lens.cli.plan import plan
@@ -258,8 +259,9 @@ def _table(rows: list[dict[str, str]]) -> Table:
     return table
 
 
-for command in (transfer, plan, diagnose, sweep, report, reproduce, export):
+for command in (transfer, plan, diagnose, sweep, report, reproduce, export, price):
     app.command()(command)
+app.command("eval", context_settings=PASSED_ON)(evaluate)
 app.command("import")(import_)
 
 

@@ -17,7 +17,8 @@ from unlock_lens.core.steering import SteeringHook
 from unlock_lens.core.variant import Variant
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence._forecast import forecast
-from unlock_lens.evidence.distributions import Meter, Pairs, Price, kl_divergence, next_token_log_probs
+from unlock_lens.evidence._pairs import Pairs
+from unlock_lens.evidence.distributions import Meter, Price, kl_divergence, next_token_log_probs
 
 PASSES = 8
 """How often each set of prompts is read at most."""

@@ -16,7 +16,8 @@ from unlock_lens.core.steering import SteeringHook
 from unlock_lens.core.variant import Variant, variant_of
 from unlock_lens.errors import IncompatibleModel, InvalidInput
 from unlock_lens.evidence._forecast import forecast
-from unlock_lens.evidence.distributions import Pairs, completion_log_probs
+from unlock_lens.evidence._pairs import Pairs
+from unlock_lens.evidence.distributions import completion_log_probs
 from unlock_lens.hosts import backend_of, placed
 from unlock_lens.hosts.remote import Where
 

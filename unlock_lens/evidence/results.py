@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ GROUPS = {"forced": FORCED, "at_price": tuple(AT_PRICE)}
 CONFIG, LINES, DAMAGED = "config.yaml", "results.jsonl", "results.damaged.jsonl"
 TRANSFERRED, UNSTEERED, PROMPTED, POST_TRAINED = "transferred", "unsteered", "prompted", "post_trained"
 NAIVE, NAIVE_UNSTEERED = "naive", "naive_unsteered"
-DESCRIPTIONS = ("problems", "geometry", "diagnosis", "provenance")
+DESCRIPTIONS = ("problems", "geometry", "diagnosis", "provenance", "benchmarks")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,7 @@ class Results:
         problems: "train" and "test": lists of {"prompt", "answer"}.
         geometry: "maps", "spectra", "effect" per layer.
         diagnosis: the forecast for the chosen configuration.
+        benchmarks: what `unlock-lens price` wrote into the folder, a `TaskPrice` for each metric of each task.
         provenance: versions, models, task.
     """
 
@@ -57,6 +58,7 @@ class Results:
     problems: Mapping[str, Any] | None = None
     geometry: Mapping[str, Any] | None = None
     diagnosis: Mapping[str, Any] | None = None
+    benchmarks: Sequence[Mapping[str, Any]] | None = None
     provenance: Mapping[str, Any] | None = None
 
     @classmethod

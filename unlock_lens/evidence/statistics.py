@@ -70,7 +70,7 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def bootstrap_difference(
-    after: Sequence[bool], before: Sequence[bool], confidence: float = CONFIDENCE, resamples: int = 10_000, seed: int = 0
+    after: Sequence[float], before: Sequence[float], confidence: float = CONFIDENCE, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of mean(after) - mean(before), drawing problems, each with both its outcomes.
 

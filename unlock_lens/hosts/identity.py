@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from unlock_lens.errors import UnsupportedModel
+from unlock_lens.errors import UnsupportedModel, caution
 
 Basis = Literal["raw", "zero_mean"]
 """How a host holds the residual stream: as the model was trained, or with its mean over d_model taken out
@@ -80,11 +80,19 @@ def model_name(name_or_path: str) -> str:
     return local.resolve().name if local.exists() else name_or_path
 
 
-def fingerprint(embedding: Float[Tensor, "vocabulary d_model"]) -> str:
+def fingerprint(embedding: Shaped[Tensor, "vocabulary d_model"]) -> str | None:
     """Hash of the signs in evenly spaced rows of the token embedding: the loading dtype and a host's rescaling do not matter.
 
-    Models that share their embedding (one of them fine-tuned with the embedding frozen) share their fingerprint.
+    Models that share their embedding (one of them fine-tuned with the embedding frozen) share their fingerprint. None, with a
+    warning, where a quantizer has packed it into whole numbers that only its own code understands.
     """
+    embedding = _unpacked(embedding)
+    if not embedding.is_floating_point():
+        caution(
+            f"the token embedding is quantized ({embedding.dtype}) and so has no fingerprint: whether a direction or a key "
+            "belongs to this model is told by its name alone; leave the embedding out of the quantization to compare weights"
+        )
+        return None
     return _hash(_signs(_some_rows(embedding, _ROWS)))
 
 
@@ -98,9 +106,9 @@ def weights_print(root: nn.Module, processed: bool = False) -> str | None:
     for name, weight in root.named_parameters():
         if weight.is_meta:
             return None
-        rows = _some_rows(weight.detach(), _ROWS_OF_EACH).contiguous()
+        rows = _some_rows(_unpacked(weight.detach()), _ROWS_OF_EACH).contiguous()
         exact += [str(weight.dtype).encode(), _bytes(rows)]
-        if not weight.is_floating_point():  # quantized
+        if _is_packed(weight) or not weight.is_floating_point():  # quantized: rounding to 0 changes signs
             continue
         plain = _plain_name(name)
         if any(mark in plain for mark in _ADAPTERS):
@@ -150,6 +158,16 @@ def _active(root: nn.Module) -> list[bytes]:
         for name, part in root.named_modules()
         if hasattr(part, "disable_adapters") and hasattr(part, "active_adapters") and isinstance(part.disable_adapters, bool)
     )
+
+
+def _is_packed(weight: Tensor) -> bool:
+    """Whether a quantizer keeps a weight in a tensor class of its own, as torchao and quanto do."""
+    return type(weight).dequantize is not Tensor.dequantize
+
+
+def _unpacked(weight: Tensor) -> Tensor:
+    """The numbers that such a weight stands for; any other as it is."""
+    return weight.dequantize() if _is_packed(weight) else weight
 
 
 def _some_rows(weight: Tensor, rows: int) -> Tensor:

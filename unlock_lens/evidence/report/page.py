@@ -88,6 +88,7 @@ def _page(results: Results) -> str:
     )
     environment.filters["nats"] = nats
     environment.filters["dated"] = lambda text: str(text)[:16].replace("T", " ")
+    environment.filters["percent"], environment.filters["change"] = "{:.1%}".format, points
     own = {name: Markup((HERE / f"page.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
     judged, (figures, left_out), rows = verdict(results), _figures(results), list(_arms(results))
     return environment.get_template("page.html.j2").render(
@@ -95,6 +96,7 @@ def _page(results: Results) -> str:
         source=results.config.get("source"), target=results.config.get("target"), provenance=results.provenance or {},
         verdict=judged, tone=TONES.get(judged.status, "open"), tiles=list(_tiles(results)), arms=rows,
         figures=figures, left_out=left_out, completions=_completions(results), diagnosis=results.diagnosis or {},
+        benchmarks=results.benchmarks or (),
         facts=list(_facts(results.provenance or {})), config=_yaml(results.config), capability=results.capability,
         tagged=any(row["strict"] is not None for row in rows), paper=list(beside_the_paper(results)),
     )  # fmt: skip

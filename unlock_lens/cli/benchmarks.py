@@ -1,0 +1,67 @@
+"""The command line's benchmarks: `unlock-lens eval | price`, both through lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from typer import Context, Option
+
+import unlock_lens.cli.options as opt
+
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": list[str]()}
+
+
+def evaluate(context: Context) -> None:
+    """Run lm-evaluation-harness' own command line with the model class `unlock-lens`; all options are the harness'.
+
+    Example: `unlock-lens eval --model unlock-lens --model_args pretrained=org/small,key=cot.key.safetensors,backend=nnsight
+    --tasks ifeval --batch_size 8`
+    """
+    from unlock_lens.evidence import harness
+
+    harness.main(context.args)
+
+
+def price(
+    model: Annotated[str, Option(help="Folder or hub id of the model to steer.")],
+    key: Annotated[str, Option(help="A saved hook: file, folder or hub id.")],
+    tasks: Annotated[str, Option(help="Tasks of lm-evaluation-harness, such as mmlu,ifeval.")],
+    limit: Annotated[int | None, Option(help="Problems of each task; all by default.", min=1)] = None,
+    fewshot: Annotated[
+        int | None, Option(help="Examples before each problem; by default the task's own number.", min=0)
+    ] = None,
+    chat: Annotated[bool, Option("--chat", help="Put each prompt into the tokenizer's chat template.")] = False,
+    batch_size: opt.BatchSize = opt.GENERATE.batch_size,
+    backend: opt.Backend = opt.OPEN.backend,
+    include_path: Annotated[Path | None, Option(help="Folder with task configs of your own.", exists=True)] = None,
+    max_new_tokens: Annotated[
+        int | None, Option(help="New tokens per completion; by default the task's own number.", min=1)
+    ] = None,
+    out: Annotated[
+        Path | None, Option(help="JSON file to write; as RESULTS/benchmarks.json it is in the report.", callback=opt.writable)
+    ] = None,
+) -> None:
+    """Compare a model's benchmarks without and with steering, problem by problem.
+
+    Example: `unlock-lens price --model org/small --key cot.key.safetensors --tasks mmlu,ifeval --limit 200`
+    """
+    from unlock_lens.evidence.benchmarks import prices
+
+    asked = [task.strip() for task in tasks.split(",") if task.strip()]
+    gen_kwargs = {"max_gen_toks": max_new_tokens} if max_new_tokens else None
+    found = prices(model, key, asked, batch_size, limit, fewshot, chat, backend, include_path, gen_kwargs)
+    if out:
+        out.write_text(json.dumps([each.to_json() for each in found], indent=2) + "\n", encoding="utf-8")
+        typer.echo(f"wrote {out}")
+    table = Table("task", "metric", "n", "unsteered", "steered", "difference (95%)", "gained / lost")
+    for each in found:
+        low, high = (100 * end for end in each.interval)
+        table.add_row(
+            each.task, each.metric, str(each.n), f"{100 * each.unsteered:.1f}%", f"{100 * each.steered:.1f}%",
+            f"{100 * each.difference:+.1f} ({low:+.1f} to {high:+.1f})", f"{each.gained} / {each.lost}",
+        )  # fmt: skip
+    opt.console.print(table)
