@@ -39,7 +39,7 @@ direction = ul.CapabilityDirection.extract(ul.Variant(model, task.direct), ul.Va
 assert len(ul.generate(model, task.direct, ul.SteeringHook(direction, alpha=0.3), max_new_tokens=2)) == 4
 """
 """What works with one framework."""
-EVIDENCE = ("filelock", "jinja2", "pandas", "plotly", "pydantic", "rich", "scipy", "yaml")
+EVIDENCE = ("filelock", "jinja2", "pandas", "plotly", "rich", "scipy", "yaml")
 EXTRAS = ("gguf", "nnsight", "transformer_lens", "typer", *EVIDENCE)
 
 

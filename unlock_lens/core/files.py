@@ -21,7 +21,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from unlock_lens.core import schema
+from unlock_lens.core.parsing import in_todays_words, parsed
 from unlock_lens.core.writing import sync_folder, temporary_of, write_new
 from unlock_lens.errors import (
     ArtifactError,
@@ -43,6 +43,7 @@ _HEADER = 4 * 2**20
 """Bytes of a header at most: a description has some kilobytes, and JSON takes forty times its size to parse."""
 _OUTSIDE = frozenset({"kind", "format_version", "library_version", "created", "content_hash", "shapes"})
 """What every file says of itself, beside its kind's own description."""
+_KINDS = ("direction", "aligner", "key", "finished request")
 _KEY = "unlock_lens"
 _CARD = "README.md"
 _LIBRARY = "unlock-lens"
@@ -120,6 +121,8 @@ def load(path: str | Path, kind: str | None = None) -> tuple[dict[str, Tensor], 
         >>> metadata["kind"], tensors["vectors"].shape
         ('direction', torch.Size([2, 8]))
     """
+    from unlock_lens.core import schema  # pydantic takes time to import, and few programs read files
+
     path = Path(path)
     if not path.is_file():
         raise ArtifactError(f"there is no file {path}")
@@ -130,7 +133,7 @@ def load(path: str | Path, kind: str | None = None) -> tuple[dict[str, Tensor], 
         tensors = from_bytes(content)
         _check_content(path, tensors, metadata)
         if metadata["format_version"] < FORMAT_VERSION:
-            metadata = schema.in_todays_words(metadata)
+            metadata = in_todays_words(metadata)
         schema.checked(path, metadata["kind"], {k: v for k, v in metadata.items() if k not in _OUTSIDE}, tensors)
     return tensors, metadata
 
@@ -140,11 +143,11 @@ def _metadata(path: Path, content: bytes) -> dict[str, Any]:
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or length > min(len(content) - 8, _HEADER):
         raise ValueError(f"its header is said to have {length} bytes, and the file has {len(content)}")
-    told = schema.parsed(content[8 : 8 + length]).get("__metadata__")
+    told = parsed(content[8 : 8 + length]).get("__metadata__")
     raw = told.get(_KEY) if isinstance(told, dict) else None
     if not isinstance(raw, str):
         raise ArtifactError(f"{path} was not written by unlock-lens; expected a saved direction, aligner or key")
-    return schema.parsed(raw)
+    return parsed(raw)
 
 
 @contextmanager
@@ -165,8 +168,8 @@ def _check_version(path: Path, kind: str | None, metadata: Mapping[str, Any]) ->
             f"{path} has format version {shown(found)}, this library reads 1 to {FORMAT_VERSION}; "
             f"it was written by unlock-lens {shown(metadata.get('library_version', '?'))}"
         )
-    if metadata.get("kind") not in schema.KINDS:
-        raise ArtifactError(f"{path} holds: {shown(metadata.get('kind'))}; expected: {' or '.join(schema.KINDS)}")
+    if metadata.get("kind") not in _KINDS:
+        raise ArtifactError(f"{path} holds: {shown(metadata.get('kind'))}; expected: {' or '.join(_KINDS)}")
     if kind is not None and metadata["kind"] != kind:
         raise ArtifactError(f"{path} holds: {metadata['kind']}; expected: {kind}")
 

@@ -1,4 +1,4 @@
-"""What the description in each kind of file must hold, and the words of older versions (docs/hub.md).
+"""What the description in each kind of file must hold (docs/hub.md).
 
 A file is foreign until its description has been checked here: types, ranges, unique keys and depth, and that its tensors have
 the shapes that the description speaks of.
@@ -6,7 +6,6 @@ the shapes that the description speaks of.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -18,8 +17,6 @@ from unlock_lens.errors import ArtifactError, shown
 
 MOST = 100_000
 """Of layers, ranks and widths: no model comes near it."""
-DEEPEST = 20
-"""Levels of lists and dictionaries in a description."""
 
 
 def _no_controls(text: str) -> str:
@@ -176,22 +173,6 @@ KINDS: Mapping[str, type[_Strict]] = {
 }
 
 
-def parsed(text: bytes | str) -> dict[str, Any]:
-    """A JSON object whose keys are unique.
-
-    Raises:
-        ValueError: anything else.
-    """
-    try:
-        found = json.loads(text, object_pairs_hook=_unique)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"a {type(found).__name__} stands where an object belongs")
-    _check_depth(found)
-    return found
-
-
 def checked(path: Any, kind: str, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Raise ArtifactError unless the description is one of this kind, and the tensors fit it."""
     try:
@@ -210,38 +191,6 @@ def _told(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{where} is missing"
     return f"{where} is {shown(first['input'])} ({expected[0].lower()}{expected[1:]})"
-
-
-def in_todays_words(told: Any) -> Any:
-    """The words of today for those that changed their meaning or name, wherever they stand."""
-    if isinstance(told, list):
-        return [in_todays_words(each) for each in told]
-    if not isinstance(told, dict):
-        return told
-    renamed = {("basis", "centered"): "zero_mean", ("sinks", "whiten"): "rescale"}
-    return {
-        key: renamed.get((key, value), value) if isinstance(value, str) else in_todays_words(value)
-        for key, value in told.items()
-    }
-
-
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice")
-    return found
-
-
-def _check_depth(value: Any) -> None:
-    level, depth = [value], 0
-    while level := [
-        inner
-        for outer in level
-        for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
-    ]:
-        depth += 1
-        if depth > DEEPEST:
-            raise ValueError(f"it is nested more than {DEEPEST} levels deep")
 
 
 def _fits_direction(told: Direction, tensors: Mapping[str, Tensor], name: str = "vectors") -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from unlock_lens.core.direction import CapabilityDirection, Provenance
 from unlock_lens.core.files import content_hash, replacing
-from unlock_lens.core.schema import in_todays_words
+from unlock_lens.core.parsing import in_todays_words
 from unlock_lens.core.steering import SteeringHook
 from unlock_lens.errors import ArtifactError, InvalidInput, plain, shown
 from unlock_lens.interchange.bounds import check_gguf
