@@ -2,4 +2,4 @@
 
 from unlock_lens.errors import require
 
-require("evidence", "filelock", "jinja2", "pandas", "plotly", "pydantic", "rich", "scipy", "yaml")
+require("evidence", "filelock", "jinja2", "pandas", "plotly", "rich", "scipy", "yaml")
