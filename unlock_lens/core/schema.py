@@ -219,9 +219,9 @@ def _fits_aligner(told: Aligner, tensors: Mapping[str, Tensor]) -> None:
             raise ValueError(f"maps of width {width} up to layer {highest} do not fit {side} model {shown(model.name)}")
     _check_names(tensors, {"core", "source_factors", "source_mean", "target_factors", "target_mean"})
     if chosen := told.cross_validation:
-        shape = [len(chosen.layers), len(chosen.ranks), len(chosen.ridges)]
+        shape = [len(chosen.layers), len(chosen.ridges), len(chosen.ranks)]
         if list(torch.tensor(chosen.r2).shape) != shape:
-            raise ValueError(f"r2 has another shape than {shape}, its layers, ranks and ridges")
+            raise ValueError(f"r2 has another shape than {shape}, its layers, ridges and ranks")
 
 
 def _fits_key(told: Key, tensors: Mapping[str, Tensor]) -> None:
