@@ -221,7 +221,7 @@ class _Sweep:
 
     def diagnosis(self) -> dict[str, Any]:
         reasons = ["98% of the direction lies in the calibration span", "held-out error is below 0.3 at every layer"]
-        layers = [{"layer": b, "coverage": 0.98, "error": 0.21} for b in range(self.layers)]
+        layers = [{"target_layer": b, "source_layer": b, "coverage": 0.98, "error": 0.21} for b in range(self.layers)]
         return {"score": 0.93, "verdict": "The transfer is likely to work (score 0.93)", "reasons": reasons, "layers": layers}
 
     def provenance(self) -> dict[str, Any]:

@@ -230,8 +230,9 @@ def test_no_key_is_refused(remote_model: Open, locked_door: str, monkeypatch: py
 
 def test_a_key_that_is_none_is_refused(remote_model: Open, locked_door: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nnsight.CONFIG.API, "APIKEY", "sesame")
-    with pytest.raises(ul.RequestRefused, match="sesame.*NDIF_API_KEY"):
+    with pytest.raises(ul.RequestRefused, match="NDIF_API_KEY") as caught:
         extract(remote_model("small-base"), ul.Remote(locked_door))
+    assert "sesame" not in str(caught.value)
 
 
 def test_a_key_that_cannot_be_looked_up_means_to_try_again(

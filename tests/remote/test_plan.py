@@ -20,7 +20,7 @@ PROMPTS = (TASK.direct, TASK.think)
 MODELS = ["large-base", "planned"]
 """Of the zoo, and a random one that is wider."""
 WIDTH, LAYERS = 512, 6
-CODE, CONTAINERS = 64_000, 4_000
+CODE, CONTAINERS = 72_000, 4_000
 """Bytes in one request and in one result of these models, besides the data of tensors."""
 
 

@@ -147,7 +147,7 @@ def test_steered_tokens(
     assert written == ul.generate(local_model("small-base"), UNEVEN, steer, 10, batch_size=5)
     stopped = ul.generate(remote_model("small-base"), TASK.think, max_new_tokens=12, remote=remote, stop=["="])
     assert stopped == ul.generate(local_model("small-base"), TASK.think, max_new_tokens=12, stop=["="])
-    assert remote.traffic.requests == 1
+    assert remote.traffic.requests == 2
 
 
 def test_sampling_is_decided_here(remote_model: Open) -> None:

@@ -229,11 +229,23 @@ class Geometry(_Strict):
 
 
 class LayerForecast(_Strict):
-    """One layer of a forecast, as the report's table shows it."""
+    """One layer of a forecast (`LayerDiagnosis`)."""
 
-    layer: Count
-    coverage: FiniteFloat | None = None
+    target_layer: Count
+    source_layer: Count
+    coverage: FiniteFloat
+    agreement: FiniteFloat | None = None
+    full_agreement: FiniteFloat | None = None
     error: FiniteFloat | None = None
+    r2: FiniteFloat | None = None
+    own_cosine: FiniteFloat | None = None
+    stability: FiniteFloat | None = None
+    principal_cosine: FiniteFloat | None = None
+    source_entropy: FiniteFloat | None = None
+    source_rank: FiniteFloat | None = None
+    target_entropy: FiniteFloat | None = None
+    target_rank: FiniteFloat | None = None
+    map_rank: FiniteFloat | None = None
 
 
 class Forecast(_Strict):
