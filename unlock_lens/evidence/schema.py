@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, RootModel, ValidationError, model_validator
 
 from unlock_lens.errors import plain, shown
 
@@ -257,6 +257,24 @@ class Forecast(_Strict):
     layers: list[LayerForecast] = []
 
 
+class TaskPrice(_Strict):
+    """One metric of one task (`benchmarks.TaskPrice`)."""
+
+    task: str
+    metric: str
+    n: Count
+    unsteered: FiniteFloat
+    steered: FiniteFloat
+    difference: FiniteFloat
+    interval: Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]
+    gained: Count
+    lost: Count
+
+
+class Prices(RootModel[Annotated[list[TaskPrice], Field(min_length=1)]]):
+    """`benchmarks.json`."""
+
+
 class Origin(_Strict):
     """`provenance.json`."""
 
@@ -307,6 +325,7 @@ class ConfigOf(_Strict):
 
 DESCRIPTIONS: Mapping[str, type[BaseModel]] = {
     "problems": Problems, "geometry": Geometry, "diagnosis": Forecast, "provenance": Origin,
+    "benchmarks": Prices,
 }  # fmt: skip
 
 
