@@ -283,7 +283,7 @@ class Origin(_Strict):
     task: str | None = None
     versions: Text = {}
     models: Text = {}
-    hashes: Text = {}
+    hashes: dict[str, str | None] = {}
     calibration_texts_left_out: str | None = None
     controls_left_out: Text = {}
 
