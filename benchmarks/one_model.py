@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 from decoding import Decoder
-from study import judged
+from study import judged, unrelated
 from study_directions import read_side
 from study_files import append, lines, written_between
 
@@ -29,7 +29,6 @@ from unlock_lens.hosts import open_model
 
 HERE = Path(__file__).parent
 CONFIG, RESULTS, DOCUMENT = HERE / "one_model.yaml", HERE / "results" / "one_model.jsonl", HERE.parent / "docs" / "results.md"
-UNRELATED = HERE / "small_pair.yaml"
 FORCED = (1, 3, 8)
 
 
@@ -62,8 +61,7 @@ class Runs:
         self.config, self.model = config, open_model(folder, "nnsight", dtype="bfloat16")
         self.decoder, self.problems = Decoder(self.model), problems(config["test"], seed=1)
         self.done = {line["arm"] for line in lines(RESULTS)}
-        sentences = yaml.safe_load(UNRELATED.read_text())["parallels"]["english"].strip().split("\n")
-        self.unrelated = [sentence.replace(" | ", " ") for sentence in sentences]
+        self.unrelated = unrelated()
 
     def all(self) -> None:
         found = directions(self.config, self.model)

@@ -120,7 +120,7 @@ class Preparation:
             self.save(self.map(self.source, some).transport(here.contrast("same_end")), f"{name}_same_end")
 
     def untrained(self) -> None:
-        """The direction of a source before training, by a map of its own: only its config and tokenizer are read."""
+        """The same direction from a source with random weights, through its own map; only its config and tokenizer are read."""
         blank = untrained(self.folders[0])
         here = read_side(blank, {kind: self.prompts[kind] for kind in ("locked", "same_end")})
         self.save(self.map(blank, self.texts).transport(here.contrast("same_end")), "untrained_same_end")

@@ -469,8 +469,6 @@ class SubspaceAligner(Shareable, kind=_KIND):
                 CrossValidation.from_json(chosen) if chosen else None,
                 told.get("texts"),
             )
-            if aligner.maps.core.shape[0] != len(layer_map):
-                raise ValueError(f"{len(layer_map)} layers are mapped, {aligner.maps.core.shape[0]} maps are there")
         return aligner
 
     def __repr__(self) -> str:

@@ -175,11 +175,7 @@ class SteeringHook(Shareable, kind=_KIND):
 
     @classmethod
     def described(cls, tensors: Mapping[str, Tensor], told: Mapping[str, Any]) -> SteeringHook:
-        """The hook of a key's tensors and its `description`.
-
-        Raises:
-            ArtifactError: half of its evidence is missing.
-        """
+        """The hook of a key's tensors and its `description`."""
         alpha, gate, evidence = told["alpha"], told["gate"], told["evidence"]
         return cls(
             CapabilityDirection.described(tensors["vectors"], told["direction"]),
