@@ -30,9 +30,13 @@ def write(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None
     """Write all of it into docs/results.md."""
     arms, settings = tested(config, lines)
     document = DOCS / "results.md"
-    written_between(document, "study", "\n".join(table(config, arms, settings, lines)))
+    whole, of_noise = "\n".join(table(config, arms, settings, lines)), "\n".join(nulls(config, lines))
+    if config["files"] != "study":
+        written_between(document, config["files"], f"{whole}\n\n{of_noise}")
+        return
+    written_between(document, "study", whole)
+    written_between(document, "nulls", of_noise)
     written_between(document, "lengths", "\n".join(by_length(arms)))
-    written_between(document, "nulls", "\n".join(nulls(config, lines)))
     written_between(document, "forecast", "\n".join(forecasts(lines)))
     written_between(document, "choosing", "\n".join(choosing(lines)))
     written_between(DOCS.parent / "README.md", "study", "\n".join(in_short(config, arms)))

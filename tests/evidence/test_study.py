@@ -93,7 +93,7 @@ def test_repetition_compresses() -> None:
 
 def test_ties_go_to_the_smallest_strength_and_untried_arms_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     arms = {"moved": {"directions": ["a", "b"]}, "later": {"directions": ["c"]}, "plain": {}}
-    config = {"alphas": [0.1, 0.2], "arms": arms}
+    config = {"files": "study", "alphas": [0.1, 0.2], "arms": arms}
     right = {("a", 0.1): 1, ("a", 0.2): 3, ("b", 0.1): 3, ("b", 0.2): 2}
     lines = [
         {"split": "choose", "arm": "moved", "direction": name, "alpha": alpha, "rows": [{"flexible": i < n} for i in range(4)]}
