@@ -27,18 +27,17 @@ READ_BEFORE = 210
 
 
 def write(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write all of it into docs/results.md."""
+    """Write all of it into the study's page of docs/, and the main study's short form into the README."""
     arms, settings = tested(config, lines)
-    document = DOCS / "results.md"
+    document = DOCS / config["page"]
     whole, of_noise = "\n".join(table(config, arms, settings, lines)), "\n".join(nulls(config, lines))
-    if config["files"] != "study":
-        written_between(document, config["files"], f"{whole}\n\n{of_noise}")
-        return
     written_between(document, "study", whole)
+    written_between(document, "choosing", "\n".join(choosing(lines)))
+    if config["files"] != "study":
+        return
     written_between(document, "nulls", of_noise)
     written_between(document, "lengths", "\n".join(by_length(arms)))
     written_between(document, "forecast", "\n".join(forecasts(lines)))
-    written_between(document, "choosing", "\n".join(choosing(lines)))
     written_between(DOCS.parent / "README.md", "study", "\n".join(in_short(config, arms)))
     (DOCS / "results.svg").write_text(figure({arm: arms[arm] for arm in config["in_readme"] if arm in arms}))
 
