@@ -85,12 +85,12 @@ def main() -> None:
                 count = len(re.findall(pattern, line))
                 found[sign] += count
                 if count and sign == asked.show:
-                    print(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")  # noqa: T201
+                    print(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
         if not asked.show and +found:
-            print(path.relative_to(ROOT), *(f"{sign}: {count}" for sign, count in (+found).items()), sep="  ")  # noqa: T201
+            print(path.relative_to(ROOT), *(f"{sign}: {count}" for sign, count in (+found).items()), sep="  ")
         total += found
     if not asked.show:
-        print("total", f"{sum(total.values())}", *(f"{sign}: {total[sign]}" for sign in SIGNS), sep="  ")  # noqa: T201
+        print("total", f"{sum(total.values())}", *(f"{sign}: {total[sign]}" for sign in SIGNS), sep="  ")
 
 
 if __name__ == "__main__":
