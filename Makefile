@@ -109,7 +109,7 @@ zoo: $(VENV)/ready  ## train the embedded family anew (35 minutes on 2 cores)
 zoo-figures: $(VENV)/ready  ## measure what steers the varied pair, the shared-opening pair and the second training seeds (15 minutes)
 	$(VENV)/bin/python benchmarks/zoo.py
 
-families: $(VENV)/ready  ## try a tiny model of every family of transformers in each host, and write the table of docs/versions.md (15 minutes)
+families: $(VENV)/ready  ## try a tiny model of every family of transformers in each host, and write the table of docs/families.md (15 minutes)
 	$(VENV)/bin/python -m benchmarks.families --write
 
 clean:  ## remove the environments

@@ -30,7 +30,7 @@ OWN_TEMPLATES = {
 """Of docs/start.md's two examples with a pair of one's own."""
 WITHIN = r"(?:(?!```).)*"
 BLOCK = re.compile(rf"```python\n(?P<code>{WITHIN})```\n{WITHIN}```text\n(?P<output>{WITHIN})```", re.DOTALL)
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")))
+DOCUMENTS = ("README.md", "AGENTS.md", "CONTRIBUTING.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")))
 EXAMPLES = [(name, match) for name in DOCUMENTS for match in BLOCK.finditer((ROOT / name).read_text())]
 CONFIGS = [
     (name, text) for name in DOCUMENTS for text in re.findall(r"```yaml\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)

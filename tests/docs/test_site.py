@@ -123,8 +123,9 @@ def project_of(folder: Path, nav: list[str], **pages: str) -> Path:
     (folder / "tutorials").mkdir()
     for name in ("docs/hooks.py", "docs/site.css", "CHANGELOG.md", "CONTRIBUTING.md"):
         shutil.copy(ROOT / name, folder / name)
+    (folder / "AGENTS.md").write_text("# Recipes\n")
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
-    (folder / "mkdocs.yml").write_text(yaml.safe_dump({**settings, "nav": [*nav, "changelog.md", "contributing.md"]}))
+    (folder / "mkdocs.yml").write_text(yaml.safe_dump({**settings, "nav": [*nav, "tutorials/index.md", "agents.md", "changelog.md", "contributing.md"]}))
     for name, text in pages.items():
         (folder / "docs" / f"{name}.md").write_text(text)
     return folder
@@ -189,3 +190,16 @@ def test_formulas_are_drawn_without_a_script_and_code_is_left(hooks: ModuleType)
     assert "<mi>v</mi>" in text
     assert "be `$HOME`." in text
     assert re.search(r'\n<div class="math"><math [^>]*display="block".*<msubsup><mi>V</mi>.*</math></div>\n', text)
+
+
+def test_llms_txt_is_at_the_root_and_its_links_lead_to_pages(site: Path) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", (site / "llms.txt").read_text())
+    assert len(links) > 15
+    assert [link for link in links if not (site / link / "index.html").exists()] == []
+
+
+def test_the_gallery_shows_every_notebook(site: Path) -> None:
+    page = (site / "tutorials" / "index.html").read_text()
+    article = page[page.index("<article") : page.index("</article>")]
+    assert [file.stem for file in NOTEBOOKS if f'href="{file.stem}/"' not in article] == []
+    assert article.count("<img ") >= len(NOTEBOOKS) - 1
