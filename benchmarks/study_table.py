@@ -119,7 +119,7 @@ def forecasts(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What `diagnose` said of each contrast before anything was generated."""
     for line in lines:
         if line["split"] == "forecast":
-            yield f"- {line['direction']}: {line['verdict']} {' '.join(f'{reason}.' for reason in line['reasons'])}"
+            yield f"- `{line['direction']}`: {' '.join(text.rstrip('.') + '.' for text in (line['verdict'], *line['reasons']))}"
 
 
 def choosing(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
