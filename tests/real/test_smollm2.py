@@ -25,6 +25,7 @@ from unlock_lens.evidence.statistics import wilson_interval
 pytestmark = pytest.mark.real
 
 LOCKED, UNLOCKED = "Answer:", "Answer: Let's think step by step."
+PLACEBO = "Answer: The weather is nice today."
 EXTRACTED_ON, ALPHA, NEW_TOKENS = 64, 0.1, 96
 REPORTED_ON = {"bridge": 32, "nnsight": 32, "hooked": 2}
 """HookedTransformer completes prompts of one length at a time, here one by one."""
@@ -52,11 +53,11 @@ def prompts(tokenizer: Any, questions: list[str], answer: str) -> list[str]:
     return [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) + answer for chat in chats]
 
 
-def direction_of(model: Any) -> tuple[ul.CapabilityDirection, ul.Variant]:
+def direction_of(model: Any, unlocked_by: str = UNLOCKED) -> tuple[ul.CapabilityDirection, ul.Variant]:
     questions, _ = problems(EXTRACTED_ON, seed=0)
     locked, unlocked = (
         ul.Variant(model, prompts(model.tokenizer, questions, answer), add_special_tokens=False)
-        for answer in (LOCKED, UNLOCKED)
+        for answer in (LOCKED, unlocked_by)
     )
     return ul.CapabilityDirection.extract(locked, unlocked, batch_size=16), locked
 
@@ -85,13 +86,20 @@ def test_states_are_those_of_the_bare_model(folder: str, model: Any) -> None:
 
 
 def test_chain_of_thought(host: str, model: Any) -> None:
-    """Steered, the model writes longer, as it does when it is asked to think; random directions of that norm do not do it."""
+    """Steered, the model writes longer, as it does when it is asked to think; random directions of that norm do not do it.
+
+    The placebo, which asks for nothing and ends in the same token, is printed beside it: docs/one_model.md has the comparison
+    that says whether there is more to it, with contrasts, placebos and draws at one price (benchmarks/one_model.py).
+    """
     direction, locked = direction_of(model)
+    placebo, _ = direction_of(model, PLACEBO)
     questions, answers = problems(REPORTED_ON[host], seed=1)
     plain, asked_to_think = (prompts(model.tokenizer, questions, answer) for answer in (LOCKED, UNLOCKED))
     completions = {
         "unsteered": complete(model, plain),
         "its own direction": complete(model, plain, ul.SteeringHook(direction, ALPHA)),
+        "minus its own": complete(model, plain, ul.SteeringHook(-direction, ALPHA)),
+        "placebo": complete(model, plain, ul.SteeringHook(placebo, ALPHA)),
         "random direction": complete(model, plain, ul.SteeringHook(controls.random_like(direction), ALPHA)),
         "anti-mean": complete(model, plain, ul.SteeringHook(controls.anti_mean(locked, direction), ALPHA)),
         "asked to think": complete(model, asked_to_think),
