@@ -338,7 +338,7 @@ def test_a_map_that_predicts_nothing_says_so(large: Any, small: Any, caplog: pyt
     caplog.clear()
     prompts = zoo.running_sum(n=6).direct
     SubspaceAligner(4, positions="all").fit(ul.Variant(large, prompts), ul.Variant(small, prompts[::-1]))
-    assert "6 of 6 texts differ between source and target; their tokens are paired by place" in caplog.text
+    assert "6 of 6 texts differ between source and target; their tokens are paired by position" in caplog.text
 
 
 def test_bad_calibrations_are_refused(large: Any, small: Any) -> None:

@@ -94,14 +94,14 @@ def test_a_key_of_another_model_is_refused(steer: ul.SteeringHook, tmp_path: Pat
 
 
 def test_a_key_that_fits_any_model_is_told(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="model is unknown, so that this key will not be refused"):
+    with pytest.warns(UserWarning, match="model is unknown, so this key cannot refuse"):
         ul.SteeringHook(ul.CapabilityDirection(torch.ones(1, 4), (0,)), 0.5).save(tmp_path / "key.safetensors")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda told: told.update(format_version=9), "format version 9, this library reads 1 to 3"),
+        (lambda told: told.update(format_version=9), "format version 9, but this library reads 1 to 3"),
         (lambda told: told.update(kind="direction"), "holds: direction; expected: key"),
         (lambda told: told["evidence"].pop("controls"), "evidence.controls is missing"),
         (lambda told: told["evidence"].update(n=None, price=None), "evidence.n is None"),
@@ -128,7 +128,7 @@ def test_a_direction_is_no_key(steer: ul.SteeringHook, tmp_path: Path) -> None:
     ("wrong", "message"),
     [
         ({"gain": 0.95}, "the gain in its interval"),
-        ({"n": 0}, "at least 1 and 0 are needed"),
+        ({"n": 0}, "at least 1 and 0"),
         ({"price": float("nan")}, "price of nan"),
         ({"controls": {}}, "at least one control"),
         ({"verdict": " "}, "a verdict"),
@@ -184,7 +184,7 @@ def test_another_chat_template_is_told(steer: ul.SteeringHook, small: Any, monke
     proven = steer.proven(SHOWN, chat)
     assert proven.chat_template_hash is not None
     ul.generate(chat, steer=proven, max_new_tokens=1)  # says nothing
-    with pytest.warns(UserWarning, match=f"chat template {proven.chat_template_hash}, and these are in none"):
+    with pytest.warns(UserWarning, match=f"chat template {proven.chat_template_hash}, but these are in none"):
         ul.generate(small, TASK.direct, proven, max_new_tokens=1)
 
 

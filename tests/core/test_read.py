@@ -165,8 +165,8 @@ def test_axes_that_do_not_hold_everything_say_so(
     monkeypatch.setattr(read, "_settings", lambda variant: ul.Remote(axes=2))
     pair = local(small_nnsight, TASK.direct), local(small_nnsight, TASK.think)
     Contrast.capture(*pair)
-    assert "2 axes came back; they hold" in caplog.text
-    assert "Remote(axes=...) asks for more" in caplog.text
+    assert "2 axes were returned; they hold" in caplog.text
+    assert "ask for more with Remote(axes=...)" in caplog.text
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -294,7 +294,7 @@ def test_a_sample_of_the_tokens_gives_nearly_the_same_map(
 
 
 def test_sinks_are_not_dealt_with_on_a_server(large_nnsight: Any, small_nnsight: Any) -> None:
-    with pytest.raises(ul.InvalidInput, match="sinks='drop' was given for a model on a server, where they are kept"):
+    with pytest.raises(ul.InvalidInput, match="sinks='drop' was given for a model on a server, where sinks are always kept"):
         ul.SubspaceAligner(8, sinks="drop").fit(local(large_nnsight, TEXT), local(small_nnsight, TEXT))
 
 
@@ -308,7 +308,7 @@ def test_what_is_resumed_must_run_on_a_server(small: Any, tmp_path: Path) -> Non
 
 
 def test_a_model_is_not_run_here_and_there_at_once(small_nnsight: Any) -> None:
-    with pytest.raises(ul.InvalidInput, match="small-base is to run on a server for one variant and here for the other; give"):
+    with pytest.raises(ul.InvalidInput, match="small-base should run on a server for one variant and here for the other; give"):
         ul.CapabilityDirection.extract(ul.Variant(small_nnsight, TASK.direct), local(small_nnsight, TASK.think))
 
 

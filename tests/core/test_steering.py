@@ -28,18 +28,18 @@ def test_numbers_and_names_are_checked_at_once() -> None:
     for alpha in (float("nan"), float("inf")):
         with pytest.raises(ul.InvalidInput, match="alpha (nan|inf) was given; a finite number is needed"):
             ul.SteeringHook(direction, alpha)
-    with pytest.raises(ul.InvalidInput, match=r"layers \[1\] were asked for; this direction has \[0, 2\]"):
+    with pytest.raises(ul.InvalidInput, match=r"layers \[1\] were requested; this direction has \[0, 2\]"):
         ul.SteeringHook(direction, 0.5, layers=[1])
     with pytest.raises(ul.InvalidInput, match="alpha {0: 0.5, 2: nan} was given; a finite number is needed"):
         ul.SteeringHook(direction, {0: 0.5, 2: float("nan")})
     for alpha, layers in (({0: 0.5}, None), ({0: 0.5, 1: 0.5, 2: 0.5}, None), ({0: 0.5, 2: 0.5}, [2])):
-        with pytest.raises(ul.InvalidInput, match="alpha has strengths for layers .*; give one strength for each"):
+        with pytest.raises(ul.InvalidInput, match="alpha has strengths for layers .*; give a strength for each"):
             ul.SteeringHook(direction, alpha, layers=layers)
     with unchecked():
-        with pytest.raises(ul.InvalidInput, match="no operation 'project'; take one of norm_preserving, add, ablate"):
+        with pytest.raises(ul.InvalidInput, match="no operation 'project'; use one of norm_preserving, add, ablate"):
             ul.SteeringHook(direction, 0.5, "project")  # pyright: ignore[reportArgumentType]
         with pytest.raises(
-            ul.InvalidInput, match="positions 'last' were asked for; take one of last_prompt, prompt, generated, all"
+            ul.InvalidInput, match="positions='last' was given; use one of last_prompt, prompt, generated, all"
         ):
             ul.SteeringHook(direction, 0.5, positions="last")  # pyright: ignore[reportArgumentType]
 
@@ -59,7 +59,7 @@ def test_a_direction_of_another_width_or_depth_is_refused(small: Any) -> None:
     deep = ul.SteeringHook(ul.CapabilityDirection(torch.ones(1, 64), (3,)), 0.5)
     for steer in (wide, deep):
         with pytest.raises(
-            ul.IncompatibleModel, match=r"of no known model; d_model .* does not fit small-base \(3 layers, d_model 64"
+            ul.IncompatibleModel, match=r"its model is unknown; d_model .* does not fit small-base \(3 layers, d_model 64"
         ):
             ul.generate(small, TASK.direct, steer=steer)
 
@@ -68,7 +68,7 @@ def test_a_direction_of_another_model_is_refused_and_both_are_named(small: Any) 
     """The same shape, other weights."""
     post = zoo.load("small-post")
     steer = ul.SteeringHook(direction_of(small), 0.5)
-    message = r"made for small-base \(.*weights .*\), this model is small-post \(.*weights .*check_model=False"
+    message = r"made for small-base \(.*weights .*\), but this model is small-post \(.*weights .*check_model=False"
     with pytest.raises(ul.IncompatibleModel, match=message):
         ul.generate(post, TASK.direct, steer=steer)
     with pytest.raises(ul.IncompatibleModel, match=message):

@@ -107,7 +107,7 @@ def test_mistakes_are_told_before_any_text_is_written(large: Any, small: Any, mo
         ul.calibration_texts(ul.Variant(large, TASK.direct[:3]), ul.Variant(large, TASK.think[:2]))
     with unchecked(), pytest.raises(ul.InvalidInput, match="one text"):
         ul.transfer(large, small, TASK.direct, TASK.think, "text")
-    with pytest.raises(ul.InvalidInput, match="another model"):
+    with pytest.raises(ul.InvalidInput, match="a different model"):
         ul.transfer(large, small, ul.Variant(small, TASK.direct), TASK.think)
 
 

@@ -170,7 +170,7 @@ def test_collinear_prompts_give_a_map_of_the_rank_that_is_there(method: Any, cap
     found = fitted(source, target, method=method, rank=4)
     assert found.maps.spanned == [1]
     assert torch.linalg.matrix_rank(found.map(0)) == 1
-    assert "span no more than rank 1 at target layer 0 (singular values are cut below 1e-06 of the largest)" in caplog.text
+    assert "span only rank 1 at target layer 0 (singular values are cut below 1e-06 of the largest)" in caplog.text
 
 
 def test_a_nearly_singular_gram_is_cut_and_not_inverted(caplog: pytest.LogCaptureFixture) -> None:
@@ -179,7 +179,7 @@ def test_a_nearly_singular_gram_is_cut_and_not_inverted(caplog: pytest.LogCaptur
     source[:, -1] = 1e-8 * torch.randn(50, generator=torch.Generator().manual_seed(0))
     found = fitted(source, target, method="ridge", ridge=0.0)
     assert found.maps.spanned == [8]
-    assert "span no more than rank 8 at target layer 0" not in caplog.text  # 7 are all that the target allows
+    assert "span only rank 8 at target layer 0" not in caplog.text  # 7 are all that the target allows
     assert float(found.map(0).abs().max()) < 100
 
 

@@ -90,7 +90,7 @@ class Contrast:
             InvalidInput: n is less than 1, or more than there are prompts.
         """
         if not 1 <= n <= len(self):
-            raise InvalidInput(f"{n} prompts were requested; this contrast has {len(self)} (1 to {len(self)} are possible)")
+            raise InvalidInput(f"{n} prompts were requested; this contrast has {len(self)}")
         return self._of(self.differences[:, :n], f"first {n} prompts", n)
 
     def resampled(self, seed: int) -> Contrast:
