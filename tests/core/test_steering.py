@@ -38,9 +38,7 @@ def test_numbers_and_names_are_checked_at_once() -> None:
     with unchecked():
         with pytest.raises(ul.InvalidInput, match="no operation 'project'; use one of norm_preserving, add, ablate"):
             ul.SteeringHook(direction, 0.5, "project")  # pyright: ignore[reportArgumentType]
-        with pytest.raises(
-            ul.InvalidInput, match="positions='last' was given; use one of last_prompt, prompt, generated, all"
-        ):
+        with pytest.raises(ul.InvalidInput, match="positions='last' was given; use one of last_prompt, prompt, generated, all"):
             ul.SteeringHook(direction, 0.5, positions="last")  # pyright: ignore[reportArgumentType]
 
 

@@ -125,7 +125,9 @@ def project_of(folder: Path, nav: list[str], **pages: str) -> Path:
         shutil.copy(ROOT / name, folder / name)
     (folder / "AGENTS.md").write_text("# Recipes\n")
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
-    (folder / "mkdocs.yml").write_text(yaml.safe_dump({**settings, "nav": [*nav, "tutorials/index.md", "agents.md", "changelog.md", "contributing.md"]}))
+    (folder / "mkdocs.yml").write_text(
+        yaml.safe_dump({**settings, "nav": [*nav, "tutorials/index.md", "agents.md", "changelog.md", "contributing.md"]})
+    )
     for name, text in pages.items():
         (folder / "docs" / f"{name}.md").write_text(text)
     return folder

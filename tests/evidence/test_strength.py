@@ -204,7 +204,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("how", "told"),
         [
-            ({"unrelated": zoo.text(16), "budget": 1e-9}, "below what any edit costs"),
+            ({"unrelated": zoo.text(16), "budget": 1e-9}, "below the price of any edit"),
             ({"unrelated": zoo.text(16), "budget": 0.0}, "positive"),
             ({"budget": 0.1}, "unrelated="),
             ({"locked": TASK.direct[:7]}, "at least 8"),

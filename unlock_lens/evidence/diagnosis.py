@@ -215,9 +215,7 @@ def diagnose(
     _check_belongs("direction", direction.d_model, direction.model, aligner, "source")
     mapped = sorted(set(aligner.layer_map.values()))
     if not set(mapped) & set(direction.layers):
-        raise InvalidInput(
-            f"the direction has layers {list(direction.layers)}, the map reads {mapped}: none in common"
-        )
+        raise InvalidInput(f"the direction has layers {list(direction.layers)}, the map reads {mapped}: none in common")
     if aligner.source_model is not None and aligner.source_model.basis == "zero_mean":
         direction = direction.zero_mean()
     texts = [variant for variant in (source, target) if variant is not None]
@@ -325,9 +323,7 @@ def _check_belongs(name: str, width: int, model: ModelIdentity | None, aligner: 
     """Check that it has the model and width of that side of the aligner."""
     expected, d_model = getattr(aligner, f"{side}_model"), getattr(aligner.maps, f"{side}_factors").shape[-1]
     if model is not None and expected is not None and not model.is_same_model(expected):
-        raise IncompatibleModel(
-            f"the {name} belongs to {model}, the aligner was fitted on {expected}; give that one"
-        )
+        raise IncompatibleModel(f"the {name} belongs to {model}, the aligner was fitted on {expected}; give that one")
     if width != d_model:
         raise InvalidInput(f"the {name} has d_model {width}, but the aligner expects {d_model}; give that model's own")
 
