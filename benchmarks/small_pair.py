@@ -1,4 +1,4 @@
-"""The small real pair: SmolLM2-135M-Instruct and Gemma-3-270m, both ways, three capabilities, every control (docs/small_pair.md).
+"""The small real pair: SmolLM2-135M-Instruct and Gemma-3-270m, both ways, with every control (docs/small_pair.md).
 
     python benchmarks/real_models.py --help                                         # how to get the models
     python benchmarks/small_pair.py run MODELS/smollm2 MODELS/gemma --way smollm2-gemma
@@ -33,7 +33,8 @@ from unlock_lens.evidence.statistics import wilson_interval
 from unlock_lens.hosts import open_model
 
 HERE = Path(__file__).parent
-CONFIG, RESULTS, DOCUMENT = HERE / "small_pair.yaml", HERE / "results" / "small_pair.jsonl", HERE.parent / "docs" / "small_pair.md"
+CONFIG, RESULTS = HERE / "small_pair.yaml", HERE / "results" / "small_pair.jsonl"
+DOCUMENT = HERE.parent / "docs" / "small_pair.md"
 ROWS = 100
 """Completions in one batch."""
 

@@ -342,7 +342,7 @@ def test_a_map_that_predicts_nothing_says_so(large: Any, small: Any, caplog: pyt
 
 
 def test_bad_calibrations_are_refused(large: Any, small: Any) -> None:
-    with pytest.raises(ul.InvalidInput, match="needs calibration tokens of two texts at least"):
+    with pytest.raises(ul.InvalidInput, match="needs calibration tokens from at least two texts"):
         SubspaceAligner("cv", centered=False).fit_activations(acts(0, 2, 1, 8), acts(1, 2, 1, 6))
     with unchecked(), pytest.raises(ul.InvalidInput, match="9 source and 8 target tokens"):
         SubspaceAligner("cv").fit_activations(acts(0, 2, 9, 8), acts(1, 2, 8, 6))

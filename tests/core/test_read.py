@@ -324,7 +324,7 @@ def test_a_layer_that_is_not_finite_is_named(small_nnsight: Any, monkeypatch: py
 def test_settings_of_a_server_are_checked() -> None:
     with pytest.raises(ul.InvalidInput, match=r"Remote\(deadline=-1\) was given; a positive number is needed"):
         ul.Remote(deadline=-1)
-    with pytest.raises(ul.InvalidInput, match="the host 'here' was given; write its URL, .* or remote=True for NDIF"):
+    with pytest.raises(ul.InvalidInput, match="the host 'here' was given; give its URL, .* or remote=True for NDIF"):
         ul.Remote("here")
     assert remote_of("ndif") == remote_of(True) == ul.Remote()
     with unchecked(), pytest.raises(ul.InvalidInput, match="the host 'http:/x' was given"):

@@ -100,9 +100,9 @@ def test_models_without_weights_at_hand_are_known_by_name() -> None:
 
 def test_each_framework_points_to_its_own_form(small: Any, small_nnsight: Any) -> None:
     steer = ul.SteeringHook(direction_of(small), 0.5)
-    with pytest.raises(ul.UnsupportedModel, match=r"nnsight model take steer.apply\(lm\)"):
+    with pytest.raises(ul.UnsupportedModel, match=r"nnsight model use steer.apply\(lm\)"):
         steer.fwd_hooks(small_nnsight)
-    with pytest.raises(ul.UnsupportedModel, match=r"TransformerLens model take steer.fwd_hooks\(model\)"):
+    with pytest.raises(ul.UnsupportedModel, match=r"TransformerLens model use steer.fwd_hooks\(model\)"):
         steer.apply(small)
 
 
