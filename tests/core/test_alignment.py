@@ -108,14 +108,14 @@ def test_a_layer_map_of_the_users_own() -> None:
 
 
 @pytest.mark.parametrize(("rank", "n", "centered", "cap"), [(20, 7, False, 7), (7, 7, True, 6), (20, 40, False, 6)])
-def test_the_cap_of_the_rank_is_told(rank: int, n: int, centered: bool, cap: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_cap_of_the_rank_is_reported(rank: int, n: int, centered: bool, cap: int, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         aligner = SubspaceAligner(rank, centered=centered).fit_activations(acts(0, 1, n, 8), acts(1, 1, n, 6 if n > 8 else 9))
     assert f"rank {rank} requested, but {n} calibration tokens span only rank {cap}" in caplog.text
     assert int(torch.linalg.matrix_rank(aligner.map(0), rtol=1e-4)) == cap
 
 
-def test_nothing_is_told_where_the_rank_is_there(caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_reported_where_the_rank_is_there(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         SubspaceAligner(5).fit_activations(acts(0, 2, 9, 8), acts(1, 2, 9, 6))
     assert not caplog.text
@@ -142,7 +142,7 @@ def test_bad_calibrations_are_refused(small: Any, large: Any) -> None:
         SubspaceAligner(2, centered=True).fit_activations(torch.ones(2, 9, 8), acts(1, 2, 9, 6))
 
 
-def test_an_aligner_that_is_not_fitted_says_so() -> None:
+def test_an_aligner_that_is_not_fitted_is_reported() -> None:
     aligner = SubspaceAligner(2)
     for use in (lambda: aligner.transport(direction(0, (0,), 8)), lambda: aligner.map(0), lambda: aligner.layer_map):
         with pytest.raises(ul.InvalidInput, match="not fitted yet; call fit or fit_activations first"):

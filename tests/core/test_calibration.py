@@ -331,7 +331,7 @@ def test_layers_that_are_not_mapped_are_not_read(large: Any, small: Any, monkeyp
     assert set(seen) == {(2,), (1,)}
 
 
-def test_a_map_that_predicts_nothing_says_so(large: Any, small: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_map_that_predicts_nothing_is_reported(large: Any, small: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Of unrelated tokens; and of texts in another order, which count as many tokens."""
     SubspaceAligner("cv", True).fit_activations(acts(0, 1, 50, 8), acts(1, 1, 50, 6))
     assert "the map carries nothing" in caplog.text
@@ -477,7 +477,7 @@ def test_a_target_that_does_not_vary_is_named() -> None:
             found.pair(0)
 
 
-def test_a_norm_of_just_the_bar_is_no_sink() -> None:
+def test_a_norm_of_just_the_bar_is_not_a_sink() -> None:
     states = torch.eye(8)[:5]
     states[4] *= calibrate.SINK
     assert bool(SinkRule.of("drop", {0: states}, {0: states}).kept({0: states}, {0: states}).all())

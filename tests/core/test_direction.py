@@ -169,7 +169,7 @@ def test_the_basis_is_one_of_two() -> None:
         ul.CapabilityDirection(torch.ones(1, 4), (0,), basis="foo")  # pyright: ignore[reportArgumentType]
 
 
-def test_prompts_that_are_the_same_tokens_are_told(small: Any) -> None:
+def test_prompts_that_are_the_same_tokens_are_reported(small: Any) -> None:
     """Words that the tokenizer does not know are one token: text differs, and nothing that the model reads."""
     locked, unlocked = ul.Variant(small, ["Q 1 slowly A :"]), ul.Variant(small, ["Q 1 carefully A :"])
     with pytest.raises(
@@ -178,13 +178,13 @@ def test_prompts_that_are_the_same_tokens_are_told(small: Any) -> None:
         ul.CapabilityDirection.extract(locked, unlocked, progress=False)
 
 
-def test_a_layer_is_no_list_of_layers(small: Any) -> None:
+def test_a_layer_is_not_a_list_of_layers(small: Any) -> None:
     locked, unlocked = ul.Variant(small, ["Q 1 A :"]), ul.Variant(small, ["Q 1 think A :"])
     with unchecked(), pytest.raises(ul.InvalidInput, match=r"layers=1 was given; give a list, layers=\[1\]"):
         ul.CapabilityDirection.extract(locked, unlocked, layers=1)  # pyright: ignore[reportArgumentType]
 
 
-def test_arithmetic_that_leaves_nothing_says_so() -> None:
+def test_arithmetic_that_leaves_nothing_is_reported() -> None:
     a = ul.CapabilityDirection(torch.eye(2, 8), (0, 3))
     for empty in (lambda: a - a, lambda: 0 * a):
         with pytest.raises(ul.InvalidInput, match=r"zero at layers \[0, 3\]"):

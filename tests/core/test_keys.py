@@ -93,7 +93,7 @@ def test_a_key_of_another_model_is_refused(steer: ul.SteeringHook, tmp_path: Pat
             ul.generate(zoo.load(name), TASK.direct, key)
 
 
-def test_a_key_that_fits_any_model_is_told(tmp_path: Path) -> None:
+def test_a_key_that_fits_any_model_is_reported(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="model is unknown, so this key cannot refuse"):
         ul.SteeringHook(ul.CapabilityDirection(torch.ones(1, 4), (0,)), 0.5).save(tmp_path / "key.safetensors")
 
@@ -118,7 +118,7 @@ def test_keys_that_cannot_be_trusted_are_refused(steer: ul.SteeringHook, tmp_pat
         ul.SteeringHook.load(rewritten(path, change))
 
 
-def test_a_direction_is_no_key(steer: ul.SteeringHook, tmp_path: Path) -> None:
+def test_a_direction_is_not_a_key(steer: ul.SteeringHook, tmp_path: Path) -> None:
     steer.direction.save(tmp_path / "direction.safetensors")
     with pytest.raises(ul.ArtifactError, match="holds: direction; expected: key"):
         ul.SteeringHook.load(tmp_path / "direction.safetensors")
@@ -177,7 +177,7 @@ def test_the_hub(steer: ul.SteeringHook, hub: Hub) -> None:  # noqa: F811
     assert same(ul.SteeringHook.from_pretrained("me/think"), steer)
 
 
-def test_another_chat_template_is_told(steer: ul.SteeringHook, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_chat_template_is_reported(steer: ul.SteeringHook, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     template = "{% for m in messages %}{{ m['content'] }} A :{% endfor %}"
     monkeypatch.setattr(small.tokenizer, "chat_template", template, raising=False)
     chat = ul.Variant(small, ["Q 1 2 3 4 5 6", "Q 2 2 3 4 5 6"], chat=True)

@@ -159,7 +159,7 @@ def test_contrasts_come_back_whole_where_the_axes_hold_them(small_nnsight: Any) 
     assert error(Contrast.capture(*pair).differences, Contrast.capture(*plain).differences) < 1e-5
 
 
-def test_axes_that_do_not_hold_everything_say_so(
+def test_axes_that_do_not_hold_everything_are_reported(
     small_nnsight: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(read, "_settings", lambda variant: ul.Remote(axes=2))
@@ -211,7 +211,7 @@ def test_maps_in_several_requests_are_those_of_one(
         assert error(found.map(b), expected.map(b)) < 1e-4
 
 
-def test_parts_of_few_sampled_tokens_are_no_poorer(
+def test_parts_of_few_sampled_tokens_are_not_poorer(
     large_nnsight: Any, small_nnsight: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A request that holds three tokens of the sample, or none, still tells the axes of all of its tokens."""
@@ -225,7 +225,7 @@ def test_parts_of_few_sampled_tokens_are_no_poorer(
         assert error(parts.dense(b), whole.dense(b)) < 1e-3
 
 
-def test_parts_that_were_cut_say_so(
+def test_parts_that_were_cut_are_reported(
     large_nnsight: Any, small_nnsight: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(read, "_settings", lambda variant: ul.Remote(axes=4))

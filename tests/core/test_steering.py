@@ -172,13 +172,13 @@ def test_a_copied_hook_is_a_hook(small: Any) -> None:
         ((None, [0.5]), "alpha .* was given; a finite number is needed"),
     ],
 )
-def test_what_is_no_direction_and_no_strength(arguments: tuple[Any, Any], message: str) -> None:
+def test_what_is_neither_a_direction_nor_a_strength(arguments: tuple[Any, Any], message: str) -> None:
     direction = ul.CapabilityDirection(torch.ones(1, 4), (0,))
     with unchecked(), pytest.raises(ul.InvalidInput, match=message):
         ul.SteeringHook(arguments[0] or direction, arguments[1])
 
 
-def test_one_layer_is_no_list_of_layers() -> None:
+def test_one_layer_is_not_a_list_of_layers() -> None:
     direction = ul.CapabilityDirection(torch.ones(1, 4), (0,))
     with unchecked(), pytest.raises(ul.InvalidInput, match=r"layers=2 was given; give a list, layers=\[2\]"):
         ul.SteeringHook(direction, 0.5, layers=2)  # pyright: ignore[reportArgumentType]

@@ -146,7 +146,7 @@ def test_demonstrations_stand_before_every_prompt(small: Any) -> None:
     assert found.prompts == ("Q 3 A : 4\n\nQ 5 A : 6\n\nQ 1", "Q 3 A : 4\n\nQ 5 A : 6\n\nQ 2")
 
 
-def test_ids_are_read_as_they_are(small: Any) -> None:
+def test_ids_are_read_unchanged(small: Any) -> None:
     prompts = ["Q 1", "Q 1 2 3"]
     texts = ul.Variant(small, prompts)
     left = ul.Variant(small, tokens=texts.tokens.ids, attention_mask=texts.tokens.mask)
@@ -224,7 +224,7 @@ def test_a_fit_takes_two_models_and_the_texts_once(large: Any, small: Any) -> No
     assert torch.equal(once.map(2), twice.map(2))
 
 
-def test_a_template_is_filled_and_told(small: Any) -> None:
+def test_a_template_is_filled_and_reported(small: Any) -> None:
     found = ul.Variant(small, ["1 2", "3"], template="Q {question} A :")
     assert found.prompts == ("Q 1 2 A :", "Q 3 A :")
     told = found.description

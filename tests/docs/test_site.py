@@ -78,7 +78,7 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     assert [name for name in wanted if name not in shown] == []
 
 
-def test_entries_show_types_errors_and_code_that_is_no_quotation(site: Path) -> None:
+def test_entries_show_types_errors_and_code_that_is_not_a_quotation(site: Path) -> None:
     page = (site / "reference" / "steering" / "index.html").read_text()
     assert "norm_preserving" in page
     assert 'href="../errors/#unlock_lens.InvalidInput"' in page
