@@ -45,7 +45,7 @@ test-tl3: $(TL3)/ready  ## run the tests of the hosts with TransformerLens 3.x a
 test-ndif: $(VENV)/ready $(NDIF)/ready  ## run the tests against a real NDIF server, which is started here and ended (6 minutes on 2 cores)
 	tests/remote/run
 
-test-wheel: $(VENV)/ready  ## build the package and use it in an environment of its own, in an empty folder (minutes)
+test-wheel: $(VENV)/ready  ## build the package and use it in a new environment, in an empty folder (minutes)
 	UNLOCK_LENS_WHEEL=$${UNLOCK_LENS_WHEEL:-1} $(VENV)/bin/pytest tests/packaging/test_wheel.py
 
 test-peers: $(VENV)/ready $(PEERS)/ready  ## exchange files with repeng, steering-vectors and lm-evaluation-harness, in .venv-peers (3 minutes on 2 cores)
@@ -62,7 +62,7 @@ test-real: $(VENV)/real $(TL3)/real  ## steer a real pretrained model (SmolLM2-1
 	$(VENV)/bin/pytest -m real -s tests/real
 	$(TL3)/bin/pytest -m real -s tests/real -k hooked
 
-test-gpu: $(VENV)/ready  ## run the oracle's tests and those of half precision on a GPU; without one they skip themselves
+test-gpu: $(VENV)/ready  ## run the oracle's tests and those of half precision on a GPU; skipped without one
 	$(VENV)/bin/pytest -q -rs tests/gpu $(if $(shell $(VENV)/bin/python -c 'import torch; print("gpu" * torch.cuda.is_available())'),tests/hosts/test_oracle.py)
 
 bench-gpu: $(VENV)/ready  ## measure extraction, a fit and generation at the shapes of 1.5B and 7B models on a GPU (5 minutes of an H100)
@@ -77,14 +77,14 @@ browser:  ## install Chromium, with which the report and the documentation are t
 diagnosis: $(VENV)/ready  ## measure how well diagnose forecasts, over 488 configurations (10 minutes)
 	$(VENV)/bin/python benchmarks/diagnosis.py
 
-aligners: $(VENV)/ready  ## measure which calibration brings a capability: method, texts, rank, n (20 minutes on 2 cores)
+aligners: $(VENV)/ready  ## measure which calibrations transfer a capability: method, texts, rank, n (20 minutes on 2 cores)
 	$(VENV)/bin/python benchmarks/aligners.py --workers $(WORKERS)
 
 bench: $(VENV)/ready  ## measure how far from the floor extraction, fitting, steering and import are (10 to 20 minutes)
 	mkdir -p runs
 	$(VENV)/bin/python benchmarks/speed.py --json runs/speed.json
 
-bench-peers: $(VENV)/ready $(PEERS)/ready  ## measure steering-vectors and repeng beside this library (5 minutes on 2 cores)
+bench-peers: $(VENV)/ready $(PEERS)/ready  ## compare speed with steering-vectors and repeng (5 minutes on 2 cores)
 	mkdir -p runs
 	$(VENV)/bin/python benchmarks/peers.py --json runs/peers.json
 
@@ -98,12 +98,12 @@ check: $(VENV)/ready  ## what pre-commit checks: lint, format, types, settings, 
 	if git rev-parse --git-dir > /dev/null 2>&1; then $(VENV)/bin/pre-commit run --all-files; \
 	else $(VENV)/bin/ruff check && $(VENV)/bin/ruff format --check && $(VENV)/bin/pyright; fi
 
-format: $(VENV)/ready  ## mend what can be mended of it
+format: $(VENV)/ready  ## fix what can be fixed automatically
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 	$(VENV)/bin/toml-sort pyproject.toml
 
-zoo: $(VENV)/ready  ## train the embedded family anew (35 minutes on 2 cores)
+zoo: $(VENV)/ready  ## train the embedded family again (35 minutes on 2 cores)
 	$(VENV)/bin/python scripts/train_zoo.py
 
 zoo-figures: $(VENV)/ready  ## measure what steers the varied pair, the shared-opening pair and the second training seeds (15 minutes)

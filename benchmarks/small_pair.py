@@ -1,4 +1,4 @@
-"""The small real pair: SmolLM2-135M-Instruct and Gemma-3-270m, both ways, three capabilities, every control.
+"""The small real pair: SmolLM2-135M-Instruct and Gemma-3-270m, both ways, with every control (docs/small_pair.md).
 
     python benchmarks/real_models.py --help                                         # how to get the models
     python benchmarks/small_pair.py run MODELS/smollm2 MODELS/gemma --way smollm2-gemma

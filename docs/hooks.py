@@ -1,4 +1,4 @@
-"""Pages of the site that come from outside docs/: notebooks with their outputs, a gallery of them, and the repository's documents.
+"""Pages of the site that come from outside docs/: notebooks with outputs, a gallery of them, the repository's documents.
 
 They are made while the site is built, so nothing is copied. Links between files work as they do in the repository.
 """

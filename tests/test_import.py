@@ -49,7 +49,7 @@ def run_without(packages: tuple[str, ...], code: str) -> subprocess.CompletedPro
     return subprocess.run([sys.executable, "-c", blocked + code], capture_output=True, text=True, check=False)
 
 
-def test_import_brings_little_besides_torch() -> None:
+def test_import_costs_little_besides_torch() -> None:
     code = f"import sys, unlock_lens, unlock_lens.zoo; print([name for name in {LATER} if name in sys.modules])"
     assert run_without((), code).stdout.strip() == "[]"
 

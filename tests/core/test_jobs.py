@@ -113,7 +113,7 @@ def test_what_is_on_its_way_is_found_again(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.job.json"))
 
 
-def test_a_request_that_the_server_has_lost_is_sent_anew(tmp_path: Path) -> None:
+def test_a_request_that_the_server_has_lost_is_sent_again(tmp_path: Path) -> None:
     server = Scripted()
     Kept.at(tmp_path).remember("a", "job-of-before")
     assert float(collect([server.request("a")], tmp_path)[0]["mean"]) == 1
@@ -125,7 +125,7 @@ def test_a_damaged_ticket_is_none(tmp_path: Path) -> None:
     assert float(collect([Scripted().request("a")], tmp_path)[0]["mean"]) == 1
 
 
-def test_a_failed_request_keeps_those_before_it_and_is_sent_anew(tmp_path: Path) -> None:
+def test_a_failed_request_keeps_those_before_it_and_is_sent_again(tmp_path: Path) -> None:
     server = Scripted()
     requests = [server.request("a"), server.request("b", fails=ul.RemoteFailure("it failed there", "job-2", "Traceback"))]
     with pytest.raises(ul.RemoteFailure, match="failed"):

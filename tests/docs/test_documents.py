@@ -97,7 +97,7 @@ def own_pair(lines: str) -> str:
     return textwrap.dedent(block)
 
 
-def test_getting_started_transfers_between_a_pair_of_ones_own(tmp_path: Path) -> None:
+def test_getting_started_transfers_between_a_pair_of_your_own(tmp_path: Path) -> None:
     """Its code runs as it stands, with folders in place of hub ids; the strength that it finds brings the capability."""
     code = own_pair("direct = [f")
     given = "from unlock_lens import zoo\ntask = zoo.running_sum(n=128)\nsolutions = zoo.text(n=600)\n"

@@ -78,7 +78,7 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     assert [name for name in wanted if name not in shown] == []
 
 
-def test_entries_show_types_errors_and_code_that_is_no_quotation(site: Path) -> None:
+def test_entries_show_types_errors_and_code_that_is_not_a_quotation(site: Path) -> None:
     page = (site / "reference" / "steering" / "index.html").read_text()
     assert "norm_preserving" in page
     assert 'href="../errors/#unlock_lens.InvalidInput"' in page
@@ -125,7 +125,9 @@ def project_of(folder: Path, nav: list[str], **pages: str) -> Path:
         shutil.copy(ROOT / name, folder / name)
     (folder / "AGENTS.md").write_text("# Recipes\n")
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
-    (folder / "mkdocs.yml").write_text(yaml.safe_dump({**settings, "nav": [*nav, "tutorials/index.md", "agents.md", "changelog.md", "contributing.md"]}))
+    (folder / "mkdocs.yml").write_text(
+        yaml.safe_dump({**settings, "nav": [*nav, "tutorials/index.md", "agents.md", "changelog.md", "contributing.md"]})
+    )
     for name, text in pages.items():
         (folder / "docs" / f"{name}.md").write_text(text)
     return folder

@@ -81,7 +81,7 @@ def test_an_exact_map_is_a_good_forecast() -> None:
         assert layer.source_rank == pytest.approx(np.exp(layer.source_entropy or 0))
 
 
-def test_a_direction_outside_the_span_is_told() -> None:
+def test_a_direction_outside_the_span_is_reported() -> None:
     source = drawn(0, 2, 200, 8)
     source[..., 4:] = 0
     target = source @ drawn(1, 2, 8, 8)
@@ -97,7 +97,7 @@ def test_a_direction_outside_the_span_is_told() -> None:
     assert "0.00" in found.verdict
 
 
-def test_a_low_rank_is_told_apart_from_poor_texts() -> None:
+def test_a_low_rank_is_distinguished_from_poor_texts() -> None:
     aligner, source, target = made(rank=2)
     direction = ul.CapabilityDirection(source[:, 0], (0, 1))
     said = " ".join(diagnose(direction, aligner, source_acts=source, target_acts=target).reasons)
@@ -125,7 +125,7 @@ def test_ability_says_no() -> None:
     assert "solves 10%" in naive.reasons[0]
 
 
-def test_what_was_not_looked_at_is_told() -> None:
+def test_what_was_not_looked_at_is_reported() -> None:
     aligner, source, _ = made()
     said = " ".join(diagnose(ul.CapabilityDirection(source[:, 0], (0, 1)), aligner).reasons)
     for part in ("give source and target", "give ability", "give locked and unlocked"):
@@ -257,7 +257,7 @@ def forecast(large: Any, target: Any, contrast: Contrast, texts: list[str], **mo
 
 @pytest.mark.filterwarnings("ignore:no calibration token is the last")
 @pytest.mark.parametrize("probed", [False, True])
-def test_text_with_the_capability_is_told_from_text_without_it(
+def test_text_with_the_capability_is_distinguished_from_text_without_it(
     large: Any, small: Any, contrast: Contrast, probed: bool
 ) -> None:
     without = [text for text in TEXT if "think" not in text and "S" not in text]

@@ -154,7 +154,7 @@ def test_other_capabilities_are_specific(found: Results) -> None:
     assert line["paired"]["gained"] == 0  # it reverses, and adds nothing
 
 
-def test_what_describes_it_stands_beside_it(found: Results, folder: Path) -> None:
+def test_its_description_is_next_to_it(found: Results, folder: Path) -> None:
     assert found.problems is not None
     assert [len(found.problems[split]) for split in ("train", "test")] == [20, 100]
     assert found.problems["test"][0]["prompt"].startswith("Q ")
@@ -186,7 +186,7 @@ def stopping_after(n: int, append: Callable[[Path, Line], None] = results.append
     return stopping
 
 
-def test_an_interrupted_sweep_goes_on_and_ends_as_a_whole_one(
+def test_an_interrupted_sweep_resumes_and_ends_like_an_uninterrupted_one(
     found: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Ctrl-C twice, then a line cut off by the power: in the end the lines are those of the sweep that nothing stopped."""
@@ -290,7 +290,7 @@ def test_values_that_the_models_do_not_allow_are_refused_before_any_run(
     assert not (tmp_path / "out" / results.LINES).exists()
 
 
-def test_too_few_problems_are_told_in_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_few_problems_are_reported_in_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     few = changed(sizes={"extract": 100, "train": 5, "test": 5}, sampling={"samples": 0}, controls=[])
     with caplog.at_level(logging.WARNING):
         sweep.run(few, tmp_path / "out", progress=False)
@@ -387,7 +387,7 @@ def test_others_that_the_task_cannot_tell_are_refused_at_once(tmp_path: Path, na
         sweep.run(changed(others=others), tmp_path / "out", progress=False)
 
 
-def test_a_single_pair_is_swept_and_what_cannot_be_described_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_single_pair_is_swept_and_reports_what_is_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     one = {"aligner": ["paper"], "n": [1], "rank": [1], "alpha": [0.5]}
     with caplog.at_level(logging.WARNING):
         found = sweep.run(changed(grid=one, controls=[]), tmp_path / "out", progress=False)

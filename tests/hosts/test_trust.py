@@ -307,7 +307,7 @@ def test_training_mode_without_dropout_is_nothing(folders: Any) -> None:
     direction_for(model)
 
 
-def test_what_is_measured_goes_on_where_a_completion_would_end() -> None:
+def test_what_is_measured_continues_where_a_completion_would_end() -> None:
     """A row that ends at once shows nothing of the steps that read the cache."""
     hf = copy.deepcopy(family("llama"))
     hf.generation_config.eos_token_id = list(range(3, hf.config.vocab_size))

@@ -1,4 +1,4 @@
-"""Files: an artifact in one safetensors file, alone, in a folder with a card, or on the Hugging Face hub (docs/hub.md)."""
+"""Files: an artifact as one safetensors file, alone, in a folder with a card, or on the Hugging Face hub (docs/hub.md)."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ from unlock_lens.method.crossval import CrossValidation
 __all__ = ["Shareable", "load"]
 
 FORMAT_VERSION = 3
-"""Version 1 called sinks="rescale" "whiten", and the basis "zero_mean" "centered". Up to version 2 the hash was of the numbers
-alone; since then it is of the description as well."""
+"""Version 1 called sinks="rescale" "whiten", and the basis "zero_mean" "centered". Up to version 2, the hash covered only the
+numbers; since then it also covers the description."""
 _HEADER = 4 * 2**20
-"""Bytes of a header at most: a description has some kilobytes, and JSON takes forty times its size to parse."""
+"""Maximum bytes of a header: a description has some kilobytes, and parsing JSON takes forty times its size."""
 _OUTSIDE = frozenset({"kind", "format_version", "library_version", "created", "content_hash", "shapes"})
-"""What every file says of itself, beside its kind's own description."""
+"""The metadata of every file, besides the description of its kind."""
 _KINDS = ("direction", "aligner", "key", "finished request")
 _KEY = "unlock_lens"
 _CARD = "README.md"
@@ -52,7 +52,7 @@ T = TypeVar("T", bound="Shareable")
 
 
 def save(path: str | Path, kind: str, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write an artifact to a temporary file, which then takes the place of `path`."""
+    """Write an artifact to a temporary file, which then replaces `path`."""
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {
         "kind": kind,
@@ -77,7 +77,7 @@ def _version() -> str:
 
 @contextmanager
 def replacing(path: str | Path) -> Generator[Path, None, None]:
-    """Name of a file to write in the block, which then replaces `path`; an exception leaves the old file unchanged.
+    """A temporary file to write in the block, which then replaces `path`; an exception leaves the old file unchanged.
 
     Raises:
         ArtifactError: the path is a folder, or its folder does not exist.
@@ -88,7 +88,7 @@ def replacing(path: str | Path) -> Generator[Path, None, None]:
     if path.is_dir():
         raise ArtifactError(f"{path} is a folder; give the name of a file")
     if path.exists() and not path.is_file():
-        raise ArtifactError(f"{path} is a device or a pipe, which would be replaced; give the name of a file")
+        raise ArtifactError(f"{path} is a device or a pipe, which saving would replace; give the name of a file")
     if not path.parent.is_dir():
         raise ArtifactError(f"{path.parent} is not a folder; make it first")
     temporary = temporary_of(path)
@@ -102,10 +102,10 @@ def replacing(path: str | Path) -> Generator[Path, None, None]:
 
 
 def load(path: str | Path, kind: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and metadata of an artifact, of any kind if none is given.
+    """Tensors and metadata of an artifact, of the given kind or any.
 
     Raises:
-        ArtifactError: the file does not exist, is foreign or damaged, or has another kind or format version.
+        ArtifactError: the file does not exist, is not an artifact, is damaged, or has another kind or format version.
 
     Source: docs/hub.md.
 
@@ -139,10 +139,10 @@ def load(path: str | Path, kind: str | None = None) -> tuple[dict[str, Tensor], 
 
 
 def _metadata(path: Path, content: bytes) -> dict[str, Any]:
-    """What the header says, before a tensor is made."""
+    """The contents of the header, before any tensor is created."""
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or length > min(len(content) - 8, _HEADER):
-        raise ValueError(f"its header is said to have {length} bytes, and the file has {len(content)}")
+        raise ValueError(f"its header claims {length} bytes, but the file has {len(content)}")
     told = parsed(content[8 : 8 + length]).get("__metadata__")
     raw = told.get(_KEY) if isinstance(told, dict) else None
     if not isinstance(raw, str):
@@ -152,7 +152,7 @@ def _metadata(path: Path, content: bytes) -> dict[str, Any]:
 
 @contextmanager
 def reading(path: str | Path) -> Generator[None, None, None]:
-    """Turn what a damaged or foreign file provokes into an ArtifactError that names the file."""
+    """Turn the errors of damaged or foreign files into an ArtifactError that names the file."""
     try:
         yield
     except ArtifactError:
@@ -165,7 +165,7 @@ def _check_version(path: Path, kind: str | None, metadata: Mapping[str, Any]) ->
     found = metadata.get("format_version")
     if type(found) is not int or not 1 <= found <= FORMAT_VERSION:
         raise ArtifactError(
-            f"{path} has format version {shown(found)}, this library reads 1 to {FORMAT_VERSION}; "
+            f"{path} has format version {shown(found)}, but this library reads 1 to {FORMAT_VERSION}; "
             f"it was written by unlock-lens {shown(metadata.get('library_version', '?'))}"
         )
     if metadata.get("kind") not in _KINDS:
@@ -179,11 +179,11 @@ def _check_content(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[
         raise ArtifactError(f"the shapes in {path} differ from those in its metadata; save it again")
     described = metadata if metadata["format_version"] > 2 else None
     if metadata["content_hash"] != content_hash(tensors, described):
-        raise ArtifactError(f"{path} is not what was saved (content hash); save it again")
+        raise ArtifactError(f"{path} differs from what was saved (its content hash does not match); save it again")
 
 
 def content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:
-    """Hash of names and numbers, and of all that a file says of them; up to version 2 of the numbers alone."""
+    """Hash of names, numbers and the whole description; up to version 2, of the numbers only."""
     digest = hashlib.sha256()
     if metadata is not None:
         rest = {name: value for name, value in metadata.items() if name != "content_hash"}
@@ -195,9 +195,9 @@ def content_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | No
 
 
 class Shareable(ABC):
-    """An artifact that can be kept in a folder or a repository of the hub, with a card.
+    """An artifact that can be saved in a folder or a hub repository, with a card.
 
-    Each kind has a file name of its own, so one folder can hold a direction and the aligner that transported it.
+    Each kind has a different file name, so one folder can hold a direction and the aligner that transported it.
 
     Source: docs/hub.md.
 
@@ -229,8 +229,8 @@ class Shareable(ABC):
         """Write the artifact and its card to a folder, which is created if needed.
 
         Args:
-            folder: gets `direction.safetensors`, `aligner.safetensors` or `key.safetensors`, and a section in `README.md`,
-                whose other text stays.
+            folder: receives `direction.safetensors`, `aligner.safetensors` or `key.safetensors`, and a section in `README.md`,
+                whose other text is kept.
 
         Raises:
             InvalidInput: the folder is a file, or the aligner is not fitted.
@@ -254,20 +254,20 @@ class Shareable(ABC):
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
     ) -> T:
-        """Read what `save_pretrained` or `push_to_hub` wrote; from the hub, only the safetensors file is fetched.
+        """Read what `save_pretrained` or `push_to_hub` wrote; from the hub, only the safetensors file is downloaded.
 
         Args:
             name_or_folder: an existing folder, or else a hub id, namespace/name.
             revision: branch, tag or commit on the hub; None is main.
-            token: for private repositories; None is the one of `hf auth login`.
-            cache_dir: where files of the hub are kept, and found again without network; None is huggingface_hub's cache.
+            token: token for private repositories; None is the one from `hf auth login`.
+            cache_dir: where downloaded files are kept for use without network; None is huggingface_hub's cache.
 
         Raises:
             InvalidInput: the name is a file, or neither a folder nor a hub id; a revision was given for a folder.
-            ArtifactError: there is no such repository, revision or file, or it is of another kind, foreign or damaged.
+            ArtifactError: the repository, revision or file does not exist, or is of another kind, not an artifact, or damaged.
             RequestRefused: the repository is gated, or the token is refused.
             ServerUnreachable: the hub does not answer, and the file is not in the cache.
-            RemoteFailure: the hub fails, or the transfer breaks off.
+            RemoteFailure: the hub fails, or the transfer is interrupted.
         """
         from huggingface_hub import hf_hub_download
 
@@ -299,16 +299,16 @@ class Shareable(ABC):
         Args:
             repo_id: namespace/name; without a namespace it is your own. The repository is created if needed.
             private: whether a new repository is private.
-            token: one that may write; None is the one of `hf auth login`.
+            token: token that may write; None is the one from `hf auth login`.
             commit_message: None is "Upload" and the file.
             revision: branch to write to, created if needed; None is main.
 
         Raises:
             InvalidInput: the name is not a hub id, private=True and the repository is public, or the aligner is not fitted.
             ArtifactError: the card in the repository cannot be read.
-            RequestRefused: the token is missing or may not write there, or somebody else committed in between.
+            RequestRefused: the token is missing or may not write there, or somebody else committed in the meantime.
             ServerUnreachable: the hub does not answer.
-            RemoteFailure: the hub fails, or the transfer breaks off.
+            RemoteFailure: the hub fails, or the transfer is interrupted.
         """
         from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -342,7 +342,7 @@ class Shareable(ABC):
 
 
 def _clean(token: str | bool | None) -> str | bool | None:
-    """The token without a line's end, which HTTP would refuse with a message that shows the token."""
+    """The token without a trailing line break, which HTTP would refuse with a message that shows the token."""
     return token.strip() if isinstance(token, str) else token
 
 
@@ -366,16 +366,16 @@ def _translated(error: BaseException) -> tuple[type[UnlockLensError], str]:
     if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, errors.HfHubHTTPError):
         error = error.__cause__  # the hub did answer
     if isinstance(error, errors.HFValidationError):
-        return InvalidInput, "the name is neither a folder here nor a hub id; a hub id is namespace/name"
+        return InvalidInput, "the name is neither a local folder nor a hub id (namespace/name)"
     if isinstance(error, (errors.GatedRepoError, errors.LocalTokenNotFoundError)):
         return RequestRefused, "log in (hf auth login) or give token=; access to a gated repository is granted on its page"
     if isinstance(error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError)):
-        return ArtifactError, "check name and revision; if the repository is private, log in (hf auth login) or give token="
+        return ArtifactError, "check the name and revision; if the repository is private, log in (hf auth login) or give token="
     if isinstance(error, errors.HfHubHTTPError) and error.response.status_code < 500:
         return RequestRefused, f"status {error.response.status_code}; check the token's rights, or call again"
     if isinstance(error, (errors.HfHubHTTPError, RuntimeError)):  # RuntimeError is how the transfer of large files fails
-        return RemoteFailure, "the hub failed, or the transfer broke off; try again"
-    return ServerUnreachable, "the hub does not answer, and the cache has no copy; check the network and HF_ENDPOINT"
+        return RemoteFailure, "the hub failed, or the transfer was interrupted; try again"
+    return ServerUnreachable, "the hub does not answer, and there is no copy in the cache; check the network and HF_ENDPOINT"
 
 
 _USES: Mapping[str, str] = {
@@ -387,7 +387,7 @@ moved = aligner.transport(direction)  # from the source model to the target mode
     "key": """steer = ul.SteeringHook.from_pretrained("{name}")  # refused by any model but the one in the table
 completions = ul.generate(model, prompts, steer=steer)""",
 }
-_SECTION = """<!-- unlock-lens: {kind}. This part is rewritten at every save; write above or below it. -->
+_SECTION = """<!-- unlock-lens: {kind}. This part is rewritten by every save; write above or below it. -->
 
 ## {kind}.safetensors
 
@@ -401,7 +401,7 @@ import unlock_lens as ul
 |---|---|
 {rows}
 
-That text changes under steering does not prove transfer: compare the gain with random directions and with "away from the
+A change of text under steering does not prove a transfer. Compare the gain with random directions and with "away from the
 target's mean state" at the same strength (`unlock-lens sweep` runs these controls). Layer l is the output of block l; the
 method is UNLOCK, NeurIPS 2026, [arXiv:2604.06377](https://arxiv.org/abs/2604.06377).
 
@@ -410,7 +410,7 @@ _HIDDEN = ("kind", "format_version", "shapes", "own_layer_map", "provenance", "d
 
 
 def _card(name: str, metadata: Mapping[str, Any], existing: Path) -> bytes:
-    """The existing card, or a new one, with the section of this kind of artifact rewritten from the artifact's metadata."""
+    """The existing card, or a new one, with the section of this kind of artifact rewritten from its metadata."""
     from huggingface_hub import ModelCard
     from yaml import YAMLError
 
@@ -418,7 +418,7 @@ def _card(name: str, metadata: Mapping[str, Any], existing: Path) -> bytes:
         text = existing.read_text(encoding="utf-8-sig") if existing.is_file() else f"# {name.rsplit('/', 1)[-1]}\n"
         card = ModelCard(text if text.lstrip().startswith("---") else f"---\nlibrary_name: {_LIBRARY}\n---\n\n{text}")
     except (ValueError, TypeError, YAMLError) as error:
-        raise ArtifactError(f"the metadata of {name}'s {_CARD} cannot be read; mend it, or remove the file") from error
+        raise ArtifactError(f"the metadata of {name}'s {_CARD} cannot be read; fix or remove the file") from error
     rows = _rows(metadata)
     if rows.get("cross_validation"):
         rows["cross_validation"] = "chose rank {}, ridge {:g}".format(*CrossValidation.from_json(rows["cross_validation"]).best)

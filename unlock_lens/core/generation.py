@@ -39,30 +39,31 @@ def generate(
     wait: bool = True,
     stop: Sequence[str] = (),
 ) -> list[str]:
-    """Complete each prompt; the completions come without it, and without special tokens.
+    """Complete each prompt, and return the completions without the prompt and without special tokens.
 
     Args:
-        model: a TransformerBridge, HookedTransformer, or nnsight TransformersModel; or a `Variant`, without prompts.
+        model: a TransformerBridge, HookedTransformer, or nnsight TransformersModel; or a `Variant`, if prompts= is omitted.
         prompts: texts, or a `Variant` of this model (chat templates, ids, few-shot prompts).
         steer: a hook, or several, which act in the given order at each layer.
-        max_new_tokens: tokens at most; an end-of-sequence token ends a completion before.
-        batch_size: prompts at a time, of like length.
-        add_special_tokens: whether the tokenizer adds its own.
+        max_new_tokens: maximum number of tokens; an end-of-sequence token ends a completion earlier.
+        batch_size: prompts at a time, of similar length.
+        add_special_tokens: whether the tokenizer adds special tokens.
         use_cache: whether to use the KV cache; the result is the same.
-        temperature: 0 is greedy; otherwise sampled (torch.manual_seed makes it repeatable).
-        remote: for nnsight models: run on NDIF (True), on the server of a host URL, as a `Remote` says, or here as NDIF
-            would ("local"). All batches go in one request.
+        temperature: 0 is greedy; otherwise tokens are sampled (torch.manual_seed makes this repeatable).
+        remote: for nnsight models: run on NDIF (True), on the server at a URL, as a `Remote` says, or here in the way that
+            NDIF would ("local"). All batches go in one request.
         progress: whether to show a progress bar (after a second of work).
-        resume: for models on a server: a folder that keeps finished requests, so that the same call goes on after a fault.
-        wait: for models on a server: otherwise all requests are sent, and the same call collects them later.
-        stop: strings before the first of which a completion ends, such as ("Question", "\\n\\n"). Only what is written counts,
-            not the prompt; special tokens are not text. HookedTransformer cuts the text, and writes to the end all the same.
+        resume: for models on a server: a folder that stores finished requests, so that the same call can resume after a fault.
+        wait: for models on a server: if False, requests are sent without waiting, and the same call collects them later.
+        stop: a completion ends before the first of these strings, such as ("Question", "\\n\\n"). They are searched for in the
+            completion, not in the prompt or special tokens. HookedTransformer generates to the end and then cuts the text.
 
     Raises:
-        InvalidInput: no prompts, an empty one, a number out of range, an empty stop string, resume without a server.
-        IncompatibleModel: a hook whose direction was made for another model.
-        UnsupportedModel: a model that no backend serves, or that cannot run remotely as asked.
-        RemoteError: a server that does not answer, refuses, or fails; JobsRunning with wait=False.
+        InvalidInput: there are no prompts or an empty one, a number is out of range, a stop string is empty, or resume= is
+            given without a server.
+        IncompatibleModel: the direction of a hook was made for a different model.
+        UnsupportedModel: no backend supports the model, or it cannot run remotely as requested.
+        RemoteError: the server does not answer, refuses, or fails; JobsRunning with wait=False.
 
     Source: docs/method.md, section 3.
 
@@ -78,7 +79,7 @@ def generate(
 
 
 class Completion(NamedTuple):
-    """What was written, and whether it ended by itself: at an end-of-sequence token or a stop string, not at the budget."""
+    """A completion, and whether it ended by itself: at an end-of-sequence token or a stop string, not at the budget."""
 
     text: str
     ended: bool
@@ -96,7 +97,7 @@ def complete(
     wait: bool = True,
     stop: Sequence[str] = (),
 ) -> list[Completion]:
-    """`generate`, which also says which completions were cut."""
+    """`generate`, which also reports which completions were cut off."""
     check_how(max_new_tokens, stop, temperature)
     backend, where = variant.backend, remote_of(variant.remote)
     check_resumable(where is not None, resume, wait)
@@ -127,16 +128,16 @@ def complete(
 
 
 def check_how(max_new_tokens: int, stop: Sequence[str], temperature: float = 0.0) -> None:
-    """Raise InvalidInput unless completions can be made like this: numbers in range, and no stop string that is empty."""
+    """Raise InvalidInput if a number is out of range or a stop string is empty."""
     if max_new_tokens < 1 or not temperature >= 0:
         raise InvalidInput(
-            f"max_new_tokens {max_new_tokens} and temperature {temperature} were given; at least 1 and 0 are needed"
+            f"max_new_tokens {max_new_tokens} and temperature {temperature} were given; they must be at least 1 and 0"
         )
     if isinstance(stop, str):
         raise InvalidInput(f"stop={stop!r} is one text; give a list of stop strings, stop=[{stop!r}]")
     for each in stop:
         if not isinstance(each, str) or not each:  # pyright: ignore[reportUnnecessaryIsInstance]  users have no type checker
-            raise InvalidInput(f"the stop string {each!r} was given; give a text that is not empty, as in stop=['Question']")
+            raise InvalidInput(f"the stop string {each!r} was given; give a non-empty text, as in stop=['Question']")
 
 
 def _on_server(

@@ -1,4 +1,4 @@
-"""What an extraction, a calibration and a generation will ask of a server, counted from the models' configs alone.
+"""Plan: the cost of an extraction, a calibration and a generation on a server, from the models' configs alone.
 
 The library makes the same requests as when it runs; a `PlannedModel` counts each of them instead of sending it.
 """
@@ -38,7 +38,7 @@ _TITLES = ("step", "requests", "tokens", "padded", "up", "down", "held")
 
 @dataclass(frozen=True)
 class Step:
-    """Requests of one kind to one model. Sizes count the data of tensors; code and containers come on top (docs/plan.md).
+    """Requests of one kind to one model. Sizes count the data of tensors; code and containers are extra (docs/plan.md).
 
     Attributes:
         name: what is done.
@@ -46,9 +46,9 @@ class Step:
         requests: how many requests are made.
         tokens: tokens that the model reads or writes.
         padded_tokens: the same with padding.
-        bytes_up: ids, masks, indices and steering vectors.
-        bytes_down: the results; for completions, the most that they can be.
-        server_bytes: what the largest request keeps on the server until it ends, besides the model and its activations.
+        bytes_up: size of ids, masks, indices and steering vectors.
+        bytes_down: size of the results; for completions, the maximum.
+        server_bytes: memory that the largest request holds on the server until it ends, besides the model and its activations.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be asked of servers; `str(plan)` is a table.
+    """What will be requested from servers; `str(plan)` is a table.
 
     Attributes:
         steps: in the order in which they run.
@@ -86,7 +86,7 @@ class Plan:
         return Step.summed("total", "", self.steps)
 
     def to_json(self) -> dict[str, Any]:
-        """The same for programs: tokens and bytes are whole numbers."""
+        """The plan as data: tokens and bytes are integers."""
         steps, total = [asdict(step) for step in self.steps], asdict(self.total)
         return {"steps": steps, "total": total, "assumptions": list(self.assumptions)}
 
@@ -135,33 +135,33 @@ def plan(
     resume: bool = False,
     **aligner: Any,
 ) -> Plan:
-    """Count what an extraction, a calibration and a generation on a server will ask of it, before anything is sent.
+    """Count what an extraction, a calibration and a generation will request from a server, before anything is sent.
 
-    Reads the models' configs, and their tokenizers where real texts are given; loads no weights and asks no server.
+    Reads the models' configs, and their tokenizers if real texts are given. It does not load weights or contact a server.
 
     Args:
         source: the model that the direction comes from: a hub id, folder, transformers config, open model, or `Variant`.
         target: the model that it goes to, given in the same ways; None for the extraction alone.
         prompts: the locked and the unlocked prompts of the extraction, or how many of each; None for no extraction.
         texts: the calibration texts, or how many; None for no calibration.
-        prompt_tokens: assumed tokens of each prompt, where `prompts` is a number.
-        text_tokens: assumed tokens of each text, where `texts` is a number.
-        unlocked_source: the unlocked model of a model contrast; None where only the prompts differ.
+        prompt_tokens: assumed tokens of each prompt, if `prompts` is a number.
+        text_tokens: assumed tokens of each text, if `texts` is a number.
+        unlocked_source: the unlocked model of a model contrast; None if only the prompts differ.
         aggregate: as in `CapabilityDirection.extract`.
         layers: the source's layers from which the direction is extracted.
-        max_new_tokens: length of one steered completion of each locked prompt, by the target, or by the source where there is
+        max_new_tokens: length of one steered completion of each locked prompt, by the target, or by the source if there is
             no target; 0 for no generation.
         batch_size: prompts in one forward pass.
         add_special_tokens: as in `Variant`.
         remote: the settings of the requests; None is `Remote()`.
         resume: whether `resume=` will be given, which makes more and smaller requests.
-        aligner: what `SubspaceAligner` takes: rank, method, positions, layer_map and so on.
+        aligner: arguments of `SubspaceAligner`: rank, method, positions, layer_map and so on.
 
     Raises:
-        InvalidInput: nothing to plan, numbers without lengths, models that cannot be read, and whatever `extract`, `fit` and
-            `generate` refuse themselves.
+        InvalidInput: there is nothing to plan, numbers lack lengths, models cannot be read, or `extract`, `fit` or `generate`
+            would refuse the arguments.
         UnsupportedModel: an object that is not a model.
-        IncompatibleModel: an unlocked source whose shape or basis differs from the source's.
+        IncompatibleModel: the unlocked source's shape or basis differs from the source's.
 
     Example:
         >>> from unlock_lens import zoo
@@ -309,7 +309,7 @@ def model_of(given: Any) -> PlannedModel:
     """Read the config of a hub id or folder, or take the identity of an open model.
 
     Raises:
-        InvalidInput: there is no such model, or its config does not say what shape it has.
+        InvalidInput: the model does not exist, or its config lacks the shape.
         UnsupportedModel: the object is not a model.
     """
     from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
@@ -325,7 +325,7 @@ def model_of(given: Any) -> PlannedModel:
     text = config.get_text_config()
     n_layers, d_model = (getattr(text, attribute, None) for attribute in ("num_hidden_layers", "hidden_size"))
     if not n_layers or not d_model:
-        raise InvalidInput(f"the config of {name} does not say how many layers of what width it has; a decoder is needed")
+        raise InvalidInput(f"the config of {name} lacks the number of layers or their width; a decoder is needed")
     return PlannedModel(ModelIdentity(name, n_layers, d_model), tokenizer)
 
 
@@ -335,14 +335,14 @@ def _loaded(auto: Any, name: str) -> Any:
     except (OSError, ValueError, KeyError) as error:  # what transformers raises where a folder or hub id holds none
         wanted = auto.__name__.removeprefix("Auto").lower()
         raise InvalidInput(
-            f"no {wanted} of {name!r} can be read, from a folder or from the hub: {error} "
+            f"the {wanted} of {name!r} cannot be read from a folder or from the hub: {error} "
             "(check the spelling; a gated model needs HF_TOKEN)"
         ) from error
 
 
 def _no_tokenizer() -> Any:
     raise InvalidInput(
-        "a config has no tokenizer to count these texts with; give a folder or hub id that has one, or numbers: "
+        "a config has no tokenizer to count these texts; give a folder or hub id that has one, or numbers: "
         "prompts=512, prompt_tokens=120"
     )
 
@@ -353,14 +353,14 @@ def _check_lengths(what: str, given: Texts | None, name: str, length: int | None
         if given < 1 or length is None or length < 1:
             raise InvalidInput(f"{what}={given} and {name}={length} were given; give both, each at least 1")
     elif length is not None:
-        raise InvalidInput(f"{name}={length} was given, but {what} is not a number; leave {name} out")
+        raise InvalidInput(f"{name}={length} was given, but {what} is not a number; omit {name}")
 
 
 def _check_asked(target: bool, prompts: bool, texts: bool, new: int) -> None:
     for wrong, message in (
         (new < 0, f"max_new_tokens {new} was given; give 0 for no generation, or more"),
         (not prompts and not texts, "nothing to plan: give prompts= to extract from, or texts= and a target to calibrate"),
-        (texts and not target, "texts= were given without a target; a calibration reads them in source and target"),
+        (texts and not target, "texts= was given without a target; a calibration reads them in source and target"),
         (target and not texts and not new, "a target was given, but neither texts= to calibrate with nor max_new_tokens="),
         (new and not prompts, f"max_new_tokens={new} was given without prompts; give the prompts= to complete"),
     ):
@@ -377,4 +377,4 @@ def _assumptions(
         yield f"{texts:,} calibration texts of {text_tokens:,} tokens each, which both models split alike"
     if new:
         yield f"steered completions that run to {new:,} tokens"
-    yield "up, down, held: the data of tensors; code, containers and activations come on top"
+    yield "up, down, held: the data of tensors; code, containers and activations are extra"

@@ -46,11 +46,11 @@ Request = tuple[Any, Ids, Ids]
 
 
 class SteeredLM(TemplateLM):
-    """A steered model, as lm-evaluation-harness asks it.
+    """A steered model for lm-evaluation-harness.
 
     Args:
         pretrained: folder or hub id; or a model that is open in TransformerLens or nnsight.
-        key: a saved hook: file, folder or hub id; or a `SteeringHook`, or several. None evaluates the model as it is.
+        key: a saved hook: file, folder or hub id; or a `SteeringHook`, or several. None evaluates the unsteered model.
         backend: which framework opens it by name.
         dtype: in which its weights are opened by name.
         batch_size: requests in one forward pass.
@@ -62,7 +62,7 @@ class SteeredLM(TemplateLM):
     Raises:
         InvalidInput: no such model, a batch size that is not a number, another device than the model's, a tokenizer that ends
             every prompt with a special token.
-        IncompatibleModel: a key that was made for another model.
+        IncompatibleModel: the key was made for a different model.
         ArtifactError: a file that is not a key.
 
     Example:

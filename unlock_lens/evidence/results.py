@@ -1,4 +1,4 @@
-"""What a sweep leaves in its folder: one line for each finished configuration, and what describes them."""
+"""The results of a sweep in its folder: one line for each finished configuration, and their descriptions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SEEDED = ("random", "shuffled")
 NULL = "null"
 """Sources that have no capability, moved by the same maps and chosen among the same settings as the transfer."""
 FORCED = ("forced_1", "forced_3", "forced_8")
-"""The unsteered target goes on from the first 1, 3, 8 tokens that the steered one wrote."""
+"""The unsteered target continues from the first 1, 3, 8 tokens that the steered one wrote."""
 AT_PRICE = {"own_at_price": "own", "random_at_price": "random", "anti_mean_at_price": "anti_mean"}
 """Controls once more, at the strength at which they cost on unrelated text what the transfer costs."""
 GROUPS = {"forced": FORCED, "at_price": tuple(AT_PRICE)}
@@ -44,7 +44,7 @@ class Results:
     """A sweep's folder, read.
 
     Attributes:
-        config: what was asked for (`config.yaml`).
+        config: the config (`config.yaml`).
         lines: finished configurations (`results.jsonl`), in the order in which they were finished.
         problems: "train" and "test": lists of {"prompt", "answer"}.
         geometry: "maps", "spectra", "effect" per layer.
@@ -66,7 +66,7 @@ class Results:
         """Read a sweep's folder, finished or not; if a configuration occurs twice, its first line counts.
 
         Raises:
-            InvalidInput: it is not a sweep's folder, or holds no finished configuration.
+            InvalidInput: it is not the folder of a sweep, or has no finished configuration.
         """
         from unlock_lens.evidence.schema import ConfigOf, fault_of
         from unlock_lens.evidence.yaml_files import read_yaml
@@ -76,12 +76,12 @@ class Results:
             raise InvalidInput(f"{folder} is not the folder of a sweep (it has no {CONFIG}); run `unlock-lens sweep` first")
         config = read_yaml(folder / CONFIG)
         if fault := fault_of(config, ConfigOf):
-            raise InvalidInput(f"{folder / CONFIG} is not the config of a sweep ({fault}); put the one of the sweep back")
+            raise InvalidInput(f"{folder / CONFIG} is not the config of a sweep ({fault}); restore the original")
         found = read_lines(folder / LINES)
         for number, why in found.bad.items():
             logger.warning("%s, line %d is left out: %s", folder / LINES, number, why)
         if not found.lines:
-            raise InvalidInput(f"{folder} holds no finished configuration yet; run `unlock-lens sweep` again to resume it")
+            raise InvalidInput(f"{folder} has no finished configuration yet; run `unlock-lens sweep` again to resume it")
         first: dict[str, Line] = {}
         for line in found.lines:
             first.setdefault(key_of(line["config"], line["split"]), line)

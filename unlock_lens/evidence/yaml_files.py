@@ -41,7 +41,7 @@ def read_yaml(file: Path) -> Any:
     """The content of a YAML file, of plain values alone.
 
     Raises:
-        InvalidInput: no such file, too large, not YAML, an alias, a key that occurs twice, more levels than anything needs.
+        InvalidInput: the file is missing, too large, or not YAML, or has aliases, repeated keys, or too many levels.
     """
     try:
         with file.open("rb") as source:
@@ -49,7 +49,7 @@ def read_yaml(file: Path) -> Any:
     except OSError as error:
         raise InvalidInput(f"{file} cannot be read: {error.strerror}") from error
     if len(content) > LARGEST:
-        raise InvalidInput(f"{file} has more than {LARGEST} bytes, which is no config")
+        raise InvalidInput(f"{file} has more than {LARGEST} bytes, which is too large for a config")
     if any(line.count(b"[") + line.count(b"{") > MOST_OPENED for line in content.splitlines()):
         raise InvalidInput(f"{file} opens more than {MOST_OPENED} brackets in a line; write one item to a line")
     try:

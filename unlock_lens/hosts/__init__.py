@@ -14,10 +14,10 @@ from unlock_lens.hosts.tokenizers import watch
 BACKENDS = ("transformer_lens", "nnsight")
 
 _NOT_YET = {
-    "VLLM": "its blocks give the residual stream in two parts, and its batches have no rows",
+    "VLLM": "its blocks return the residual stream in two parts, and its batches have no rows",
     "RemoteBridge": "its hooks run in another process",
 }
-"""Hosts' models that would be taken for those that are served."""
+"""Models of the hosts that look like supported ones and are not."""
 
 __all__ = ["Backend", "Batch", "Edits", "Generation", "Pass", "Pending", "Server", "backend_of", "open_model", "placed"]
 
@@ -29,7 +29,7 @@ alive."""
 
 
 def backend_of(model: Any) -> Backend:
-    """The adapter for a model that the user has open; what it costs to look at one is paid once.
+    """The adapter for a model that the user has open; it is created only once for each model.
 
     Raises:
         UnsupportedModel: it is neither a TransformerLens nor an nnsight model.
@@ -52,8 +52,8 @@ def _kind_of(model: Any) -> type[Backend]:
     packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}
     if refused := [base.__name__ for base in type(model).__mro__ if base.__name__ in _NOT_YET]:
         raise UnsupportedModel(
-            f"a {refused[0]} was given, which is not served yet: {_NOT_YET[refused[0]]}. Open the model as a TransformerLens "
-            "TransformerBridge or an nnsight TransformersModel"
+            f"a {refused[0]} was given, which is not supported yet: {_NOT_YET[refused[0]]}. Open the model as a "
+            "TransformerLens TransformerBridge or an nnsight TransformersModel"
         )
     if "transformer_lens" in packages:
         from unlock_lens.hosts.transformer_lens import TransformerLensBackend
@@ -88,18 +88,18 @@ def placed(backend: Backend, where: Where) -> Backend | Server:
 
 
 def open_model(name: str, backend: str = "transformer_lens", dtype: str = "float32", remote: Where = False) -> Any:
-    """Load a Hugging Face folder or hub id, on the GPU where there is one, in one of `BACKENDS`.
+    """Load a Hugging Face folder or hub id, on the GPU if there is one, in one of `BACKENDS`.
 
-    Of a model that is to run on a server no weights are loaded.
+    For a model that will run on a server, no weights are loaded.
 
     Raises:
-        InvalidInput: there is no such backend, none that runs remotely, or no such model.
+        InvalidInput: the backend is unknown or cannot run remotely, or the model does not exist.
         MissingPackage: the backend's framework is not installed.
     """
     if backend not in BACKENDS:
         raise InvalidInput(f"there is no backend {backend!r}; take one of {', '.join(BACKENDS)}")
     if remote and backend != "nnsight":
-        raise InvalidInput(f"remote={remote!r} was given with the backend {backend!r}; models on a server take nnsight")
+        raise InvalidInput(f"remote={remote!r} was given with the backend {backend!r}; models on a server need nnsight")
     require(backend.replace("_", "-"), backend)
     if isinstance(remote_of(remote), Remote):
         from unlock_lens.hosts.nnsight import open_meta_model as opener
@@ -110,4 +110,4 @@ def open_model(name: str, backend: str = "transformer_lens", dtype: str = "float
     try:
         return opener(name, dtype)
     except (OSError, ValueError) as error:  # what transformers raises where a folder or hub id holds no model
-        raise InvalidInput(f"{name!r} is not a model folder, nor a hub id that can be reached: {error}") from error
+        raise InvalidInput(f"{name!r} is neither a model folder nor a hub id that can be reached: {error}") from error

@@ -1,4 +1,4 @@
-"""What unlock-lens asks of a host framework, and nothing more."""
+"""The interface of a host framework: all that unlock-lens needs of it."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from unlock_lens.method.reduce import Reduction
 logger = logging.getLogger(__name__)
 _OF_POSITIONS = re.compile(r"(wpe|pos_embed|positions?_embed|embed_positions)[^.]*$")
 _INSTEAD = {
-    "padding": "gives padded rows other numbers than rows alone (a recurrence reads the padding, or the mask is not used as "
-    "it should be); rows of equal length are batched instead, without a mask",
-    "rows of equal length": "gives rows of equal length other numbers together than alone; each runs alone instead",
-    "cache": "writes something else with its KV cache than without; it is not used",
+    "padding": "gives padded rows different numbers from single rows (a recurrence reads the padding, or the mask is used "
+    "wrongly), so rows of equal length are batched instead, without a mask",
+    "rows of equal length": "gives rows of equal length different numbers together than alone, so each runs alone instead",
+    "cache": "writes something different with its KV cache, so the cache is not used",
 }
 Edits = Mapping[int, Sequence[LayerEdit]]
 """For each edited layer its edits, in the order in which they are made, and the gates that read it."""
@@ -280,8 +280,8 @@ class Backend(Runs):
                 if isinstance(error, torch.OutOfMemoryError | UnsupportedModel):
                     raise
                 raise UnsupportedModel(
-                    f"no backward pass leads through {self.identity.name} ({type(self.root).__name__}): {error}. Choose layers "
-                    "without gradients, with effect_by_layer, and give them as a list"
+                    f"{self.identity.name} ({type(self.root).__name__}) does not support a backward pass: {error}. Choose "
+                    "layers without gradients, with effect_by_layer, and give them as a list"
                 ) from error
         order = torch.cat([rows for rows, _ in parts]).argsort()
         states, slopes = (torch.cat(of_parts, dim=1)[:, order] for of_parts in zip(*found, strict=True))
@@ -291,7 +291,7 @@ class Backend(Runs):
         """Predictions that are numbers: padding or steering that overflows in half precision gives NaN."""
         if bool(log_probs.isnan().any()):
             raise UnsupportedModel(
-                f"{self.identity.name} predicts NaN: take float32 or a weaker edit, or batch_size=1 where the host's mask "
+                f"{self.identity.name} predicts NaN: use float32 or a weaker edit, or batch_size=1 if the host's mask "
                 "overflows in half precision (TransformerLens under autocast)"
             )
         return log_probs
@@ -339,7 +339,7 @@ class Backend(Runs):
         if self._positions is not None and batch.ids.shape[1] > self._positions:
             raise InvalidInput(
                 f"a prompt of {batch.ids.shape[1]} tokens was given; {self.identity.name} has {self._positions} learned "
-                "positions: shorten it"
+                "positions, so shorten the prompt"
             )
 
     @property
@@ -463,8 +463,8 @@ def scaled(name: str, config: Any, written: Tensor, ours: Tensor, own: Tensor) -
     factor = factor_of(ours, own, cap, ours.dtype)
     if factor is None:
         raise UnsupportedModel(
-            f"the logits of {name} are not those of its final norm and unembedding alone, so that the logit lens would show "
-            "something else than the model writes"
+            f"the logits of {name} are not those of its final norm and unembedding alone, so the logit lens would show "
+            "something different from what the model writes"
         )
     return factor * written.float()
 

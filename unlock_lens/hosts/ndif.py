@@ -202,4 +202,4 @@ class NdifServer(Server):
 
 def _check(fault: str | None) -> None:
     if fault:
-        raise RemoteError(f"the result does not fit what was asked: {fault}; is it the right server?")
+        raise RemoteError(f"the result does not fit the request: {fault}; check that this is the right server")

@@ -79,12 +79,12 @@ class NNsightBackend(Backend):
         name = str(getattr(self.model, "repo_id", ""))
         if server != "local" and Path(name).exists():
             raise UnsupportedModel(
-                f"{name} is a folder on this machine, which a server cannot know; open a hub model, "
-                'TransformersModel("org/name", task="text-generation"), or take remote="local"'
+                f"{name} is a folder on this machine, which a server cannot read; open a hub model, "
+                'TransformersModel("org/name", task="text-generation"), or use remote="local"'
             )
         if server != "local" and self.identity.fingerprint and name not in _told_about_weights:
             _told_about_weights.add(name)
-            logger.warning("%s is open here with weights; the server runs its own checkpoint of that name, not these", name)
+            logger.warning("%s is open here with weights, but the server runs its own checkpoint of that name", name)
         return NdifServer(self.model, self.blocks, server)
 
     def _check_loaded(self) -> None:
@@ -140,7 +140,7 @@ class NNsightBackend(Backend):
     def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
         if not getattr(self.model, "dispatched", True):
             raise UnsupportedModel(
-                f"{self.identity.name} is open without weights, and its unembedding is needed; give remote=, "
+                f"{self.identity.name} is open without weights, but its unembedding is needed; give remote=, "
                 "or open it with dispatch=True"
             )
         ids = two_rows(self.tokenizer)[0].unsqueeze(0)
@@ -185,7 +185,7 @@ class NNsightBackend(Backend):
 
     def fwd_hooks(self, edits: Edits, mask: Tensor | None = None) -> list[Any]:
         raise UnsupportedModel(
-            "fwd_hooks are TransformerLens' form; for an nnsight model take steer.apply(lm) in its trace, or steer.attached(lm)"
+            "fwd_hooks are TransformerLens' form; for an nnsight model use steer.apply(lm) in its trace, or steer.attached(lm)"
         )
 
 

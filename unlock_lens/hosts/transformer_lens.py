@@ -58,7 +58,7 @@ def open_bridge(name: str, dtype: str) -> Any:
     config = AutoConfig.from_pretrained(name)
     if not find_spec("torchvision") and any(hasattr(config, of) for of in ("vision_config", "audio_config")):
         raise UnsupportedModel(
-            f"{name} is multimodal, and TransformerLens would install torchvision with pip while it opens it; install "
+            f"{name} is multimodal, and TransformerLens would install torchvision with pip when opening it; install "
             "torchvision yourself, or open the model in nnsight"
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -130,7 +130,7 @@ class _Generating:
     def __exit__(self, kind: type[BaseException] | None, *of_error: Any) -> None:
         self._context.__exit__(kind, *of_error)
         if kind is None and (missed := sorted(set(self._edits) - self._made)):
-            raise UnsupportedModel(f"the hook points of layers {missed} never fired, so that nothing was steered there")
+            raise UnsupportedModel(f"the hook points of layers {missed} never fired, so nothing was steered there")
 
     def _attach(self, once: bool) -> None:
         hooks = {layer: self._editing(layer, of_layer, once) for layer, of_layer in self._edits.items()}
@@ -267,7 +267,7 @@ class TransformerLensBackend(Backend):
         with _hooked(self.model, {layer: editing(layer, of) for layer, of in edits.items()}, self._fires):
             yield
         if missed := sorted(set(edits) - made):
-            raise UnsupportedModel(f"the hook points of layers {missed} never fired, so that nothing was steered there")
+            raise UnsupportedModel(f"the hook points of layers {missed} never fired, so nothing was steered there")
 
     def _run(self, batch: Batch, **how: Any) -> Any:
         if self._is_bridge:
@@ -331,11 +331,11 @@ class TransformerLensBackend(Backend):
                     **self._stopping(how, batch.ids.shape[1]),
                 )
             except (NotImplementedError, ImportError) as error:
-                raise UnsupportedModel(f"{self.identity.name} can be read here, and not generate: {error}") from error
+                raise UnsupportedModel(f"{self.identity.name} can be read here, but cannot generate: {error}") from error
         return whole[:, batch.ids.shape[1] :].cpu()
 
     def _stopping(self, how: Generation, prompt_length: int) -> dict[str, Any]:
-        """Nothing for HookedTransformer, and for recurrent models without a cache, which take no criteria: their rows go on."""
+        """Nothing for HookedTransformer, and for recurrent models without a cache, which take no criteria."""
         stateless = getattr(self.model.cfg, "is_stateful", False) and not how.use_cache
         if stateless or "stopping_criteria" not in signature(self.model.generate).parameters:
             return {}
@@ -379,7 +379,7 @@ class TransformerLensBackend(Backend):
     def fwd_hooks(self, edits: Edits, mask: Tensor | None = None) -> HookList:
         if not self._fires:
             raise UnsupportedModel(
-                f"the blocks of {self.identity.name} do not reach blocks.l.hook_resid_post; take steer.attached(model) or "
+                f"the blocks of {self.identity.name} do not reach blocks.l.hook_resid_post; use steer.attached(model) or "
                 "ul.generate"
             )
         listener, hooks = self._steering(edits, Progress(mask))
@@ -405,7 +405,7 @@ class TransformerLensBackend(Backend):
 
     def apply(self, edits: Edits, tracer: Any, layer: int | None = None) -> None:
         raise UnsupportedModel(
-            "apply is for nnsight's trace bodies; for a TransformerLens model take steer.fwd_hooks(model) "
+            "apply is for nnsight's trace bodies; for a TransformerLens model use steer.fwd_hooks(model) "
             "or steer.attached(model)"
         )
 

@@ -151,8 +151,8 @@ class Watch:
         fits = found is not None and len(found) == len(residual) and found.shape[1] in (1, residual.shape[1])
         if found is None or not fits or (needs_all and not self._whole):
             raise InvalidInput(
-                "the gate decides at the last prompt token, and tokens are to be edited before it has read that token in every "
-                'row: run the prompts in one pass with the hook attached, or give the gate positions="all"'
+                "the gate decides at the last prompt token, but tokens would be edited before it has read that token in every "
+                'row; run the prompts in one pass with the hook attached, or give the gate positions="all"'
             )
         return found.unsqueeze(-1).to(residual.device)
 

@@ -29,10 +29,10 @@ def load(name: str, backend: str = "transformer_lens", dtype: str = "float32") -
     """Open one of `MODELS`, in TransformerLens (a TransformerBridge) or in nnsight (a TransformersModel).
 
     Raises:
-        InvalidInput: there is no such model or backend.
+        InvalidInput: the model or backend is unknown.
     """
     if name not in MODELS:
-        raise InvalidInput(f"there is no zoo model {name!r}; take one of {', '.join(MODELS)}")
+        raise InvalidInput(f"there is no zoo model {name!r}; use one of {', '.join(MODELS)}")
     with _no_loading_bars():
         return open_model(str(path() / name), backend, dtype)
 

@@ -1,4 +1,4 @@
-"""What describes a sweep beside its results: inputs, problems, forecast, provenance."""
+"""The description of a sweep, besides its results: inputs, problems, forecast, provenance."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Material:
     def steer(self, setting: Setting) -> SteeringHook:
         """The hook of a steered setting."""
         if setting.alpha is None or setting.operation is None or setting.positions is None:
-            raise InvalidInput(f"{setting} is a baseline; it steers nothing")
+            raise InvalidInput(f"{setting} is a baseline, which is not steered")
         layers = parse_layers(setting.layers)
         return SteeringHook(self.direction(setting), setting.alpha, setting.operation, setting.positions, layers)
 
@@ -137,7 +137,7 @@ class Material:
         return self.splits.train.first(min(PROBED, len(self.splits.train)))
 
     def probe(self, setting: Setting) -> Probe:
-        """How the target begins on train prompts when it is steered, beside the source's unlocked variant."""
+        """How the steered target starts on train prompts, compared with the source's unlocked variant."""
         task = self.probed
         capability = self.capability(setting.capability)
         unlocked = self.model(capability.source_unlocked) if capability.source_unlocked else self.source
@@ -331,7 +331,7 @@ class Material:
         kept = [line for line in texts if not any(question in line for question in asked)]
         self.leaking = len(texts) - len(kept)
         if not kept:
-            raise InvalidInput("every calibration text holds a question of the train or test split; give other texts")
+            raise InvalidInput("every calibration text contains a question of the train or test split; give other texts")
         return kept
 
     def _check_others(self) -> None:
@@ -351,7 +351,7 @@ class Material:
                 )
             asked = [*self.splits.train.questions, *self.splits.test.questions]
             if shared := next((q for q in asked if any(q in prompt for prompt in (*locked, *unlocked))), None):
-                raise InvalidInput(f"{capability.pairs} holds the train or test question {shared[:60]!r}; take it out")
+                raise InvalidInput(f"{capability.pairs} contains the train or test question {shared[:60]!r}; remove it")
 
     def _check_demonstrations(self) -> None:
         asked = {problem.key: problem.question for task in (self.splits.train, self.splits.test) for problem in task.problems}
@@ -359,7 +359,7 @@ class Material:
             for shown in capability.demonstrations:
                 text = Problem(f"{shown.question}\n{shown.answer}", shown.answer).key
                 if held := next((question for key, question in asked.items() if key in text), None):
-                    raise InvalidInput(f"a demonstration holds the train or test question {held[:60]!r}; take it out")
+                    raise InvalidInput(f"a demonstration contains the train or test question {held[:60]!r}; remove it")
 
     def _controls_left_out(self) -> dict[str, str]:
         """Controls that cannot be run here, and why."""

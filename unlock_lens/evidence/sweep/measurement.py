@@ -66,7 +66,7 @@ def measured(
 
 
 def at_price(material: Material, setting: Setting, kl: float) -> Setting:
-    """The setting at the strength, to 3 digits, at which it costs nearest to `kl` nats a token on unrelated text.
+    """The setting at the strength, to 3 digits, at which it costs closest to `kl` nats per token on unrelated text.
 
     Bisection on the logarithm, from a sixteenth of the setting's strength to sixteen times it.
     """
@@ -97,7 +97,7 @@ def _strict(task: Task, completions: Sequence[str]) -> dict[str, Any] | None:
 
 
 def _forced(material: Material, task: Task, prompts: Variant, k: int, steered: Sequence[str]) -> Evaluation:
-    """The unsteered target goes on from the first k tokens that the steered one wrote: what the opening alone brings."""
+    """The unsteered target, continuing from the first k tokens that the steered one wrote: the effect of the opening."""
     started, tokenizer, asked = time.perf_counter(), prompts.backend.tokenizer, prompts.tokens
     openings = [ids[:k] for ids in tokenizer(list(steered), add_special_tokens=False)["input_ids"]]
     rows = [ids[mask.bool()].tolist() for ids, mask in zip(asked.ids, asked.mask, strict=True)]

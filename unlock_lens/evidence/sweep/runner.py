@@ -1,4 +1,4 @@
-"""Sweeps: every choice is made on the train split, and reported once on the test split, beside its controls.
+"""Sweeps: every choice is made on the train split, and reported once on the test split, with its controls.
 
 A finished setting is one line of `results.jsonl`, on disk before the next begins, so that a stopped sweep can be resumed.
 """
@@ -47,7 +47,7 @@ def run(config: SweepConfig, folder: str | Path, progress: bool = True) -> Resul
 
     Raises:
         InvalidInput: the folder holds another sweep (the difference is shown), or a value that the models do not allow.
-        UnsupportedModel: a model that no backend serves.
+        UnsupportedModel: no backend supports the model.
         RemoteError: as `generate`, where models run on a server.
 
     Example:
@@ -212,13 +212,13 @@ def check_folder(folder: Path, config: SweepConfig) -> None:
     if not file.is_file():
         # Hidden files are ours: a lock, or what an interrupted write left.
         if folder.is_dir() and any(not other.name.startswith(".") for other in folder.iterdir()):
-            raise InvalidInput(f"{folder} holds other files, and no {results.CONFIG}; give a new folder")
+            raise InvalidInput(f"{folder} has other files but no {results.CONFIG}; give a new folder")
         return
     if not results.read_lines(folder / results.LINES).lines:
         return  # whatever the config was, nothing was made with it
     held = SweepConfig.load(file).model_copy(update={"name": config.name, "batch_size": config.batch_size})
     if changed := difference(held.to_yaml(), config.to_yaml()):
-        raise InvalidInput(f"{folder} holds a sweep of another config; give a new folder, or undo this change:\n{changed}")
+        raise InvalidInput(f"{folder} has a sweep of another config; give a new folder, or undo this change:\n{changed}")
 
 
 @contextmanager
@@ -253,7 +253,7 @@ def _check_inputs(file: Path, now: Mapping[str, Any], begun: bool) -> None:
     held = results.read_description(file) if begun else None
     changed = "" if held is None else difference(json.dumps(held, indent=1) + "\n", content)
     if changed:
-        raise InvalidInput(f"{file.parent} was begun with other models, problems or texts; give a new folder:\n{changed}")
+        raise InvalidInput(f"{file.parent} was started with other models, problems or texts; give a new folder:\n{changed}")
     results.write_whole(file, content)
 
 
