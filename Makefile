@@ -91,8 +91,8 @@ bench-peers: $(VENV)/ready $(PEERS)/ready  ## measure steering-vectors and repen
 docs: $(VENV)/ready  ## build the documentation, strictly, in build/docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
-fuzz: $(VENV)/ready  ## 20,800 damaged files and server answers, in about half an hour; FUZZ=5000 tries so many of each kind
-	$(VENV)/bin/python -m tests.fuzz $(or $(FUZZ),1600)
+fuzz: $(VENV)/ready  ## 23,700 damaged files and server answers, in about ten minutes; FUZZ=5000 tries so many of each kind
+	$(VENV)/bin/python -m tests.fuzz $(or $(FUZZ),1200)
 
 check: $(VENV)/ready  ## what pre-commit checks: lint, format, types, settings, workflows (without git: lint, format, types)
 	if git rev-parse --git-dir > /dev/null 2>&1; then $(VENV)/bin/pre-commit run --all-files; \

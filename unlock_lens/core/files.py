@@ -30,6 +30,7 @@ from unlock_lens.errors import (
     RequestRefused,
     ServerUnreachable,
     UnlockLensError,
+    plain,
     shown,
 )
 from unlock_lens.method.crossval import CrossValidation
@@ -412,13 +413,14 @@ _HIDDEN = ("kind", "format_version", "shapes", "own_layer_map", "provenance", "d
 def _card(name: str, metadata: Mapping[str, Any], existing: Path) -> bytes:
     """The existing card, or a new one, with the section of this kind of artifact rewritten from the artifact's metadata."""
     from huggingface_hub import ModelCard
-    from yaml import YAMLError
 
     try:
         text = existing.read_text(encoding="utf-8-sig") if existing.is_file() else f"# {name.rsplit('/', 1)[-1]}\n"
+        _check_front(text)
         card = ModelCard(text if text.lstrip().startswith("---") else f"---\nlibrary_name: {_LIBRARY}\n---\n\n{text}")
-    except (ValueError, TypeError, YAMLError) as error:
-        raise ArtifactError(f"the metadata of {name}'s {_CARD} cannot be read; mend it, or remove the file") from error
+    except Exception as error:  # whatever a reader of foreign text meets
+        told = f"the metadata of {name}'s {_CARD} cannot be read ({plain(str(error), 300)}); mend it, or remove the file"
+        raise ArtifactError(told) from error
     rows = _rows(metadata)
     if rows.get("cross_validation"):
         rows["cross_validation"] = "chose rank {}, ridge {:g}".format(*CrossValidation.from_json(rows["cross_validation"]).best)
@@ -437,6 +439,25 @@ def _card(name: str, metadata: Mapping[str, Any], existing: Path) -> bytes:
         if merged := list(dict.fromkeys([*([own] if isinstance(own, str) else own), *ours])):
             card.data[key] = merged
     return str(card).encode()
+
+
+def _check_front(text: str) -> None:
+    """Raise ValueError unless the YAML in front of a card is plain, and what is merged into has the kind that it must have."""
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    from unlock_lens.core.yaml_files import parse_yaml
+
+    block = REGEX_YAML_BLOCK.search(text)
+    front = parse_yaml(block.group(2).encode(), "it") if block else None
+    if front is None:
+        return
+    if not isinstance(front, dict) or not all(isinstance(key, str) for key in front):
+        raise ValueError("expected names with values")
+    for key, kinds in {"library_name": str, "tags": str | list, "base_model": str | list}.items():
+        value = front.get(key)
+        listed = value if isinstance(value, list) else ()
+        if value is not None and not (isinstance(value, kinds) and all(isinstance(each, str) for each in listed)):
+            raise ValueError(f"{key} is {shown(value)}; expected text{' or a list of texts' if key != 'library_name' else ''}")
 
 
 def _rows(metadata: Mapping[str, Any]) -> dict[str, Any]:

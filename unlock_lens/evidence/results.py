@@ -68,8 +68,8 @@ class Results:
         Raises:
             InvalidInput: it is not a sweep's folder, or holds no finished configuration.
         """
+        from unlock_lens.core.yaml_files import read_yaml
         from unlock_lens.evidence.schema import ConfigOf, fault_of
-        from unlock_lens.evidence.yaml_files import read_yaml
 
         folder = Path(folder)
         if not (folder / CONFIG).is_file():

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from unlock_lens.errors import InvalidInput, UnlockLensError
+from unlock_lens.errors import InvalidInput, UnlockLensError, plain
 from unlock_lens.evidence import results
 from unlock_lens.evidence.results import (
     AT_PRICE,
@@ -66,7 +66,7 @@ def run(config: SweepConfig, folder: str | Path, progress: bool = True) -> Resul
         material = Material(config, progress)
         _check_inputs(folder / "inputs.json", inputs(material), bool(done))
         results.write_whole(folder / results.CONFIG, config.to_yaml())
-        with tqdm(total=count(config, material), desc=config.name, unit="run", disable=not progress) as bar:
+        with tqdm(total=count(config, material), desc=plain(config.name, 80), unit="run", disable=not progress) as bar:
             runner = _Runner(material, folder / results.LINES, done, bar)
             runner.rehearse()
             _describe(folder, {"problems": problems, "provenance": provenance}, material, anew=not done)
