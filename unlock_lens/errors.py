@@ -34,6 +34,10 @@ class ArtifactError(UnlockLensError, ValueError):
     """A file that is not a readable unlock-lens artifact of the wanted kind."""
 
 
+class DiskError(UnlockLensError, OSError):
+    """A file that the disk does not take or give: it is full or read-only, access is denied, or the folder is gone."""
+
+
 class MissingPackage(UnlockLensError, ImportError):
     """A package of an extra is needed and not installed; the message has the line that installs it."""
 

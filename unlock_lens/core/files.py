@@ -22,9 +22,10 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from unlock_lens.core.parsing import in_todays_words, parsed
-from unlock_lens.core.writing import sync_folder, temporary_of, write_new
+from unlock_lens.core.writing import discard, sync_folder, temporary_of, using, write_new
 from unlock_lens.errors import (
     ArtifactError,
+    DiskError,
     InvalidInput,
     RemoteFailure,
     RequestRefused,
@@ -82,6 +83,7 @@ def replacing(path: str | Path) -> Generator[Path, None, None]:
 
     Raises:
         ArtifactError: the path is a folder, or its folder does not exist.
+        DiskError: the disk is full or read-only, or access is denied.
     """
     path = Path(path)
     if path.is_symlink():
@@ -92,14 +94,15 @@ def replacing(path: str | Path) -> Generator[Path, None, None]:
         raise ArtifactError(f"{path} is a device or a pipe, which would be replaced; give the name of a file")
     if not path.parent.is_dir():
         raise ArtifactError(f"{path.parent} is not a folder; make it first")
-    temporary = temporary_of(path)
-    try:
-        yield temporary
-        os.replace(temporary, path)
+    with using(path):
+        temporary = temporary_of(path)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        except BaseException:
+            discard(temporary)
+            raise
         sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def load(path: str | Path, kind: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -242,7 +245,8 @@ class Shareable(ABC):
             raise InvalidInput(f"{folder} is a file; give a folder, or write one file with save()")
         file, content, metadata = self._packed()
         card = _card(folder.resolve().name, metadata, folder / _CARD)
-        folder.mkdir(parents=True, exist_ok=True)
+        with using(folder, "made"):
+            folder.mkdir(parents=True, exist_ok=True)
         for name, new in ((file, content), (_CARD, card)):
             with replacing(folder / name) as temporary:
                 write_new(temporary, new)
@@ -358,6 +362,9 @@ def _asking(doing: str) -> Generator[None, None, None]:
     except (*silences, errors.HFValidationError, errors.LocalTokenNotFoundError, RuntimeError) as error:
         own, advice = _translated(error)
         raise own(f"{doing} failed ({type(error).__name__}): {advice}") from error
+    except OSError as error:
+        place = error.filename or "a file of the cache"
+        raise DiskError(f"{doing} failed: {place} cannot be used ({error.strerror or error})") from error
 
 
 def _translated(error: BaseException) -> tuple[type[UnlockLensError], str]:

@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from unlock_lens.core.writing import using
 from unlock_lens.errors import InvalidInput, UnlockLensError, plain
 from unlock_lens.evidence import results
 from unlock_lens.evidence.results import (
@@ -49,6 +50,7 @@ def run(config: SweepConfig, folder: str | Path, progress: bool = True) -> Resul
         InvalidInput: the folder holds another sweep (the difference is shown), or a value that the models do not allow.
         UnsupportedModel: a model that no backend serves.
         RemoteError: as `generate`, where models run on a server.
+        DiskError: the folder's disk is full or read-only, or the folder was removed; what is finished is kept and resumed.
 
     Example:
         >>> import tempfile
@@ -60,7 +62,8 @@ def run(config: SweepConfig, folder: str | Path, progress: bool = True) -> Resul
     """
     folder = Path(folder)
     check_folder(folder, config)
-    folder.mkdir(parents=True, exist_ok=True)
+    with using(folder, "made"):
+        folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder):
         done = results.mend(folder / results.LINES)
         material = Material(config, progress)
@@ -225,10 +228,12 @@ def check_folder(folder: Path, config: SweepConfig) -> None:
 def _alone_in(folder: Path) -> Generator[None, None, None]:
     """Two processes in one folder would run everything twice."""
     lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InvalidInput(f"another process is running this sweep in {folder}; wait for it, or give a new folder") from None
+    with using(folder):
+        try:
+            lock.acquire()
+        except Timeout:  # an OSError too
+            told = f"another process is running this sweep in {folder}; wait for it, or give a new folder"
+            raise InvalidInput(told) from None
     try:
         yield
     finally:
@@ -242,9 +247,11 @@ def _describe(folder: Path, parts: Mapping[str, Callable[..., Mapping[str, Any]]
         if not anew and results.read_description(file) is not None:
             continue
         try:
-            results.write_whole(file, json.dumps(make(*of), indent=1) + "\n")
+            content = json.dumps(make(*of), indent=1) + "\n"
         except UnlockLensError as error:
             logger.warning("%s is left out: %s", file.name, error)
+        else:
+            results.write_whole(file, content)
 
 
 def _check_inputs(file: Path, now: Mapping[str, Any], begun: bool) -> None:
