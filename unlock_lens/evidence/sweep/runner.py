@@ -255,12 +255,14 @@ def _describe(folder: Path, parts: Mapping[str, Callable[..., Mapping[str, Any]]
 
 
 def _check_inputs(file: Path, now: Mapping[str, Any], begun: bool) -> None:
-    """Models, problems and texts must be those with which the sweep began."""
+    """Models, problems, texts and the library must be those with which the sweep began."""
     content = json.dumps(now, indent=1) + "\n"
     held = results.read_description(file) if begun else None
-    changed = "" if held is None else difference(json.dumps(held, indent=1) + "\n", content)
-    if changed:
-        raise InvalidInput(f"{file.parent} was begun with other models, problems or texts; give a new folder:\n{changed}")
+    if held is not None:
+        held.setdefault("library", now["library"])  # older folders do not say it
+        if changed := difference(json.dumps(held, indent=1) + "\n", content):
+            told = "was begun with other models, problems or texts, or another version of the library; give a new folder"
+            raise InvalidInput(f"{file.parent} {told}:\n{changed}")
     results.write_whole(file, content)
 
 
