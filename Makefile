@@ -15,7 +15,7 @@ PYTEST := $(VENV)/bin/pytest -n $(WORKERS) --dist loadfile
 NDIF_TEST = $(shell $(PYTHON) -c 'import sys; print("test-ndif" * (sys.version_info >= (3, 11)))')
 APT_INSTALL := apt-get install --yes --no-install-recommends chromium fonts-dejavu-core
 
-.PHONY: help demo sweep test test-all fuzz test-numerics test-tl3 test-ndif test-wheel test-peers test-eval test-real test-gpu bench-gpu real bench-ndif browser diagnosis aligners bench \
+.PHONY: help demo sweep test test-all fuzz test-crash test-state test-numerics test-tl3 test-ndif test-wheel test-peers test-eval test-real test-gpu bench-gpu real bench-ndif browser diagnosis aligners bench \
 	bench-peers docs check format zoo zoo-figures families clean
 
 help:  ## list the targets
@@ -91,8 +91,14 @@ bench-peers: $(VENV)/ready $(PEERS)/ready  ## compare speed with steering-vector
 docs: $(VENV)/ready  ## build the documentation, strictly, in build/docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
-fuzz: $(VENV)/ready  ## 20,800 damaged files and server answers, in about half an hour; FUZZ=5000 tries so many of each kind
-	$(VENV)/bin/python -m tests.fuzz $(or $(FUZZ),1600)
+fuzz: $(VENV)/ready  ## 23,700 damaged files and server answers, in about ten minutes; FUZZ=5000 tries so many of each kind
+	$(VENV)/bin/python -m tests.fuzz $(or $(FUZZ),1200)
+
+test-crash: $(VENV)/ready  ## kill sweeps and saves, fill the disk, take the folder away, and compare what is left (ten minutes on 2 cores)
+	$(VENV)/bin/python -m tests.crash
+
+test-state: $(VENV)/ready  ## 250 random programs of steering, errors and interrupts in each host: nothing stays behind (ten minutes)
+	UNLOCK_LENS_PROGRAMS=$(or $(PROGRAMS),250) $(VENV)/bin/pytest -q tests/hosts/test_state.py
 
 check: $(VENV)/ready  ## what pre-commit checks: lint, format, types, settings, workflows (without git: lint, format, types)
 	if git rev-parse --git-dir > /dev/null 2>&1; then $(VENV)/bin/pre-commit run --all-files; \

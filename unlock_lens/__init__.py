@@ -16,6 +16,7 @@ from unlock_lens.core.variant import Variant
 from unlock_lens.errors import (
     ArtifactError,
     DeadlineExceeded,
+    DiskError,
     IncompatibleModel,
     InvalidInput,
     JobsRunning,
@@ -56,6 +57,7 @@ __all__ = [
     "CapabilityDirection",
     "DeadlineExceeded",
     "Diagnosis",
+    "DiskError",
     "Evidence",
     "Gate",
     "IncompatibleModel",

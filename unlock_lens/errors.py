@@ -34,6 +34,10 @@ class ArtifactError(UnlockLensError, ValueError):
     """A file is not a readable unlock-lens artifact of the expected kind."""
 
 
+class DiskError(UnlockLensError, OSError):
+    """A file that the disk does not take or give: it is full or read-only, access is denied, or the folder is gone."""
+
+
 class MissingPackage(UnlockLensError, ImportError):
     """A package from an extra is needed but not installed; the message has the command that installs it."""
 

@@ -146,7 +146,19 @@ def test_text_and_metadata_of_the_users_own_stay_in_the_card(
         assert found["base_model"] == ["lab/mine"] * ("mine" in own) + ["lab/small", "lab/large"]
 
 
-@pytest.mark.parametrize("card", [b"---\ntags: [a\n---\n", b"---\n- a\n---\n", b"\xff\xfe\x00"])
+@pytest.mark.parametrize(
+    "card",
+    [
+        b"---\ntags: [a\n---\n",
+        b"---\n- a\n---\n",
+        b"\xff\xfe\x00",
+        b"---\ntags: &r [*r]\n---\n",
+        b"---\ntags: [[a]]\n---\n",
+        b"---\nd: !!timestamp x\n---\n",
+        b"---\nlibrary_name: [a]\n---\n",
+        b"---\n1: 2\n---\n",
+    ],
+)
 def test_nothing_is_written_beside_a_card_that_cannot_be_read(
     direction: ul.CapabilityDirection, hub: Hub, tmp_path: Path, card: bytes
 ) -> None:

@@ -150,6 +150,23 @@ def test_a_forecast_survives_json() -> None:
     assert Diagnosis.from_json(json.loads(json.dumps(bare.to_json()))) == bare
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"score": "high"}, "score"),
+        ({"score": float("nan")}, "JSON"),
+        ({"layers": [{"target_layer": 0.5, "source_layer": 0, "coverage": 1.0}]}, r"layers\.0\.target_layer"),
+        ({"layers": None}, "layers"),
+        ({"probe": {"share": 1.0}}, r"probe\.alpha"),
+    ],
+)
+def test_what_is_no_forecast_is_refused(changes: dict[str, Any], told: str) -> None:
+    aligner, source, _ = made()
+    found = diagnose(ul.CapabilityDirection(source[:, 0], (0, 1)), aligner).to_json()
+    with pytest.raises(ul.InvalidInput, match=told):
+        Diagnosis.from_json({**found, **changes})
+
+
 def test_the_report_shows_what_was_looked_at() -> None:
     aligner, source, target = made()
     direction = ul.CapabilityDirection(source[:, 0], (0, 1))

@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from safetensors.torch import load_file, save_file
 
 import unlock_lens as ul
 from unlock_lens import recipes, report, results, sweep, zoo
@@ -247,6 +248,37 @@ def test_a_changed_file_behind_the_same_config_is_refused(tmp_path: Path) -> Non
     write(1)
     with pytest.raises(ul.InvalidInput, match="other models, problems"):
         sweep.run(config, tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
+def test_a_changed_weight_of_a_block_is_refused(tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedding is what it was."""
+    model = shutil.copytree(zoo.path() / "small-varied", tmp_path / "mine")
+    config = changed(target=str(model), backend=backend, sizes={"extract": 100, "train": 10, "test": 10}, controls=[])
+    monkeypatch.setattr(results, "append", stopping_after(1))
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(config, tmp_path / "out", progress=False)
+    weights = load_file(model / "model.safetensors")
+    name = next(name for name in weights if "layers.1." in name and name.endswith("down_proj.weight"))
+    weights[name] *= 1.01
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ul.InvalidInput, match=r"other models(?s:.)*-  \"target\"(?s:.)*\+  \"target\""):
+        sweep.run(config, tmp_path / "out", progress=False)
+
+
+def test_another_version_of_the_library_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "append", stopping_after(1))
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(recipes.smallest(), tmp_path / "out", progress=False)
+    file = tmp_path / "out" / "inputs.json"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps({**told, "library": "0.0.1"}))
+    with pytest.raises(ul.InvalidInput, match=r"version of the library(?s:.)*0\.0\.1"):
+        sweep.run(recipes.smallest(), tmp_path / "out", progress=False)
+    del told["library"]  # as older folders have it
+    file.write_text(json.dumps(told))
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(recipes.smallest(), tmp_path / "out", progress=False)
 
 
 def test_the_batch_size_may_change_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from unlock_lens.cli.transfer import transfer
 from unlock_lens.core import files
 from unlock_lens.core.alignment import SETTINGS
 from unlock_lens.core.inputs import SLOT, parse_layers, read_texts
+from unlock_lens.core.writing import write_whole
 from unlock_lens.errors import InvalidInput, UnlockLensError
 from unlock_lens.method.apply import Operation, Positions
 from unlock_lens.method.crossval import CrossValidation
@@ -208,7 +209,7 @@ def steer(
     )
     rows = [{"prompt": p, "unsteered": u, "steered": s} for p, u, s in zip(variant.prompts, unsteered, steered, strict=True)]
     if out:
-        out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_whole(out, "".join(json.dumps(row) + "\n" for row in rows).encode())
         typer.echo(f"wrote {out}: {len(rows)} prompts with both completions")
     else:
         opt.console.print(_table(rows))

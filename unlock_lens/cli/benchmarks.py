@@ -11,6 +11,7 @@ from rich.table import Table
 from typer import Context, Option
 
 import unlock_lens.cli.options as opt
+from unlock_lens.core.writing import write_whole
 
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": list[str]()}
 
@@ -55,7 +56,7 @@ def price(
     gen_kwargs = {"max_gen_toks": max_new_tokens} if max_new_tokens else None
     found = prices(model, key, asked, batch_size, limit, fewshot, chat, backend, include_path, gen_kwargs)
     if out:
-        out.write_text(json.dumps([each.to_json() for each in found], indent=2) + "\n", encoding="utf-8")
+        write_whole(out, (json.dumps([each.to_json() for each in found], indent=2) + "\n").encode())
         typer.echo(f"wrote {out}")
     table = Table("task", "metric", "n", "unsteered", "steered", "difference (95%)", "gained / lost")
     for each in found:

@@ -22,14 +22,16 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from unlock_lens.core.parsing import in_todays_words, parsed
-from unlock_lens.core.writing import sync_folder, temporary_of, write_new
+from unlock_lens.core.writing import discard, sync_folder, temporary_of, using, write_new
 from unlock_lens.errors import (
     ArtifactError,
+    DiskError,
     InvalidInput,
     RemoteFailure,
     RequestRefused,
     ServerUnreachable,
     UnlockLensError,
+    plain,
     shown,
 )
 from unlock_lens.method.crossval import CrossValidation
@@ -81,6 +83,7 @@ def replacing(path: str | Path) -> Generator[Path, None, None]:
 
     Raises:
         ArtifactError: the path is a folder, or its folder does not exist.
+        DiskError: the disk is full or read-only, or access is denied.
     """
     path = Path(path)
     if path.is_symlink():
@@ -91,14 +94,15 @@ def replacing(path: str | Path) -> Generator[Path, None, None]:
         raise ArtifactError(f"{path} is a device or a pipe, which saving would replace; give the name of a file")
     if not path.parent.is_dir():
         raise ArtifactError(f"{path.parent} is not a folder; make it first")
-    temporary = temporary_of(path)
-    try:
-        yield temporary
-        os.replace(temporary, path)
+    with using(path):
+        temporary = temporary_of(path)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        except BaseException:
+            discard(temporary)
+            raise
         sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def load(path: str | Path, kind: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -241,7 +245,8 @@ class Shareable(ABC):
             raise InvalidInput(f"{folder} is a file; give a folder, or write one file with save()")
         file, content, metadata = self._packed()
         card = _card(folder.resolve().name, metadata, folder / _CARD)
-        folder.mkdir(parents=True, exist_ok=True)
+        with using(folder, "made"):
+            folder.mkdir(parents=True, exist_ok=True)
         for name, new in ((file, content), (_CARD, card)):
             with replacing(folder / name) as temporary:
                 write_new(temporary, new)
@@ -357,6 +362,9 @@ def _asking(doing: str) -> Generator[None, None, None]:
     except (*silences, errors.HFValidationError, errors.LocalTokenNotFoundError, RuntimeError) as error:
         own, advice = _translated(error)
         raise own(f"{doing} failed ({type(error).__name__}): {advice}") from error
+    except OSError as error:
+        place = error.filename or "a file of the cache"
+        raise DiskError(f"{doing} failed: {place} cannot be used ({error.strerror or error})") from error
 
 
 def _translated(error: BaseException) -> tuple[type[UnlockLensError], str]:
@@ -412,13 +420,14 @@ _HIDDEN = ("kind", "format_version", "shapes", "own_layer_map", "provenance", "d
 def _card(name: str, metadata: Mapping[str, Any], existing: Path) -> bytes:
     """The existing card, or a new one, with the section of this kind of artifact rewritten from its metadata."""
     from huggingface_hub import ModelCard
-    from yaml import YAMLError
 
     try:
         text = existing.read_text(encoding="utf-8-sig") if existing.is_file() else f"# {name.rsplit('/', 1)[-1]}\n"
+        _check_front(text)
         card = ModelCard(text if text.lstrip().startswith("---") else f"---\nlibrary_name: {_LIBRARY}\n---\n\n{text}")
-    except (ValueError, TypeError, YAMLError) as error:
-        raise ArtifactError(f"the metadata of {name}'s {_CARD} cannot be read; fix or remove the file") from error
+    except Exception as error:  # whatever a reader of foreign text meets
+        told = f"the metadata of {name}'s {_CARD} cannot be read ({plain(str(error), 300)}); fix or remove the file"
+        raise ArtifactError(told) from error
     rows = _rows(metadata)
     if rows.get("cross_validation"):
         rows["cross_validation"] = "chose rank {}, ridge {:g}".format(*CrossValidation.from_json(rows["cross_validation"]).best)
@@ -437,6 +446,25 @@ def _card(name: str, metadata: Mapping[str, Any], existing: Path) -> bytes:
         if merged := list(dict.fromkeys([*([own] if isinstance(own, str) else own), *ours])):
             card.data[key] = merged
     return str(card).encode()
+
+
+def _check_front(text: str) -> None:
+    """Raise ValueError unless the YAML in front of a card is plain, and what is merged into has the kind that it must have."""
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    from unlock_lens.core.yaml_files import parse_yaml
+
+    block = REGEX_YAML_BLOCK.search(text)
+    front = parse_yaml(block.group(2).encode(), "it") if block else None
+    if front is None:
+        return
+    if not isinstance(front, dict) or not all(isinstance(key, str) for key in front):
+        raise ValueError("expected names with values")
+    for key, kinds in {"library_name": str, "tags": str | list, "base_model": str | list}.items():
+        value = front.get(key)
+        listed = value if isinstance(value, list) else ()
+        if value is not None and not (isinstance(value, kinds) and all(isinstance(each, str) for each in listed)):
+            raise ValueError(f"{key} is {shown(value)}; expected text{' or a list of texts' if key != 'library_name' else ''}")
 
 
 def _rows(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -78,6 +78,8 @@ def _lines(path: Path) -> list[tuple[str, str]]:
         content = path.read_text(encoding="utf-8-sig")  # Windows programs put a mark in front
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{path} is not UTF-8 text ({error}); convert the file") from error
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror or error}") from error
     # Not splitlines: texts may hold other separators, such as U+2028.
     numbered = enumerate(content.split("\n"), start=1)
     lines = [(f"{path}, line {number}", line.removesuffix("\r")) for number, line in numbered if line.strip()]

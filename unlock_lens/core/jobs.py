@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unlock_lens.core import files
 from unlock_lens.core.progress import shown
-from unlock_lens.core.writing import write_whole
+from unlock_lens.core.writing import using, write_whole
 from unlock_lens.errors import ArtifactError, InvalidInput, JobLost, JobsRunning, RemoteError
 from unlock_lens.hosts import Pending, Server
 from unlock_lens.hosts.remote import Remote
@@ -117,9 +117,11 @@ class Kept:
         """Id of a request that was sent and not yet collected, and when it was sent."""
         file = self._ticket(key)
         try:
-            told = json.loads(file.read_text(encoding="utf-8"))
+            with using(file, "read"):
+                content = file.read_bytes() if file.exists() else b""
+            told = json.loads(content)
             job_id, sent = told["id"], float(told["sent"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None  # what an interrupted write left names no request
         return (job_id, sent) if isinstance(job_id, str) and _ID.fullmatch(job_id) and math.isfinite(sent) else None
 
@@ -127,7 +129,8 @@ class Kept:
         write_whole(self._ticket(key), json.dumps({"id": job_id, "sent": time.time()}).encode())
 
     def forget(self, key: str) -> None:
-        self._ticket(key).unlink(missing_ok=True)
+        with using(self._ticket(key), "removed"):
+            self._ticket(key).unlink(missing_ok=True)
 
     def _ticket(self, key: str) -> Path:
         return self.folder / f"{key}.job.json"

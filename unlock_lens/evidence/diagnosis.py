@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import TypeAdapter, ValidationError
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
@@ -24,10 +26,11 @@ from unlock_lens.core.contrast import Contrast
 from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.core.tokens import paired_tokens
 from unlock_lens.core.variant import Variant
-from unlock_lens.errors import IncompatibleModel, InvalidInput
+from unlock_lens.errors import IncompatibleModel, InvalidInput, plain
 from unlock_lens.evidence import controls
 from unlock_lens.evidence._map_quality import carried_over, cross_validate
 from unlock_lens.evidence.probe import Probe
+from unlock_lens.evidence.schema import in_words
 from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.method.calibrate import SinkRule
 from unlock_lens.method.extract import AGGREGATORS, aggregated
@@ -144,11 +147,17 @@ class Diagnosis:
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> Diagnosis:
-        """Read what `to_json` returned."""
-        layers = tuple(LayerDiagnosis(**layer) for layer in given["layers"])
-        probe = Probe.from_json(given["probe"]) if given.get("probe") else None
-        fields: dict[str, Any] = {**given, "reasons": tuple(given["reasons"]), "layers": layers, "probe": probe}
-        return cls(**fields)
+        """Read what `to_json` returned.
+
+        Raises:
+            InvalidInput: it is not what `to_json` returned; the field is named.
+        """
+        try:
+            return TypeAdapter(cls).validate_json(json.dumps(given, allow_nan=False), strict=True)
+        except ValidationError as error:
+            raise InvalidInput(f"this is not a diagnosis: {in_words(error.errors(include_url=False)[0])}") from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InvalidInput(f"this is not a diagnosis: {plain(str(error), 200)}") from None
 
 
 def diagnose(

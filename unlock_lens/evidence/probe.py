@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -173,13 +172,6 @@ class Probe:
         share = max(found for _, found in by_alpha)
         equals = [alpha for alpha, found in by_alpha if found == share]
         return cls(share, equals[len(equals) // 2], by_alpha, n, n_differing)
-
-    @classmethod
-    def from_json(cls, given: Mapping[str, Any]) -> Probe:
-        """From the fields as JSON holds them (`dataclasses.asdict`)."""
-        read: dict[str, Any] = {**given, "by_alpha": tuple((float(alpha), float(share)) for alpha, share in given["by_alpha"])}
-        read["nulls"] = tuple(given.get("nulls", ()))
-        return cls(**read)
 
 
 def _openings(variant: Variant, log_probs: Float[Tensor, "prompt vocabulary"], in_words: bool) -> list[str]:

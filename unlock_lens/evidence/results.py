@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlock_lens.core import writing
-from unlock_lens.core.writing import sync_folder
+from unlock_lens.core.writing import sync_folder, using
 from unlock_lens.errors import InvalidInput, plain
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ class Results:
         Raises:
             InvalidInput: it is not the folder of a sweep, or has no finished configuration.
         """
+        from unlock_lens.core.yaml_files import read_yaml
         from unlock_lens.evidence.schema import ConfigOf, fault_of
-        from unlock_lens.evidence.yaml_files import read_yaml
 
         folder = Path(folder)
         if not (folder / CONFIG).is_file():
@@ -172,7 +172,9 @@ def read_lines(file: Path) -> Read:
     """The lines of a results file, the bad ones apart from the others."""
     from unlock_lens.evidence.schema import LineOf
 
-    whole, newline, rest = (file.read_bytes() if file.is_file() else b"").rpartition(b"\n")
+    with using(file, "read"):
+        content = file.read_bytes() if file.is_file() else b""
+    whole, newline, rest = content.rpartition(b"\n")
     numbered = [(i, raw) for i, raw in enumerate((whole + newline).split(b"\n"), start=1) if raw.strip()]
     parsed: dict[int, Any] = {}
     bad: dict[int, str] = {}
@@ -197,7 +199,7 @@ def mend(file: Path) -> list[Line]:
     if not (found.bad or found.rest.strip()):
         return found.lines
     damaged = file.with_name(DAMAGED)
-    with damaged.open("ab") as kept:
+    with using(damaged), damaged.open("ab") as kept:
         kept.write(found.aside + (found.rest + b"\n" if found.rest.strip() else b""))
         kept.flush()
         os.fsync(kept.fileno())
@@ -217,7 +219,9 @@ def read_description(file: Path) -> Any:
 
     if not file.is_file():
         return None
-    content, fault = _checked(file.read_bytes(), SCHEMAS.get(file.stem, Inputs))
+    with using(file, "read"):
+        raw = file.read_bytes()
+    content, fault = _checked(raw, SCHEMAS.get(file.stem, Inputs))
     if fault:
         logger.warning("%s is left out: %s", file, fault)
     return content
@@ -238,13 +242,14 @@ def _checked(raw: bytes, kind: Any) -> tuple[Any, str | None]:
 
 def append(file: Path, line: Line) -> None:
     """Add one line, on disk when this returns."""
-    is_new = not file.exists()
-    with file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(line) + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-    if is_new:
-        sync_folder(file.parent)
+    with using(file):
+        is_new = not file.exists()
+        with file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(line) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+        if is_new:
+            sync_folder(file.parent)
 
 
 def write_whole(file: Path, content: str) -> None:

@@ -295,6 +295,7 @@ class Inputs(_Strict):
     problems: Text
     calibration: str | None = None
     unrelated: str | None = None
+    library: str | None = None
 
 
 class _Named(_Strict):

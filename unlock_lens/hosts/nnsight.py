@@ -169,15 +169,16 @@ class NNsightBackend(Backend):
         model, blocks, thread = self.model, self.blocks, threading.get_ident()
         prompt = None if mask is None else of_mask(mask)
         tell_of_dropout(model._module, "its noise is in what is steered")
-        with model.edit(inplace=True) as tracer:
-            check_thread(thread)
-            edit_every_step(model, blocks, edits, tracer, prompt)
-        ours = model._edits[-1]
-        try:
+        held = ours = [*model._edits]
+        try:  # an interrupt may come at any moment
+            with model.edit(inplace=True) as tracer:
+                check_thread(thread)
+                edit_every_step(model, blocks, edits, tracer, prompt)
+            ours = model._edits[-1:]
             with steering(model._module), open_loops_end_quietly():
                 yield
         finally:
-            model._edits = [edit for edit in model._edits if edit is not ours]
+            model._edits = held if ours is held else [edit for edit in model._edits if edit is not ours[0]]
 
     def apply(self, edits: Edits, tracer: Any, layer: int | None = None) -> None:
         tell_of_dropout(self.model._module, "its noise is in what is steered")

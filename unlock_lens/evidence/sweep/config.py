@@ -22,13 +22,13 @@ from pydantic import (
 from unlock_lens.core.alignment import SETTINGS, SubspaceAligner
 from unlock_lens.core.inputs import SLOT, fill, parse_layer_map, parse_layers
 from unlock_lens.core.variant import Variant
+from unlock_lens.core.yaml_files import read_yaml
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.schema import in_words
 from unlock_lens.evidence.spec import Spec
 from unlock_lens.evidence.tasks.problems import Sizes
 from unlock_lens.evidence.tasks.specs import TaskSpec
 from unlock_lens.evidence.tasks.texts import CalibrationSpec, SelfText, TextSpec
-from unlock_lens.evidence.yaml_files import read_yaml
 from unlock_lens.hosts.remote import Remote, Where, remote_of
 from unlock_lens.method.align import RANK, MethodName
 from unlock_lens.method.apply import Operation, Positions

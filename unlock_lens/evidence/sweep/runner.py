@@ -17,7 +17,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from unlock_lens.errors import InvalidInput, UnlockLensError
+from unlock_lens.core.writing import using
+from unlock_lens.errors import InvalidInput, UnlockLensError, plain
 from unlock_lens.evidence import results
 from unlock_lens.evidence.results import (
     AT_PRICE,
@@ -49,6 +50,7 @@ def run(config: SweepConfig, folder: str | Path, progress: bool = True) -> Resul
         InvalidInput: the folder holds another sweep (the difference is shown), or a value that the models do not allow.
         UnsupportedModel: no backend supports the model.
         RemoteError: as `generate`, where models run on a server.
+        DiskError: the folder's disk is full or read-only, or the folder was removed; what is finished is kept and resumed.
 
     Example:
         >>> import tempfile
@@ -60,13 +62,14 @@ def run(config: SweepConfig, folder: str | Path, progress: bool = True) -> Resul
     """
     folder = Path(folder)
     check_folder(folder, config)
-    folder.mkdir(parents=True, exist_ok=True)
+    with using(folder, "made"):
+        folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder):
         done = results.mend(folder / results.LINES)
         material = Material(config, progress)
         _check_inputs(folder / "inputs.json", inputs(material), bool(done))
         results.write_whole(folder / results.CONFIG, config.to_yaml())
-        with tqdm(total=count(config, material), desc=config.name, unit="run", disable=not progress) as bar:
+        with tqdm(total=count(config, material), desc=plain(config.name, 80), unit="run", disable=not progress) as bar:
             runner = _Runner(material, folder / results.LINES, done, bar)
             runner.rehearse()
             _describe(folder, {"problems": problems, "provenance": provenance}, material, anew=not done)
@@ -225,10 +228,12 @@ def check_folder(folder: Path, config: SweepConfig) -> None:
 def _alone_in(folder: Path) -> Generator[None, None, None]:
     """Two processes in one folder would run everything twice."""
     lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InvalidInput(f"another process is running this sweep in {folder}; wait for it, or give a new folder") from None
+    with using(folder):
+        try:
+            lock.acquire()
+        except Timeout:  # an OSError too
+            told = f"another process is running this sweep in {folder}; wait for it, or give a new folder"
+            raise InvalidInput(told) from None
     try:
         yield
     finally:
@@ -242,18 +247,22 @@ def _describe(folder: Path, parts: Mapping[str, Callable[..., Mapping[str, Any]]
         if not anew and results.read_description(file) is not None:
             continue
         try:
-            results.write_whole(file, json.dumps(make(*of), indent=1) + "\n")
+            content = json.dumps(make(*of), indent=1) + "\n"
         except UnlockLensError as error:
             logger.warning("%s is left out: %s", file.name, error)
+        else:
+            results.write_whole(file, content)
 
 
 def _check_inputs(file: Path, now: Mapping[str, Any], begun: bool) -> None:
-    """Models, problems and texts must be those with which the sweep began."""
+    """Models, problems, texts and the library must be those with which the sweep began."""
     content = json.dumps(now, indent=1) + "\n"
     held = results.read_description(file) if begun else None
-    changed = "" if held is None else difference(json.dumps(held, indent=1) + "\n", content)
-    if changed:
-        raise InvalidInput(f"{file.parent} was started with other models, problems or texts; give a new folder:\n{changed}")
+    if held is not None:
+        held.setdefault("library", now["library"])  # older folders do not say it
+        if changed := difference(json.dumps(held, indent=1) + "\n", content):
+            told = "was started with other models, problems or texts, or another version of the library; give a new folder"
+            raise InvalidInput(f"{file.parent} {told}:\n{changed}")
     results.write_whole(file, content)
 
 
