@@ -163,7 +163,8 @@ def our_fits(states: dict[str, torch.Tensor], rounds: int) -> dict[str, Any]:
         means = source.mean(dim=1), target.mean(dim=1)
         return lambda layer, states: (states - means[0][layer]) @ aligner.map(layer) + means[1][layer]
 
-    return {f"unlock-lens, rank {rank}": peers_fit.measured(states, partial(fit, rank), rounds) for rank in (RANK, "cv")}
+    methods = ("unlock", "procrustes")
+    return {f"unlock-lens, {method}": peers_fit.measured(states, partial(fit, method), rounds) for method in methods}
 
 
 def fits_table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
@@ -209,12 +210,12 @@ def main() -> None:
         states = peers_fit.make_states()
         save_file(states, told["states"])
         others = theirs(asked.python, told)
-        found = {"date": str(date.today()), "steering": {**ours(Models(Path(folder)), told), **others["steering"]}}
-        found["fits"] = {**our_fits(states, asked.rounds), **others["fits"]}
-    console = Console(width=128)
-    console.print(found["date"], table(found["steering"]), fits_table(found["fits"]))
+        steering = {**ours(Models(Path(folder)), told), **others["steering"]}
+        fits = {**our_fits(states, asked.rounds), **others["fits"]}
+    today = str(date.today())
+    Console(width=128).print(today, table(steering), fits_table(fits))
     if asked.json:
-        asked.json.write_text(json.dumps(found, indent=1))
+        asked.json.write_text(json.dumps({"date": today, "steering": steering, "fits": fits}, indent=1))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,7 +52,7 @@ def arms(direction: ul.CapabilityDirection) -> list[Any]:
 
 
 @contextmanager
-def hosts_own(model: Any) -> Iterator[None]:
+def hosts_own(model: Any) -> Generator[None, None, None]:
     """Every run by the host's own generate, as where sharing does not hold."""
     found = backend_of(model).found
     held = found.get("sharing")

@@ -512,7 +512,7 @@ class Backend(Runs):
 
 
 def _hooks_of(part: nn.Module) -> tuple[Mapping[int, Any], Mapping[int, Any]]:
-    return part._forward_hooks, part._forward_pre_hooks
+    return part._forward_hooks, part._forward_pre_hooks  # pyright: ignore[reportPrivateUsage]  torch lists them nowhere else
 
 
 def check_made(edits: Mapping[int, Any], made: Collection[int]) -> None:

@@ -223,9 +223,10 @@ class _Runner:
         return self.lines[key]
 
     def _keep(self, setting: Setting, split: str, found: Mapping[str, Any]) -> None:
-        line = {"config": asdict(setting), "split": split, **found}
+        config = asdict(setting)
+        line = {"config": config, "split": split, **found}
         results.append(self.file, line)
-        self.lines[key_of(line["config"], split)] = line
+        self.lines[key_of(config, split)] = line
         self.bar.update()
 
 
