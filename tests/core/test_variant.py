@@ -32,6 +32,21 @@ def test_batches_hold_every_prompt_once_with_no_needless_padding(lengths: list[i
         assert rows.mask.sum(dim=1).tolist() == [lengths[i] for i in batch.tolist()]
 
 
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=20), st.integers(1, 6), st.integers(0, 9))
+def test_filled_batches_hold_as_many_tokens_as_the_longest_prompts_would(lengths: list[int], size: int, new: int) -> None:
+    width = max(lengths)
+    mask = torch.tensor([[0] * (width - n) + [1] * n for n in lengths])
+    tokens = Tokens(mask * 7, mask)
+    batches = [batch.tolist() for batch in tokens.filled(size, new)]
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    seen = [lengths[i] for batch in batches for i in batch]
+    assert seen == sorted(seen, reverse=True)
+    for batch in batches:
+        held = lengths[batch[0]] + new
+        assert len(batch) * held <= size * (width + new)
+        assert batch is batches[-1] or (len(batch) + 1) * held > size * (width + new)
+
+
 def test_tokens_are_the_tokenizers_own_padded_on_the_left(small: Any) -> None:
     prompts = ["Q 1", "Q 1 2 3"]
     tokens = ul.Variant(small, prompts).tokens

@@ -30,6 +30,8 @@ from unlock_lens.evidence.results import Line, Results
 from unlock_lens.evidence.sweep import description, runner
 from unlock_lens.evidence.sweep.config import CONTROLS, Setting, SweepConfig
 from unlock_lens.evidence.sweep.material import PAPER_ALPHAS, PAPER_RANKS, Material
+from unlock_lens.evidence.sweep.measurement import evaluated
+from unlock_lens.hosts import Backend
 from unlock_lens.method import calibrate as calibration
 
 
@@ -171,8 +173,34 @@ def test_running_it_again_runs_nothing(found: Results, folder: Path, monkeypatch
         raise RuntimeError("a finished setting was run again")
 
     monkeypatch.setattr(runner, "measured", fail)
+    monkeypatch.setattr(runner, "evaluated", fail)
     sweep.run(SEVERAL, folder, progress=False)
     assert (folder / results.LINES).read_bytes() == before
+
+
+def test_arms_that_run_together_write_what_each_writes_alone(
+    found: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each setting by itself, by the host's own generate: the same lines but for the time."""
+    monkeypatch.setattr(runner, "_TOGETHER", 1)
+    monkeypatch.setattr(Backend, "_shares", lambda *_: False)
+    alone = sweep.run(SEVERAL, tmp_path / "out", progress=False)
+    assert [line.get("completions") for line in alone.lines] == [line.get("completions") for line in found.lines]
+    assert [line["right"] for line in alone.lines] == [line["right"] for line in found.lines]
+
+
+def test_settings_with_the_same_prompts_are_completed_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together: list[tuple[str, int]] = []
+
+    def counted(material: Any, settings: Any, split: str) -> Any:
+        together.append((split, len(settings)))
+        return evaluated(material, settings, split)
+
+    monkeypatch.setattr(runner, "evaluated", counted)
+    done = sweep.run(recipes.smallest(), tmp_path / "out", progress=False)
+    # The grid's only setting; the controls' three on train and on test; the nulls' nineteen.
+    assert together == [("train", 1), ("train", 3), ("test", 3), ("train", 16), ("train", 3)]
+    assert len(done.lines) == 29
 
 
 def stopping_after(n: int, append: Callable[[Path, Line], None] = results.append) -> Callable[[Path, Line], None]:

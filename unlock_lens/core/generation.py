@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ def generate(
         prompts: texts, or a `Variant` of this model (chat templates, ids, few-shot prompts).
         steer: a hook, or several, which act in the given order at each layer.
         max_new_tokens: maximum number of tokens; an end-of-sequence token ends a completion earlier.
-        batch_size: prompts at a time, of similar length.
+        batch_size: prompts at a time, of similar length; short ones fill a batch up to the tokens of this many of the longest.
         add_special_tokens: whether the tokenizer adds special tokens.
         use_cache: whether to use the KV cache; the result is the same.
         temperature: 0 is greedy; otherwise tokens are sampled (torch.manual_seed makes this repeatable).
@@ -78,6 +78,9 @@ def generate(
     return [completion.text for completion in found]
 
 
+Steer: TypeAlias = "SteeringHook | Sequence[SteeringHook] | None"
+
+
 class Completion(NamedTuple):
     """A completion, and whether it ended by itself: at an end-of-sequence token or a stop string, not at the budget."""
 
@@ -87,7 +90,7 @@ class Completion(NamedTuple):
 
 def complete(
     variant: Variant,
-    steer: SteeringHook | Sequence[SteeringHook] | None,
+    steer: Steer,
     max_new_tokens: int,
     batch_size: int,
     use_cache: bool = True,
@@ -101,23 +104,63 @@ def complete(
     check_how(max_new_tokens, stop, temperature)
     backend, where = variant.backend, remote_of(variant.remote)
     check_resumable(where is not None, resume, wait)
-    server = backend.on(where) if where else None
+    how = Generation(max_new_tokens, use_cache, temperature, stop=tuple(stop))
+    if not where:
+        return _of_arms(variant, [steer], how, batch_size, progress)[0]
+    server, edits = backend.on(where), _edits(variant, steer)
+    if temperature:
+        how = replace(how, seed=int(torch.randint(2**31, ())))  # torch.manual_seed here decides there
+    order = variant.tokens.batches(batch_size)
+    batches = [Batch(of.ids, of.mask) for of in map(variant.tokens.rows, order)]
+    written = _on_server(server, backend.identity, batches, edits, how, resume, wait, progress)
+    return _in_order(variant, order, written, stop)
+
+
+def complete_arms(
+    variant: Variant,
+    steers: Sequence[Steer],
+    max_new_tokens: int,
+    batch_size: int,
+    progress: bool = True,
+    stop: Sequence[str] = (),
+) -> list[list[Completion]]:
+    """`complete` greedily under each of several hooks; prompts are read once for all of them where that gives the same."""
+    check_how(max_new_tokens, stop)
+    if remote_of(variant.remote):
+        return [complete(variant, steer, max_new_tokens, batch_size, progress=progress, stop=stop) for steer in steers]
+    return _of_arms(variant, steers, Generation(max_new_tokens, stop=tuple(stop)), batch_size, progress)
+
+
+def _of_arms(
+    variant: Variant, steers: Sequence[Steer], how: Generation, batch_size: int, progress: bool
+) -> list[list[Completion]]:
+    backend, tokens, new = variant.backend, variant.tokens, how.max_new_tokens
+    edits = [_edits(variant, steer) for steer in steers]
+    # What is sampled depends on which rows are drawn together.
+    order = tokens.batches(batch_size) if how.temperature else tokens.filled(batch_size, new)
+    room = batch_size * tokens.most_tokens(new)
+    written: list[list[Tensor]] = [[] for _ in steers]
+    for rows in shown(order, f"generating with {backend.identity.name}", progress):
+        of = tokens.rows(rows)
+        at_once = max(1, room // (len(rows) * (of.ids.shape[1] + new)))
+        for of_arm, ids in zip(written, backend.generate_arms(Batch(of.ids, of.mask), edits, how, at_once), strict=True):
+            of_arm.append(ids)
+    return [_in_order(variant, order, of_arm, how.stop) for of_arm in written]
+
+
+def _edits(variant: Variant, steer: Steer) -> Edits:
+    """The edits of hooks, which fit the prompts."""
     hooks = as_hooks(steer)
     check_template(hooks, variant)
-    edits = edits_for(backend, hooks)
+    edits = edits_for(variant.backend, hooks)
     check_last_token(variant)
     warn_of_last_token(variant)
-    tokens = variant.tokens
-    how = Generation(max_new_tokens, use_cache, temperature, stop=tuple(stop))
-    if server and temperature:
-        how = replace(how, seed=int(torch.randint(2**31, ())))  # torch.manual_seed here decides there
-    order = tokens.batches(batch_size)
-    batches = [Batch(of.ids, of.mask) for of in map(tokens.rows, order)]
-    if server:
-        written = _on_server(server, backend.identity, batches, edits, how, resume, wait, progress)
-    else:
-        bar = shown(batches, f"generating with {backend.identity.name}", progress)
-        written = [backend.generate(batch, edits, how) for batch in bar]
+    return edits
+
+
+def _in_order(variant: Variant, order: Sequence[Tensor], written: Sequence[Tensor], stop: Sequence[str]) -> list[Completion]:
+    """The completions of each batch, in the order of the prompts."""
+    backend = variant.backend
     completions = [Completion("", False)] * len(variant)
     for rows, new in zip(order, written, strict=True):
         for row, ids in zip(rows.tolist(), new.tolist(), strict=True):

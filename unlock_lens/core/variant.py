@@ -50,7 +50,30 @@ class Tokens:
             InvalidInput: size is below 1.
         """
         check_batch_size(size)
-        return self.lengths.argsort(descending=True, stable=True).split(size)
+        return self._longest_first.split(size)
+
+    def filled(self, size: int, new: int) -> tuple[Int[Tensor, " row"], ...]:
+        """The same, for prompts to which `new` tokens are added: shorter ones make batches of more rows, not of more tokens.
+
+        Raises:
+            InvalidInput: size is below 1.
+        """
+        check_batch_size(size)
+        order, room = self._longest_first, size * self.most_tokens(new)
+        batches: list[Int[Tensor, " row"]] = []
+        while len(order):
+            rows = room // (int(self.lengths[order[0]]) + new)
+            batches.append(order[:rows])
+            order = order[rows:]
+        return tuple(batches)
+
+    def most_tokens(self, new: int) -> int:
+        """Of the longest prompt, with what is added to it."""
+        return int(self.lengths.max()) + new
+
+    @property
+    def _longest_first(self) -> Int[Tensor, " row"]:
+        return self.lengths.argsort(descending=True, stable=True)
 
 
 def check_batch_size(size: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from unlock_lens.core.generation import Completion, complete
+from unlock_lens.core.generation import Completion, Steer, complete, complete_arms
 from unlock_lens.core.progress import shown
 from unlock_lens.core.steering import SteeringHook
 from unlock_lens.core.variant import Variant, variant_of
@@ -151,10 +151,46 @@ def evaluate(
         >>> evaluation.evaluate(zoo.load("small-base"), task, task.think, max_new_tokens=12).outcome.accuracy
         1.0
     """
+    return evaluate_arms(model, task, prompts, [steer], max_new_tokens, batch_size, add_special_tokens, progress, remote, stop)[
+        0
+    ]
+
+
+def evaluate_arms(
+    model: Any,
+    task: Scored,
+    prompts: Iterable[str] | Variant,
+    steers: Sequence[Steer],
+    max_new_tokens: int = 64,
+    batch_size: int = 8,
+    add_special_tokens: bool = True,
+    progress: bool = True,
+    remote: Where = False,
+    stop: Sequence[str] = (),
+) -> list[Evaluation]:
+    """`evaluate` under each of several hooks (None: unsteered), with the same results in less time.
+
+    Hooks at the last prompt token leave what the model makes of the tokens before it as it is, so these are read once for all
+    arms; as many arms share a batch as `batch_size` has room for. Each evaluation's seconds are an equal share of the time.
+
+    Raises:
+        InvalidInput: as `evaluate`.
+
+    Example:
+        >>> import unlock_lens as ul
+        >>> from unlock_lens import evaluation, zoo
+        >>> model, task = zoo.load("small-base"), zoo.running_sum(n=20)
+        >>> direction = ul.CapabilityDirection.extract(ul.Variant(model, task.direct), ul.Variant(model, task.think))
+        >>> arms = [None, *(ul.SteeringHook(direction, alpha) for alpha in (0.1, 0.5))]
+        >>> found = evaluation.evaluate_arms(model, task, task.direct, arms, max_new_tokens=12, batch_size=60)
+        >>> [each.outcome.accuracy for each in found]
+        [0.25, 0.4, 1.0]
+    """
     started = time.perf_counter()
     asked = variant_of(model, prompts, add_special_tokens, remote)
-    written = complete(asked, steer, max_new_tokens, batch_size, progress=progress, stop=stop)
-    return Evaluation.of(task, [each.text for each in written], asked, time.perf_counter() - started, cut_share(written))
+    written = complete_arms(asked, steers, max_new_tokens, batch_size, progress=progress, stop=stop)
+    seconds = (time.perf_counter() - started) / len(written) if written else 0.0
+    return [Evaluation.of(task, [each.text for each in of_arm], asked, seconds, cut_share(of_arm)) for of_arm in written]
 
 
 def cut_share(written: Sequence[Completion]) -> float:

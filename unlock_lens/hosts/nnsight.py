@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +16,10 @@ from nnsight.modeling.mixins.remotable import Remotable
 from torch import Tensor
 
 from unlock_lens.errors import UnsupportedModel
-from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, end_tokens, scaled, state_of
+from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, check_made, end_tokens, scaled, state_of
+from unlock_lens.hosts.decoding import edited, generation_options
 from unlock_lens.hosts.guard import check_thread, running, steering, tell_of_dropout
-from unlock_lens.hosts.ndif import NdifServer, generated, generation_options, traced_log_probs, unembedded
+from unlock_lens.hosts.ndif import NdifServer, generated, traced_log_probs, unembedded
 from unlock_lens.hosts.positions import as_rows, of_mask, residual_of, takes, with_residual
 from unlock_lens.hosts.remote import Remote
 from unlock_lens.hosts.slopes import Leaves
@@ -31,7 +32,7 @@ from unlock_lens.hosts.tracing import (
     tokens_first,
 )
 from unlock_lens.hosts.trust import STEPS, two_rows
-from unlock_lens.method.apply import at_least_float32
+from unlock_lens.method.apply import Chunk, at_least_float32
 
 logger = logging.getLogger(__name__)
 _told_about_weights: set[str] = set()
@@ -152,7 +153,7 @@ class NNsightBackend(Backend):
         return generated(self.model, self.blocks, [batch], edits, how, {})["0"]
 
     def _decode(self, ids: Tensor, mask: Tensor | None, cached: bool) -> tuple[Tensor, Tensor]:
-        options = generation_options(Generation(STEPS, cached))
+        options = generation_options(STEPS, cached)
         options |= {"output_logits": True, "return_dict_in_generate": True}
         options |= {"min_length": ids.shape[1] + STEPS}  # a row that ends at once would show nothing of the cache
         inputs = {name: of.to(self.model.device) for name, of in inputs_of(Batch.of(ids, mask)).items()}
@@ -163,6 +164,31 @@ class NNsightBackend(Backend):
         finally:
             self.model._edits = edits
         return found.sequences[:, ids.shape[1] :].cpu(), torch.stack(found.logits, dim=1).cpu()
+
+    @property
+    def _untouched(self) -> bool:
+        return not self.model._edits and super()._untouched
+
+    @contextmanager
+    def _editing_each(self, edits: Mapping[int, Sequence[Any]], chunk: Chunk, rows: int) -> Generator[None, None, None]:
+        blocks: Any = self.root.get_submodule(self.blocks)
+        turned, made = tokens_first(self.model), set[int]()
+
+        def on_module(layer: int) -> Callable[..., Any]:
+            def after(module: Any, args: Any, output: Any) -> Any:
+                made.add(layer)
+                changed = edited(residual_of(output), edits[layer], chunk, rows, turned)
+                return None if changed is None else with_residual(output, changed)
+
+            return after
+
+        handles = [blocks[layer].register_forward_hook(on_module(layer)) for layer in edits]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        check_made(edits, made)
 
     @contextmanager
     def attached(self, edits: Edits, mask: Tensor | None = None) -> Generator[None, None, None]:

@@ -1,13 +1,14 @@
 """Sweeps: every choice is made on the train split, and reported once on the test split, with its controls.
 
 A finished setting is one line of `results.jsonl`, on disk before the next begins, so that a stopped sweep can be resumed.
+Settings with the same prompts run and finish together, up to 16 of them, because the prompts are then read once.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import product
@@ -38,7 +39,7 @@ from unlock_lens.evidence.sweep.config import Setting, SweepConfig, difference
 from unlock_lens.evidence.sweep.description import forecast, inputs, problems, provenance
 from unlock_lens.evidence.sweep.geometry import geometry
 from unlock_lens.evidence.sweep.material import PAPER_ALPHAS, PAPER_RANKS, Material
-from unlock_lens.evidence.sweep.measurement import at_price, measured
+from unlock_lens.evidence.sweep.measurement import alike, at_price, described, evaluated, measured
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,8 @@ def run(config: SweepConfig, folder: str | Path, progress: bool = True) -> Resul
     return Results.load(folder)
 
 
+_TOGETHER = 16
+"""Settings that run together at most: so many are run again where a sweep is stopped."""
 AXES = ("aligner", "n", "aggregate", "position", "layer_map", "layers", "rank", "operation", "positions", "alpha", "method")
 
 
@@ -157,16 +160,16 @@ class _Runner:
             self.test(Setting(name, PROMPTED))
         chosen = self.best(grid(self.config, name))
         self.test(chosen)
-        for control in self.material.controls:
-            for seed in range(_seeds(self.config, control)) if control not in GROUPS else ():
-                self.test(self.best(candidates(self.config, chosen, control, seed, self.material.widest)))
+        seeds = {control: _seeds(self.config, control) for control in self.material.controls if control not in GROUPS}
+        tried = [self._candidates(chosen, control, seed) for control, n in seeds.items() for seed in range(n)]
+        self.together([setting for of_arm in tried for setting in of_arm], "train")
+        self.together([self.best(of_arm) for of_arm in tried], "test")
         for control in FORCED if "forced" in self.material.controls else ():
             self.line(Setting(name, control), "test", unsteered, self.test(chosen))
         if "at_price" in self.material.controls:
             self._at_price(chosen)
-        for seed in range(self.config.nulls):  # judged by what they do on train, as the transfer is
-            for setting in candidates(self.config, chosen, NULL, seed, self.material.widest):
-                self.line(setting, "train")
+        nulls = [self._candidates(chosen, NULL, seed) for seed in range(self.config.nulls)]
+        self.together([setting for of_null in nulls for setting in of_null], "train")  # judged there, as the transfer is
         for other in self.config.others:  # with the chosen calibration, at every rank and strength
             tried = product(self.config.grid.rank, self.config.grid.alpha)
             settings = [replace(chosen, capability=other.name, rank=rank, alpha=alpha) for rank, alpha in tried]
@@ -177,8 +180,24 @@ class _Runner:
         kl = self.test(chosen)["price"]["kl"]
         for arm, control in AT_PRICE.items():
             for seed in range(_seeds(self.config, arm)):
-                like = candidates(self.config, chosen, control, seed, self.material.widest)[0]
+                like = self._candidates(chosen, control, seed)[0]
                 self.test(at_price(self.material, replace(like, control=arm, alpha=chosen.alpha), kl))
+
+    def _candidates(self, chosen: Setting, control: str, seed: int) -> list[Setting]:
+        return candidates(self.config, chosen, control, seed, self.material.widest)
+
+    def together(self, settings: Sequence[Setting], split: str) -> None:
+        """Measure what has no line yet; settings with the same prompts at once."""
+        groups: dict[Hashable, list[Setting]] = {}
+        for setting in dict.fromkeys(settings):
+            if key_of(asdict(setting), split) not in self.lines:
+                groups.setdefault(alike(self.material, setting), []).append(setting)
+        for group in groups.values():
+            for first in range(0, len(group), _TOGETHER):
+                some = group[first : first + _TOGETHER]
+                for setting, found in zip(some, evaluated(self.material, some, split), strict=True):
+                    baseline = self._baseline(setting) if split == "test" else None
+                    self._keep(setting, split, described(self.material, setting, split, found, baseline))
 
     def best(self, settings: Sequence[Setting], score: Callable[[Line], float] = lambda line: line["accuracy"]) -> Setting:
         """The setting that scores best on the train split.
@@ -186,25 +205,32 @@ class _Runner:
         Among equals the one of middle strength, and among those of middle rank (of an even number the upper middle), because
         the ends of a plateau are close to its edge.
         """
+        self.together(settings, "train")
         scores = [score(self.line(setting, "train")) for setting in settings]
         equals = [setting for setting, value in zip(settings, scores, strict=True) if value == max(scores)]
         of_alpha = _middle(equals, lambda setting: setting.alpha or 0.0)
         return _middle(of_alpha, lambda setting: setting.rank or 0)[0]
 
     def test(self, setting: Setting) -> Line:
-        baseline = None if setting.alpha is None else self.test(self.material.baseline(setting))
-        return self.line(setting, "test", baseline)
+        return self.line(setting, "test", self._baseline(setting))
+
+    def _baseline(self, setting: Setting) -> Line | None:
+        """The test line that a steered setting is paired with."""
+        return None if setting.alpha is None else self.test(self.material.baseline(setting))
 
     def line(self, setting: Setting, split: str, *of: Line | None) -> Line:
         """The result of one setting on one split, measured only if the results file does not hold it yet."""
-        config = asdict(setting)
-        key = key_of(config, split)
+        key = key_of(asdict(setting), split)
         if key not in self.lines:
-            line = {"config": config, "split": split, **measured(self.material, setting, split, *of)}
-            results.append(self.file, line)
-            self.lines[key] = line
-            self.bar.update()
+            self._keep(setting, split, measured(self.material, setting, split, *of))
         return self.lines[key]
+
+    def _keep(self, setting: Setting, split: str, found: Mapping[str, Any]) -> None:
+        config = asdict(setting)
+        line = {"config": config, "split": split, **found}
+        results.append(self.file, line)
+        self.lines[key_of(config, split)] = line
+        self.bar.update()
 
 
 def check_folder(folder: Path, config: SweepConfig) -> None:
