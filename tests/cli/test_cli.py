@@ -155,12 +155,16 @@ def test_align_by_another_method_with_its_rank_chosen(files: Path, tmp_path: Pat
 
 
 def test_mistakes_are_told_in_a_line_before_any_model_is_loaded(files: Path, tmp_path: Path) -> None:
-    """None of these folders is a model: had it been opened, the error would be another."""
-    direction, questions = files / "think.safetensors", files / "questions.jsonl"
-    extract = ("extract", "--model", tmp_path, "--questions", questions)
-    steer = ("steer", "--model", tmp_path, "--prompts", questions)
-    align = ("align", "--source", tmp_path, "--target", tmp_path, "--text", files / "text.txt")
-    transfer = ("transfer", "--source", tmp_path, "--target", tmp_path, "--questions", questions)
+    """The model's folder has its config and no weights: had it been opened, the error would be another."""
+    direction, questions, model = files / "think.safetensors", files / "questions.jsonl", tmp_path / "model"
+    model.mkdir()
+    shutil.copy(Path(LARGE, "config.json"), model)
+    extract = ("extract", "--model", model, "--questions", questions)
+    steer = ("steer", "--model", model, "--prompts", questions)
+    align = ("align", "--source", model, "--target", model, "--text", files / "text.txt")
+    transfer = ("transfer", "--source", model, "--target", model, "--questions", questions)
+    ul.CapabilityDirection(torch.ones(1, 64), (0,)).save(tmp_path / "wide.safetensors")
+    wide = ("--direction", tmp_path / "wide.safetensors")
     for args, keyword in [
         ((*extract, "--out", tmp_path / "d"), "--unlocked"),
         ((*extract, "--unlocked", "x", "--out", tmp_path / "d"), "{question}"),
@@ -190,6 +194,17 @@ def test_mistakes_are_told_in_a_line_before_any_model_is_loaded(files: Path, tmp
         ((*align, "--out", tmp_path / "a", "--positions", "0"), "positions 0"),
         ((*align, "--out", tmp_path / "a", "--save-aligner", tmp_path), "cannot be written"),
         (("inspect", tmp_path / "nothing"), "nothing"),
+        ((*extract, "--unlocked", "{question}!", "--layers", "6", "--out", tmp_path / "d"), "0 to 3"),
+        ((*extract, "--unlocked-model", SMALL, "--out", tmp_path / "d"), "one shape"),
+        ((*extract, "--unlocked", "{question}!", "--device", "cuda:77", "--out", tmp_path / "d"), "'cuda:77'"),
+        ((*steer, *wide, "--alpha", "1"), "d_model 64"),
+        ((*steer, "--direction", direction, "--alpha", "0.1,x"), "0.1,x"),
+        ((*steer, "--direction", direction, "--alpha", "1", "--top-p", "0.5"), "temperature"),
+        ((*align, *wide, "--out", tmp_path / "a"), "d_model 64"),
+        ((*align, "--out", tmp_path / "a", "--layer-map", "9:0"), "target layer 9"),
+        ((*align[:5], "--out", tmp_path / "a"), "--text"),
+        ((*align[:5], "--questions", questions, "--paper", "--out", tmp_path / "a"), "--paper"),
+        ((*transfer, "--unlocked", "{question}!", "--layer-map", "0:9", "--out", tmp_path / "d"), "source layer 9"),
     ]:
         with unchecked():
             done = run(*args)
@@ -198,7 +213,7 @@ def test_mistakes_are_told_in_a_line_before_any_model_is_loaded(files: Path, tmp
         assert told.startswith("error: "), told
         assert keyword in told, told
         assert "Traceback" not in told
-    assert list(tmp_path.iterdir()) == []
+    assert {file.name for file in tmp_path.iterdir()} == {"model", "wide.safetensors"}
 
 
 def test_a_direction_for_another_model_is_refused(files: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +12,7 @@ from typer import Argument, Option
 import unlock_lens as ul
 import unlock_lens.cli.options as opt
 from unlock_lens.errors import InvalidInput
+from unlock_lens.hosts.checkpoint import instead
 
 
 def diagnose(
@@ -32,7 +32,7 @@ def diagnose(
 
     found = _forecasts(_chosen(config, zoo), rank)
     if as_json:
-        typer.echo(json.dumps({name: diagnosis.to_json() for name, diagnosis in found.items()}, indent=2))
+        opt.told(True, {name: diagnosis.to_json() for name, diagnosis in found.items()})
         return
     for name, diagnosis in found.items():
         opt.console.rule(f"calibration: {name}, rank {diagnosis.rank}", align="left")
@@ -43,6 +43,7 @@ def sweep(
     out: Annotated[Path, Option(help="Results folder. An unfinished sweep in it is resumed.")],
     config: opt.Config = None,
     zoo: opt.Zoo = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Try every setting of a grid on train problems, and report the best, with its controls, on test problems.
 
@@ -51,12 +52,13 @@ def sweep(
     Example: `unlock-lens sweep --zoo --out zoo-sweep`, `unlock-lens sweep mine.yaml --out mine` (to write your own config,
     begin with zoo-sweep/config.yaml, or with `unlock-lens reproduce cot --show`).
     """
-    _run(_chosen(config, zoo), out)
+    _run(_chosen(config, zoo), out, as_json)
 
 
 def report(
     folder: Annotated[Path, Argument(help="Folder of a sweep, finished or not.")],
     html: Annotated[Path | None, Option(help="HTML file to write: one page that needs no network.")] = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Write a sweep's report: verdict in words, table, figures, completions before and after, provenance.
 
@@ -64,12 +66,15 @@ def report(
 
     Example: `unlock-lens report zoo-sweep --html zoo-sweep.html`
     """
+    if not folder.is_dir():
+        raise InvalidInput(f"there is no folder {folder}{instead(folder)}")
     found = ul.results.Results.load(folder)
-    if html is None:
-        _show(found)
-    else:
+    if html is not None:
         ul.report.write(found, html)
-        typer.echo(f"wrote {html}")
+    if as_json or html is None:
+        _show(found, as_json)
+    else:
+        opt.told(False, {}, f"wrote {html}")
 
 
 def reproduce(
@@ -77,6 +82,7 @@ def reproduce(
     out: Annotated[Path | None, Option(help="Folder for results and report.")] = None,
     zoo: opt.Zoo = False,
     show: Annotated[bool, Option("--show", help="Print the config, to copy and change, and run nothing.")] = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Run one of the paper's experiments unchanged (a GPU and the hub), or on the embedded family, and write its report.
 
@@ -93,8 +99,10 @@ def reproduce(
         return
     if out is None:
         raise InvalidInput("give --out, a folder for the results (or --show, to see the config alone)")
-    _run(ul.recipes.load(name), out)
-    report(out, out / "report.html")
+    _run(ul.recipes.load(name), out, as_json)
+    ul.report.write(ul.results.Results.load(out), page := out / "report.html")
+    if not as_json:
+        typer.echo(f"wrote {page}")
 
 
 def _chosen(config: Path | None, zoo: bool) -> ul.sweep.SweepConfig:
@@ -114,20 +122,26 @@ def _forecasts(config: ul.sweep.SweepConfig, rank: int | None) -> dict[str, ul.D
     return {name: forecast(material, replace(widest, aligner=name)) for name in config.grid.aligner}
 
 
-def _run(config: ul.sweep.SweepConfig, out: Path) -> None:
+def _run(config: ul.sweep.SweepConfig, out: Path, as_json: bool) -> None:
     try:
         found = ul.sweep.run(config, out)
     except KeyboardInterrupt:
-        typer.echo(f"stopped; what is finished is in {out}, and the same command resumes from there")
+        typer.echo(f"stopped; what is finished is in {out}, and the same command resumes from there", err=True)
         raise typer.Exit(130) from None
-    _show(found)
-    typer.echo(f"{len(found.lines)} runs are in {out}; figures and completions: unlock-lens report {out} --html FILE")
+    _show(found, as_json)
+    if not as_json:
+        typer.echo(f"{len(found.lines)} runs are in {out}; figures and completions: unlock-lens report {out} --html FILE")
 
 
-def _show(found: ul.results.Results) -> None:
+def _show(found: ul.results.Results, as_json: bool) -> None:
     from unlock_lens.evidence.report.paper import beside_the_paper
     from unlock_lens.evidence.report.table import show, show_paper
 
-    show(ul.report.summary(found), opt.console)
+    table, judged = ul.report.summary(found), ul.report.verdict(found)
+    if as_json:
+        arms = [{"arm": name, **row} for name, row in table.astype(object).to_dict(orient="index").items()]
+        opt.told(True, {"name": found.config["name"], "verdict": asdict(judged), "arms": arms})
+        return
+    show(table, opt.console)
     show_paper(beside_the_paper(found), opt.console)
-    typer.echo(ul.report.verdict(found))
+    typer.echo(judged)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,8 @@ def generate(
     resume: str | Path | None = None,
     wait: bool = True,
     stop: Sequence[str] = (),
+    top_p: float = 1.0,
+    seed: int | None = None,
 ) -> list[str]:
     """Complete each prompt; the completions come without it, and without special tokens.
 
@@ -49,7 +52,7 @@ def generate(
         batch_size: prompts at a time, of like length.
         add_special_tokens: whether the tokenizer adds its own.
         use_cache: whether to use the KV cache; the result is the same.
-        temperature: 0 is greedy; otherwise sampled (torch.manual_seed makes it repeatable).
+        temperature: 0 is greedy; otherwise sampled (`seed` or torch.manual_seed makes it repeatable).
         remote: for nnsight models: run on NDIF (True), on the server of a host URL, as a `Remote` says, or here as NDIF
             would ("local"). All batches go in one request.
         progress: whether to show a progress bar (after a second of work).
@@ -57,6 +60,8 @@ def generate(
         wait: for models on a server: otherwise all requests are sent, and the same call collects them later.
         stop: strings before the first of which a completion ends, such as ("Question", "\\n\\n"). Only what is written counts,
             not the prompt; special tokens are not text. HookedTransformer cuts the text, and writes to the end all the same.
+        top_p: where completions are sampled: only among the likeliest tokens that together hold this share.
+        seed: of sampling, for the same prompts in the same batches; torch's own random state stays as it was.
 
     Raises:
         InvalidInput: no prompts, an empty one, a number out of range, an empty stop string, resume without a server.
@@ -73,7 +78,8 @@ def generate(
         ['S 1 3 6 3 1 0 = 0']
     """
     variant = variant_of(model, prompts, add_special_tokens, remote)
-    found = complete(variant, steer, max_new_tokens, batch_size, use_cache, temperature, progress, resume, wait, stop)
+    how = (temperature, progress, resume, wait, stop, top_p, seed)
+    found = complete(variant, steer, max_new_tokens, batch_size, use_cache, *how)
     return [completion.text for completion in found]
 
 
@@ -95,9 +101,11 @@ def complete(
     resume: str | Path | None = None,
     wait: bool = True,
     stop: Sequence[str] = (),
+    top_p: float = 1.0,
+    seed: int | None = None,
 ) -> list[Completion]:
     """`generate`, which also says which completions were cut."""
-    check_how(max_new_tokens, stop, temperature)
+    check_how(max_new_tokens, stop, temperature, top_p)
     backend, where = variant.backend, remote_of(variant.remote)
     check_resumable(where is not None, resume, wait)
     server = backend.on(where) if where else None
@@ -107,16 +115,17 @@ def complete(
     check_last_token(variant)
     warn_of_last_token(variant)
     tokens = variant.tokens
-    how = Generation(max_new_tokens, use_cache, temperature, stop=tuple(stop))
-    if server and temperature:
-        how = replace(how, seed=int(torch.randint(2**31, ())))  # torch.manual_seed here decides there
+    how = Generation(max_new_tokens, use_cache, temperature, stop=tuple(stop), top_p=top_p)
+    if server and temperature:  # torch.manual_seed here decides there
+        how = replace(how, seed=int(torch.randint(2**31, ())) if seed is None else seed)
     order = tokens.batches(batch_size)
     batches = [Batch(of.ids, of.mask) for of in map(tokens.rows, order)]
     if server:
         written = _on_server(server, backend.identity, batches, edits, how, resume, wait, progress)
     else:
         bar = shown(batches, f"generating with {backend.identity.name}", progress)
-        written = [backend.generate(batch, edits, how) for batch in bar]
+        with _seeded(seed):
+            written = [backend.generate(batch, edits, how) for batch in bar]
     completions = [Completion("", False)] * len(variant)
     for rows, new in zip(order, written, strict=True):
         for row, ids in zip(rows.tolist(), new.tolist(), strict=True):
@@ -126,11 +135,25 @@ def complete(
     return completions
 
 
-def check_how(max_new_tokens: int, stop: Sequence[str], temperature: float = 0.0) -> None:
+@contextmanager
+def _seeded(seed: int | None) -> Generator[None, None, None]:
+    """Random numbers from a seed, without a trace afterwards; the usual ones without it."""
+    with torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+def check_how(max_new_tokens: int, stop: Sequence[str], temperature: float = 0.0, top_p: float = 1.0) -> None:
     """Raise InvalidInput unless completions can be made like this: numbers in range, and no stop string that is empty."""
     if max_new_tokens < 1 or not temperature >= 0:
         raise InvalidInput(
             f"max_new_tokens {max_new_tokens} and temperature {temperature} were given; at least 1 and 0 are needed"
+        )
+    if not 0 < top_p <= 1 or (top_p < 1 and not temperature):
+        raise InvalidInput(
+            f"top_p {top_p} was given with temperature {temperature}; it is a share above 0, at most 1, and greedy "
+            "completions (temperature 0) take none"
         )
     if isinstance(stop, str):
         raise InvalidInput(f"stop={stop!r} is one text; give a list of stop strings, stop=[{stop!r}]")

@@ -135,9 +135,8 @@ def generation_options(how: Generation) -> dict[str, Any]:
     options: dict[str, Any] = dict.fromkeys(names)
     options |= {name: value for name, value in _PLAIN.items() if name in options}
     options |= {"max_new_tokens": how.max_new_tokens, "use_cache": how.use_cache}
-    if not how.temperature:
-        return {**options, "do_sample": False}
-    return {**options, "do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
+    unlimited = {"top_k": 0, "top_p": 1.0} if how.temperature else {}
+    return {**options, **unlimited, **how.sampling}
 
 
 def unembedded(model: Any, blocks: str, last: int, ids: Tensor, residual: Tensor, where: Any) -> Any:

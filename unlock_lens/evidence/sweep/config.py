@@ -29,6 +29,7 @@ from unlock_lens.evidence.tasks.problems import Sizes
 from unlock_lens.evidence.tasks.specs import TaskSpec
 from unlock_lens.evidence.tasks.texts import CalibrationSpec, SelfText, TextSpec
 from unlock_lens.evidence.yaml_files import read_yaml
+from unlock_lens.hosts import Dtype
 from unlock_lens.hosts.remote import Remote, Where, remote_of
 from unlock_lens.method.align import RANK, MethodName
 from unlock_lens.method.apply import Operation, Positions
@@ -199,6 +200,7 @@ class SweepConfig(Spec):
         target: of the model that is to get it.
         naive: of a model that never learned the capability, for the control "naive".
         dtype: that they are loaded in; a server's models are in its own.
+        device: that they are loaded on, such as "cpu" or "cuda:1"; by default the GPU where there is one.
         remote: true, or the URL of a server, where they are not loaded but run on NDIF (backend nnsight); "local" runs here
             as NDIF would.
         sizes: how many problems each split takes; the splits share none.
@@ -223,7 +225,8 @@ class SweepConfig(Spec):
     target: str
     naive: str | None = None
     backend: Literal["transformer_lens", "nnsight"] = "transformer_lens"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
+    device: str | None = None
     remote: bool | str = False
     task: TaskSpec
     sizes: Sizes

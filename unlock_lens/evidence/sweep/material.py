@@ -29,12 +29,12 @@ from unlock_lens.evidence.results import AT_PRICE, NAIVE, NAIVE_UNSTEERED, NULL,
 from unlock_lens.evidence.sweep.config import Capability, Setting, SweepConfig
 from unlock_lens.evidence.tasks.problems import Problem, Task
 from unlock_lens.evidence.tasks.texts import SelfText
-from unlock_lens.hosts import backend_of, open_model
+from unlock_lens.hosts import backend_of, shape_of
+from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.method.align import RANK
 
 T = TypeVar("T")
 Side = Literal["source", "target", "naive"]
-ZOO = "zoo:"
 PAPER_RANKS, PAPER_ALPHAS = (1, 4, 16, 64, 128, 256, 512), (0.05, 0.1, 0.2, 0.5)
 """What the paper tries (arXiv:2604.06377), with mean and pca, and n from 4 on."""
 NULLS = ("noise", "states", "halves")
@@ -48,6 +48,8 @@ class Material:
 
     def __init__(self, config: SweepConfig, progress: bool = True) -> None:
         self.config, self.progress = config, progress
+        self.shapes = self._shapes()
+        self._check_ranges()
         self.splits = config.task.splits(config.sizes, config.seed)
         self.leaking = 0
         self._check_others()
@@ -57,7 +59,6 @@ class Material:
         self.unrelated = config.unrelated.read(config.seed + 1) if config.unrelated else None
         self._made: dict[Hashable, Any] = {}
         self.source, self.target = self.model(config.source), self.model(config.target)
-        self._check_ranges()
         self.left_out = self._controls_left_out()
 
     @property
@@ -80,9 +81,8 @@ class Material:
 
     def model(self, name: str) -> Any:
         config = self.config
-        if name.startswith(ZOO):
-            return self.once(("model", name), lambda: zoo.load(name.removeprefix(ZOO), config.backend, config.dtype))
-        return self.once(("model", name), lambda: open_model(name, config.backend, config.dtype, config.where))
+        how = config.backend, config.dtype, config.where, config.device
+        return self.once(("model", name), lambda: zoo.named(name, *how))
 
     def baseline(self, setting: Setting) -> Setting:
         """The unsteered run that a steered one is paired with: of the same model, on the same locked prompts."""
@@ -363,7 +363,7 @@ class Material:
 
     def _controls_left_out(self) -> dict[str, str]:
         """Controls that cannot be run here, and why."""
-        source, target = (backend_of(model).identity for model in (self.source, self.target))
+        source, target = self.shapes[self.config.source], self.shapes[self.config.target]
         reasons = {
             NAIVE: (self.config.naive is None, "no naive model is named"),
             "unaligned": (source.d_model != target.d_model, f"the widths differ, {source.d_model} and {target.d_model}"),
@@ -378,7 +378,7 @@ class Material:
     @property
     def widest(self) -> int:
         """The largest rank that a map between the models can have."""
-        return min(backend_of(model).identity.d_model for model in (self.source, self.target))
+        return min(self.shapes[name].d_model for name in (self.config.source, self.config.target))
 
     @property
     def can_ask(self) -> bool:
@@ -386,8 +386,15 @@ class Material:
         capability = self.config.capability
         return capability.asks or capability.target_unlocked is not None
 
+    def _shapes(self) -> dict[str, ModelIdentity]:
+        """Depth and width of every model that is named, as their configs say: nothing is loaded for a name that is wrong."""
+        capabilities = (self.config.capability, *self.config.others)
+        unlocked = [name for each in capabilities for name in (each.source_unlocked, each.target_unlocked)]
+        names = (self.config.source, self.config.target, self.config.naive, *unlocked)
+        return {name: shape_of(zoo.resolved(name)) for name in dict.fromkeys(names) if name}
+
     def _check_ranges(self) -> None:
-        source, target = (backend_of(model).identity for model in (self.source, self.target))
+        source, target = self.shapes[self.config.source], self.shapes[self.config.target]
         grid, widest = self.config.grid, self.widest
         if (most := max((rank for rank in grid.rank if rank != RANK), default=0)) > widest:  # the default is capped
             raise InvalidInput(f"grid.rank has {most}; the narrower of {source} and {target} allows at most {widest}")

@@ -205,7 +205,10 @@ class _Runner:
 
 
 def check_folder(folder: Path, config: SweepConfig) -> None:
-    """Raise InvalidInput unless the folder is new, or holds a sweep of this config; its name and `batch_size` may change."""
+    """Raise InvalidInput unless the folder is new, or holds a sweep of this config.
+
+    Its name, `batch_size` and `device` may change.
+    """
     file = folder / results.CONFIG
     if folder.exists() and not folder.is_dir():
         raise InvalidInput(f"{folder} is a file; give a folder")
@@ -216,7 +219,8 @@ def check_folder(folder: Path, config: SweepConfig) -> None:
         return
     if not results.read_lines(folder / results.LINES).lines:
         return  # whatever the config was, nothing was made with it
-    held = SweepConfig.load(file).model_copy(update={"name": config.name, "batch_size": config.batch_size})
+    free = {name: getattr(config, name) for name in ("name", "batch_size", "device")}
+    held = SweepConfig.load(file).model_copy(update=free)
     if changed := difference(held.to_yaml(), config.to_yaml()):
         raise InvalidInput(f"{folder} holds a sweep of another config; give a new folder, or undo this change:\n{changed}")
 
