@@ -49,22 +49,6 @@ def run(*args: str | Path) -> Done:
     return Done(returncode, out.getvalue(), err.getvalue())
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Questions, calibration text, and a direction of the large model."""
-    folder = tmp_path_factory.mktemp("cli")
-    questions = [" ".join(map(str, digits)) for digits in zoo.running_sum(n=100, seed=1).questions]
-    (folder / "questions.jsonl").write_text("".join(json.dumps({"question": q}) + "\n" for q in questions))
-    (folder / "text.txt").write_text("\n".join(zoo.text(n=600)))
-    done = run(
-        "extract", "--model", LARGE, "--questions", folder / "questions.jsonl", "--locked", "Q {question} A :",
-        "--unlocked", "Q {question} think A :", "--out", folder / "think.safetensors", "--batch-size", "100",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "d_model 96, from 100" in done.stdout
-    return folder
-
-
 @pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
 def test_from_extraction_to_steered_completions(files: Path, tmp_path: Path, backend: str) -> None:
     aligned = run(
@@ -279,8 +263,13 @@ def test_a_sweep_and_its_report(config: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     assert run("report", tmp_path / "out", "--html", page).returncode == 0
     assert "“think” arrived" in page.read_text(encoding="utf-8")
-    again = run("sweep", config, "--out", tmp_path / "out")
-    assert again.returncode == 0
+    told = json.loads(run("report", tmp_path / "out", "--json").stdout)
+    assert told["verdict"]["status"] == "arrived"
+    arms = {arm["arm"]: arm for arm in told["arms"]}
+    assert arms["transferred"]["accuracy"] > 0.9
+    assert arms["unsteered"]["alpha"] is None
+    again = run("sweep", config, "--out", tmp_path / "out", "--json")
+    assert json.loads(again.stdout) == told
     assert len((tmp_path / "out" / results.LINES).read_text().splitlines()) == 29
 
 
@@ -291,7 +280,7 @@ def test_a_stopped_sweep_says_that_it_goes_on(config: Path, tmp_path: Path, monk
     monkeypatch.setattr(results, "append", stop)
     done = run("sweep", config, "--out", tmp_path / "out")
     assert done.returncode == 130
-    assert str(tmp_path / "out") in done.stdout
+    assert str(tmp_path / "out") in done.stderr
 
 
 def test_diagnose_tells_every_calibration_with_reasons(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unlock_lens.core.jobs import Request, check_resumable, collect, in_requests, key_of
 from unlock_lens.core.progress import shown
+from unlock_lens.core.repetition import caution_of_garbage
 from unlock_lens.core.steering import SteeringHook, as_hooks, check_template, edits_for
 from unlock_lens.core.tokens import check_last_token, warn_of_last_token
 from unlock_lens.core.variant import Variant, variant_of
@@ -63,6 +64,10 @@ def generate(
         top_p: where completions are sampled: only among the likeliest tokens that together hold this share.
         seed: of sampling, for the same prompts in the same batches; torch's own random state stays as it was.
 
+    Warns:
+        UserWarning: at least half of the steered completions repeat themselves from their beginning on, as text does under
+            edits that are too strong.
+
     Raises:
         InvalidInput: no prompts, an empty one, a number out of range, an empty stop string, resume without a server.
         IncompatibleModel: a hook whose direction was made for another model.
@@ -79,8 +84,9 @@ def generate(
     """
     variant = variant_of(model, prompts, add_special_tokens, remote)
     how = (temperature, progress, resume, wait, stop, top_p, seed)
-    found = complete(variant, steer, max_new_tokens, batch_size, use_cache, *how)
-    return [completion.text for completion in found]
+    found = [each.text for each in complete(variant, steer, max_new_tokens, batch_size, use_cache, *how)]
+    caution_of_garbage(found, as_hooks(steer))
+    return found
 
 
 class Completion(NamedTuple):

@@ -313,15 +313,21 @@ def model_of(given: Any) -> PlannedModel:
         InvalidInput: there is no such model, or its config does not say what shape it has.
         UnsupportedModel: the object is not a model.
     """
-    from transformers import AutoTokenizer, PretrainedConfig
-
     if isinstance(given, str | os.PathLike):
         path = os.fspath(given)
-        return PlannedModel(shape_of(path), partial(read_with, AutoTokenizer, path))
+        return PlannedModel(shape_of(path), partial(_tokenizer, path))
+    from transformers import PretrainedConfig
+
     if isinstance(given, PretrainedConfig):
         return PlannedModel(shape_in(given, str(given.name_or_path or given.model_type)), _no_tokenizer)
     backend = given.backend if isinstance(given, Variant) else backend_of(given)
     return PlannedModel(backend.identity, lambda: backend.tokenizer)
+
+
+def _tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return read_with(AutoTokenizer, path)
 
 
 def _no_tokenizer() -> Any:

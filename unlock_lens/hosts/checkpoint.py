@@ -55,6 +55,7 @@ def shape_of(name: str) -> ModelIdentity:
     Raises:
         InvalidInput: as `check_name`; a config that cannot be read, or that is not a decoder's.
     """
+    check_name(name)  # before transformers, whose import takes a second
     from transformers import AutoConfig
 
     return shape_in(read_with(AutoConfig, name), model_name(name))
