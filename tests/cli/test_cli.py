@@ -114,8 +114,10 @@ def write(folder: Path, name: str, content: str) -> Path:
 def test_inspect_tells_people(files: Path) -> None:
     done = run("inspect", files / "think.safetensors")
     assert done.returncode == 0
-    for told in ("direction", "large-base", "fingerprint", "locked_hash", "norms", "format_version"):
+    for told in ("direction", "large-base", "weights", "locked_hash", "norms", "format_version", "Q {question} think A :"):
         assert told in done.stdout
+    assert '"' not in done.stdout  # no JSON in a cell
+    assert max(map(len, done.stdout.splitlines())) <= 100
 
 
 def test_align_without_a_direction_writes_the_aligner(files: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ zoo:large-base and zoo:small-base.
          --out cot.safetensors
 3. See what it does, at several strengths:
      unlock-lens steer --model TARGET --direction cot.safetensors \\
-         --prompts q.txt --template "{question} Answer:" --alpha 0.1,0.2,0.4
+         --prompts q.txt --template "{question} Answer:" --alpha 0.1,0.3,0.6,0.9
 4. Measure it beside every control:
      unlock-lens reproduce cot --show > config.yaml   # a config to begin with
      unlock-lens sweep config.yaml --out runs/cot

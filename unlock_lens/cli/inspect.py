@@ -32,4 +32,4 @@ def inspect(
     if metadata.get("cross_validation"):
         rank, ridge = CrossValidation.from_json(metadata["cross_validation"]).best
         metadata["cross_validation"] = f"chose rank {rank}, ridge {ridge:g} (--json has the curve)"
-    opt.console.print(table([*facts(metadata)]))
+    opt.console.print(table([*facts(metadata)], lines=False))

@@ -5,26 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 import unlock_lens.cli.options as opt
+from unlock_lens.hosts.identity import ModelIdentity
 
 
-def table(rows: Sequence[Mapping[str, str]]) -> Table:
+def table(rows: Sequence[Mapping[str, str]], lines: bool = True) -> Table:
     """Rows of texts under the keys of the first one; what a text holds is never taken for markup."""
-    made = Table(*rows[0], show_lines=True)
+    look: dict[str, Any] = {"show_lines": True} if lines else {"box": SIMPLE_HEAD}
+    made = Table(*rows[0], **look)
     for row in rows:
         made.add_row(*(opt.console.render_str(value, markup=False) for value in row.values()))
     return made
 
 
 def facts(told: Mapping[str, Any], under: str = "") -> Iterator[dict[str, str]]:
-    """A nested mapping as rows of a table, without what is empty."""
+    """A nested mapping as rows of a table, without what is empty; a model is one row."""
     for key, value in told.items():
         name = f"{under}{key}"
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and "d_model" in value and "n_layers" in value:
+            yield {"what": name, "value": str(ModelIdentity(**value))}
+        elif isinstance(value, Mapping):
             yield from facts(value, f"{name}: ")
-        elif value not in (None, "", [], {}):
+        elif value not in (None, "", []):
             yield {"what": name, "value": _in_words(value)}
 
 

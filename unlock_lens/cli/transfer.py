@@ -64,5 +64,5 @@ def transfer(
         as_json,
         opt.facts_of(steer.direction, out),
         f"wrote {out}: the direction in the residual stream of {steer.direction.model}",
-        f"try it: unlock-lens steer --model {target} --direction {out} --prompts FILE --alpha 0.1,0.2,0.4",
+        f"try it: unlock-lens steer --model {target} --direction {out} --prompts FILE --alpha 0.1,0.3,0.6,0.9",
     )
