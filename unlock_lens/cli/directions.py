@@ -123,7 +123,7 @@ def align(
         moved = aligner.transport(found)
         moved.save(out)
         facts["direction"] = opt.facts_of(moved, out)
-        lines.append(f"wrote {out}: the direction in the residual stream of {aligner.target_model}")
+        lines.append(f"wrote {out}: the direction in the residual stream of {sides[1].backend.identity.name}")
     opt.told(as_json, facts, *lines)
 
 

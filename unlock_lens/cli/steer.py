@@ -107,12 +107,15 @@ def _strength(hook: ul.SteeringHook) -> Any:
 def _side_by_side(
     prompts: Sequence[str], unsteered: Sequence[str], hooks: Sequence[ul.SteeringHook], steered: Sequence[Sequence[str]]
 ) -> list[dict[str, str]]:
-    """One row per prompt; the completions at several strengths stand in one cell, each under its strength."""
+    """One row per prompt; with several strengths a row for each of them, below the unsteered one."""
     if len(hooks) == 1:
         return [{"prompt": p, "unsteered": u, "steered": s} for p, u, s in zip(prompts, unsteered, steered[0], strict=True)]
-    names = [f"{_strength(hook):g}" for hook in hooks]
-    cells = ["\n".join(f"{name}: {each}" for name, each in zip(names, of, strict=True)) for of in zip(*steered, strict=True)]
-    return [{"prompt": p, "unsteered": u, "steered": s} for p, u, s in zip(prompts, unsteered, cells, strict=True)]
+    rows: list[dict[str, str]] = []
+    for prompt, *completions in zip(prompts, unsteered, *steered, strict=True):
+        names = ["unsteered", *(f"{_strength(hook):g}" for hook in hooks)]
+        of_prompt = [{"prompt": "", "alpha": name, "completion": text} for name, text in zip(names, completions, strict=True)]
+        rows += [{**of_prompt[0], "prompt": prompt}, *of_prompt[1:]]
+    return rows
 
 
 def _hooks(direction: str | None, alpha: Sequence[str], settings: Any) -> list[ul.SteeringHook]:

@@ -63,6 +63,6 @@ def transfer(
     opt.told(
         as_json,
         opt.facts_of(steer.direction, out),
-        f"wrote {out}: the direction in the residual stream of {steer.direction.model}",
+        f"wrote {out}: the direction in the residual stream of {to.backend.identity.name}",
         f"try it: unlock-lens steer --model {target} --direction {out} --prompts FILE --alpha 0.1,0.3,0.6,0.9",
     )

@@ -295,7 +295,7 @@ class SweepConfig(Spec):
         except RecursionError:
             raise InvalidInput(f"{name} cannot be used: it is nested too deeply") from None
         except ValidationError as error:
-            problems = "\n".join(f"  {in_words(problem)}" for problem in error.errors())
+            problems = "\n".join(f"  {in_words(problem)}" for problem in _first_causes(error.errors(include_url=False)))
             raise InvalidInput(f"{name} cannot be used:\n{problems}") from None
 
     @property
@@ -311,6 +311,17 @@ class SweepConfig(Spec):
         import yaml
 
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _first_causes(problems: Sequence[Any]) -> list[Any]:
+    """Without the lists that are too short only because something in them is wrong."""
+    places = [problem["loc"] for problem in problems]
+    return [
+        problem
+        for problem in problems
+        if problem["type"] != "too_short"
+        or not any(len(place) > len(problem["loc"]) and place[: len(problem["loc"])] == problem["loc"] for place in places)
+    ]
 
 
 @dataclass(frozen=True)
