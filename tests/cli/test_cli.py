@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,11 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 import unlock_lens as ul
 import unlock_lens.cli.options as opt
 from tests.checks import unchecked
 from unlock_lens import cli, recipes, results, zoo
+from unlock_lens.cli.app import app
 from unlock_lens.core.alignment import SETTINGS
 from unlock_lens.evidence.sweep.config import AlignerOptions, Grid
 from unlock_lens.hosts import open_model
@@ -34,13 +38,13 @@ class Done:
     stderr: str
 
 
-def run(*args: str | Path) -> Done:
+def run(*args: str | Path, columns: int = 100) -> Done:
     """The entry point, in this process: starting Python for each command takes seconds."""
     out, err = io.StringIO(), io.StringIO()
     returncode = 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["unlock-lens", *map(str, args)])
-        patch.setenv("COLUMNS", "100")
+        patch.setenv("COLUMNS", str(columns))
         patch.setenv("NO_COLOR", "1")
         try:
             cli.main()
@@ -270,6 +274,12 @@ def test_a_sweep_and_its_report(config: Path, tmp_path: Path) -> None:
     arms = {arm["arm"]: arm for arm in told["arms"]}
     assert arms["transferred"]["accuracy"] > 0.9
     assert arms["unsteered"]["alpha"] is None
+    shutil.copytree(tmp_path / "out", tmp_path / "twin")
+    both = run("report", tmp_path / "out", tmp_path / "twin", "--json")
+    assert [each["verdict"]["status"] for each in json.loads(both.stdout)["sweeps"]] == ["arrived", "arrived"]
+    shown = run("report", tmp_path / "out", tmp_path / "twin").stdout
+    assert (shown.count("arrived"), "transferred" in shown, "twin" in "".join(shown.split())) == (2, True, True)
+    assert "--html" in run("report", tmp_path / "out", tmp_path / "twin", "--html", page).stderr
     again = run("sweep", config, "--out", tmp_path / "out", "--json")
     assert json.loads(again.stdout) == told
     assert len((tmp_path / "out" / results.LINES).read_text().splitlines()) == 29
@@ -360,6 +370,69 @@ def test_the_command_alone_shows_the_way() -> None:
 
 def test_the_version_is_told() -> None:
     assert run("--version").stdout.split() == ["unlock-lens", ul.__version__]
+
+
+def test_no_help_text_is_cut() -> None:
+    """In 80 columns too: every word of a docstring and of every option is there."""
+    listed = words(run("--help", columns=80).stdout)
+    for command in typer.main.get_command(app).commands.values():  # pyright: ignore[reportAttributeAccessIssue]
+        assert words(command.short_help) in listed
+        if command.name == "eval":
+            continue  # its options are another program's
+        shown = run(command.name, "--help", columns=80).stdout
+        assert max(map(len, shown.splitlines())) <= 80
+        for option in command.params:
+            assert words(getattr(option, "help", "") or "") in words(shown), option.name
+        examples = shown.partition("Example:\n")[2].partition("\n\n")[0]
+        assert all(len(line) <= 80 for line in examples.splitlines())
+
+
+def words(text: str) -> str:
+    """Without line breaks, which may fall at hyphens."""
+    return "".join(text.split())
+
+
+def test_examples_are_what_a_shell_reads() -> None:
+    """Lines are broken with a backslash, and whole they are the docstring's own commands."""
+    shown = run("extract", "--help", columns=80).stdout.partition("Example:\n")[2].partition("\n\n")[0]
+    commands = [shlex.split(line) for line in shown.replace("\\\n", " ").splitlines()]
+    assert [command[:2] for command in commands] == [["unlock-lens", "extract"]] * 2
+    assert "{question} Answer: Let's think step by step." in commands[0]
+    assert commands[1][-2:] == ["--out", "cot.safetensors"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_and_options(shell: str) -> None:
+    program = str(Path(sys.executable).with_name("unlock-lens"))
+    words = {"bash": "unlock-lens ste", "zsh": "unlock-lens ste", "fish": "unlock-lens ste"}[shell]
+    told = {"_UNLOCK_LENS_COMPLETE": f"complete_{shell}", "COMP_WORDS": words, "COMP_CWORD": "1",
+            "_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}  # fmt: skip
+    done = subprocess.run([program], env={**os.environ, **told}, capture_output=True, text=True, check=False)
+    assert "steer" in done.stdout
+    assert "extract" not in done.stdout
+
+
+WARNING = """
+import logging, warnings
+from tqdm.auto import tqdm
+import unlock_lens.cli.app as module
+
+def warns():
+    for _ in tqdm(range(2), desc="working", mininterval=0):
+        warnings.warn("mind the gap", UserWarning)
+        logging.getLogger("unlock_lens.test").warning("and the step")
+
+module.app = warns
+module.main()
+"""
+
+
+def test_a_warning_stands_above_the_bar_not_in_it() -> None:
+    """In a process of its own: these tests take warnings for errors, and keep what is logged."""
+    done = subprocess.run([sys.executable, "-c", WARNING], capture_output=True, text=True, check=True)
+    lines = [line.rpartition("\r")[2] for line in done.stderr.split("\n")]
+    assert "warning: mind the gap" in lines
+    assert "WARNING unlock_lens.test: and the step" in lines
 
 
 def test_the_command_is_installed() -> None:

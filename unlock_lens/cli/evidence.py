@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
 
 import unlock_lens as ul
 import unlock_lens.cli.options as opt
+from unlock_lens.cli.tables import table
 from unlock_lens.errors import InvalidInput
 from unlock_lens.hosts.checkpoint import instead
+
+COMPARED = ("unsteered", "prompted", "transferred", "random", "anti_mean", "paper")
+"""The arms that stand beside each other where several sweeps are compared."""
 
 
 def diagnose(
@@ -56,25 +61,43 @@ def sweep(
 
 
 def report(
-    folder: Annotated[Path, Argument(help="Folder of a sweep, finished or not.")],
+    folders: Annotated[list[Path], Argument(metavar="FOLDER...", help="Folder of a sweep, finished or not; or several.")],
     html: Annotated[Path | None, Option(help="HTML file to write: one page that needs no network.")] = None,
     as_json: opt.Json = False,
 ) -> None:
     """Write a sweep's report: verdict in words, table, figures, completions before and after, provenance.
 
-    Without --html, the verdict and the table are printed.
+    Without --html, the verdict and the table are printed; of several sweeps, one line each.
 
-    Example: `unlock-lens report zoo-sweep --html zoo-sweep.html`
+    Example: `unlock-lens report zoo-sweep --html zoo-sweep.html`, `unlock-lens report runs/cot runs/icl`
     """
-    if not folder.is_dir():
-        raise InvalidInput(f"there is no folder {folder}{instead(folder)}")
-    found = ul.results.Results.load(folder)
+    if html is not None and len(folders) > 1:
+        raise InvalidInput("--html writes the page of one sweep; give one folder, or leave --html out to compare several")
+    for folder in folders:
+        if not folder.is_dir():
+            raise InvalidInput(f"there is no folder {folder}{instead(folder)}")
+    found = [ul.results.Results.load(folder) for folder in folders]
     if html is not None:
-        ul.report.write(found, html)
-    if as_json or html is None:
-        _show(found, as_json)
+        ul.report.write(found[0], html)
+    if len(found) > 1:
+        _compare(folders, found, as_json)
+    elif as_json or html is None:
+        _show(found[0], as_json)
     else:
         opt.told(False, {}, f"wrote {html}")
+
+
+def _compare(folders: Sequence[Path], found: Sequence[ul.results.Results], as_json: bool) -> None:
+    """One line for each sweep: what arrived, and what it is compared with."""
+    if as_json:
+        opt.told(True, {"sweeps": [{"folder": str(folder), **_facts(of)} for folder, of in zip(folders, found, strict=True)]})
+        return
+    rows: list[dict[str, str]] = []
+    for folder, results in zip(folders, found, strict=True):
+        arms = results.arms()
+        right = {name: f"{arms[name]['accuracy']:.1%}" if name in arms else "" for name in COMPARED}
+        rows.append({"sweep": str(folder), "verdict": ul.report.verdict(results).status, **right})
+    opt.console.print(table(rows, lines=False))
 
 
 def reproduce(
@@ -137,11 +160,16 @@ def _show(found: ul.results.Results, as_json: bool) -> None:
     from unlock_lens.evidence.report.paper import beside_the_paper
     from unlock_lens.evidence.report.table import show, show_paper
 
-    table, judged = ul.report.summary(found), ul.report.verdict(found)
     if as_json:
-        arms = [{"arm": name, **row} for name, row in table.astype(object).to_dict(orient="index").items()]
-        opt.told(True, {"name": found.config["name"], "verdict": asdict(judged), "arms": arms})
+        opt.told(True, _facts(found))
         return
-    show(table, opt.console)
+    show(ul.report.summary(found), opt.console)
     show_paper(beside_the_paper(found), opt.console)
-    typer.echo(judged)
+    typer.echo(ul.report.verdict(found))
+
+
+def _facts(found: ul.results.Results) -> dict[str, Any]:
+    """What --json says of a sweep."""
+    rows = ul.report.summary(found).astype(object).to_dict(orient="index")
+    arms = [{"arm": name, **row} for name, row in rows.items()]
+    return {"name": found.config["name"], "verdict": asdict(ul.report.verdict(found)), "arms": arms}

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 C = TypeVar("C", bound=Callable[..., Any])
 SETTINGS = {"max_content_width": 110, "help_option_names": ["-h", "--help"]}
 """Plain text as wide as the terminal, up to 110 columns: a table of options would cut words."""
-_WIDTH = 76
+_WIDTH = 72
 _UNWRAPPED = "\b\n"
 """Click leaves the lines of such a paragraph alone."""
 

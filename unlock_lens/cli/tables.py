@@ -6,18 +6,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.table import Column, Table
 
 import unlock_lens.cli.options as opt
 from unlock_lens.hosts.identity import ModelIdentity
 
 
 def table(rows: Sequence[Mapping[str, str]], lines: bool = True) -> Table:
-    """Rows of texts under the keys of the first one; what a text holds is never taken for markup."""
-    look: dict[str, Any] = {"show_lines": True} if lines else {"box": SIMPLE_HEAD}
-    made = Table(*rows[0], **look)
-    for row in rows:
-        made.add_row(*(opt.console.render_str(value, markup=False) for value in row.values()))
+    """Rows of texts under the keys of the first one; what a text holds is never taken for markup.
+
+    With `lines`, there is one above each row whose first cell holds something.
+    """
+    columns = [Column(name, overflow="fold") for name in rows[0]]
+    made = Table(*columns) if lines else Table(*columns, box=SIMPLE_HEAD)
+    first = next(iter(rows[0]))
+    for row, after in zip(rows, (*rows[1:], {first: "end"}), strict=True):
+        cells = (opt.console.render_str(value, markup=False) for value in row.values())
+        made.add_row(*cells, end_section=lines and bool(after[first]))
     return made
 
 
