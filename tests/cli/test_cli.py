@@ -327,6 +327,7 @@ def test_mistakes_of_sweeps_are_told_in_a_line(config: Path, tmp_path: Path) -> 
     for args, keyword in [
         (("sweep", "--out", tmp_path / "o"), "--zoo"),
         (("sweep", config, "--zoo", "--out", tmp_path / "o"), "--zoo"),
+        (("sweep", config), "--out"),
         (("sweep", tmp_path / "bad.yaml", "--out", tmp_path / "o"), "'alhpa'"),
         (("diagnose", tmp_path / "bad.yaml"), "'alhpa'"),
         (("report", tmp_path, "--html", tmp_path / "o.html"), "sweep"),

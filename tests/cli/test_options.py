@@ -15,6 +15,7 @@ import unlock_lens.cli.options as opt
 from tests.cli.test_cli import LARGE, SMALL, run, write
 from unlock_lens import recipes, zoo
 from unlock_lens.evidence.sweep.config import SweepConfig
+from unlock_lens.evidence.sweep.material import Material
 from unlock_lens.hosts import backend_of, open_model
 
 ASKED = ("--locked", "Q {question} A :", "--unlocked", "Q {question} think A :")
@@ -114,3 +115,18 @@ def test_python_command_line_and_configs_agree() -> None:
     for wrong in ({"dtype": "float64"}, {"dtype": "int8"}):
         with pytest.raises(ul.InvalidInput, match="dtype"):
             SweepConfig.parse({**recipes.smallest().model_dump(mode="json"), **wrong})
+
+
+def test_the_example_config_begins_a_sweep(tmp_path: Path) -> None:
+    """With models and problems put in where it says so; what it has as comments is a config too."""
+    shown = run("sweep", "--example").stdout
+    task = zoo.running_sum(n=400)
+    rows = [{"question": " ".join(map(str, q)), "answer": a} for q, a in zip(task.questions, task.answers, strict=True)]
+    file = write(tmp_path, "problems.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    mine = shown.replace("org/large", "zoo:large-base").replace("org/small", "zoo:small-base")
+    mine = mine.replace("problems.jsonl", str(file)).replace("# aligner:", "aligner:")
+    config = SweepConfig.load(write(tmp_path, "own.yaml", mine))
+    assert (config.aligner.sinks, config.aligner.skip_first, config.aligner.centered) == ("drop", True, True)
+    material = Material(config, progress=False)
+    assert set(material.controls) == set(config.controls)
+    assert len(material.splits.test) == config.sizes.test

@@ -44,10 +44,10 @@ zoo:large-base and zoo:small-base.
      unlock-lens steer --model TARGET --direction cot.safetensors \\
          --prompts q.txt --template "{question} Answer:" --alpha 0.1,0.3,0.6,0.9
 4. Measure it beside every control:
-     unlock-lens reproduce cot --show > config.yaml   # a config to begin with
-     unlock-lens sweep config.yaml --out runs/cot
+     unlock-lens sweep --example > own.yaml      # a config to begin with
+     unlock-lens sweep own.yaml --out runs/own
 5. Read whether it arrived:
-     unlock-lens report runs/cot --html report.html
+     unlock-lens report runs/own --html report.html
 
 \b
 Each command has --help with an example. Completion for your shell:

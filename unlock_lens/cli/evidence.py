@@ -45,19 +45,26 @@ def diagnose(
 
 
 def sweep(
-    out: Annotated[Path, Option(help="Results folder. An unfinished sweep in it is resumed.")],
+    out: Annotated[Path | None, Option(help="Results folder. An unfinished sweep in it is resumed.")] = None,
     config: opt.Config = None,
     zoo: opt.Zoo = False,
+    example: Annotated[bool, Option("--example", help="Print a config to begin with, and run nothing.")] = False,
     as_json: opt.Json = False,
 ) -> None:
     """Try every setting of a grid on train problems, and report the best, with its controls, on test problems.
 
     Each finished setting is a line of OUT/results.jsonl. Stop a sweep at any time; run again, it repeats none.
 
-    Example: `unlock-lens sweep --zoo --out zoo-sweep`, `unlock-lens sweep mine.yaml --out mine` (to write your own config,
-    begin with zoo-sweep/config.yaml, or with `unlock-lens reproduce cot --show`).
+    Example: `unlock-lens sweep --zoo --out zoo-sweep`, `unlock-lens sweep --example > own.yaml`,
+    `unlock-lens sweep own.yaml --out runs/own`
     """
-    _run(_chosen(config, zoo), out, as_json)
+    if example:
+        typer.echo(ul.recipes.path("own").read_text(encoding="utf-8"), nl=False)
+        return
+    chosen = _chosen(config, zoo)
+    if out is None:
+        raise InvalidInput("give --out, a folder for the results (or --example, to see a config)")
+    _run(chosen, out, as_json)
 
 
 def report(
