@@ -63,6 +63,19 @@ def test_stability() -> None:
     assert any("more prompt pairs" in reason for reason in loose.reasons)
 
 
+def test_layers_print_as_a_table_and_become_a_frame() -> None:
+    aligner, source, target = made()
+    found = diagnose(ul.CapabilityDirection(source[:, 0], (0, 1)), aligner, source_acts=source, target_acts=target)
+    head, *rows = repr(found.layers).splitlines()
+    assert head.split()[:3] == ["layer", "cover", "agree"]
+    assert [row.split()[0] for row in rows] == ["0>0", "1>1"]
+    assert "own" not in head  # was not measured
+    assert repr(found) == str(found)
+    assert found.frame().index.tolist() == [0, 1]
+    assert found.frame()["coverage"].tolist() == [layer.coverage for layer in found.layers]
+    assert found.layers == Diagnosis.from_json(json.loads(json.dumps(found.to_json()))).layers
+
+
 # Forecasts on constructed data
 
 

@@ -67,8 +67,20 @@ class Contrast:
             check_position(variant, position)
         how = How(batch_size, resume, wait, progress)
         found = differences.differences(unlocked, locked, where, position, None, how)
-        told = provenance_of(locked, unlocked, None, position)
-        return cls(found, where, locked.backend.identity, told)
+        return cls.of_read(found, locked, unlocked, where, position)
+
+    @classmethod
+    def of_read(
+        cls,
+        differences: Float[Tensor, "layer n d_model"],
+        locked: Variant,
+        unlocked: Variant,
+        layers: Sequence[int] | None = None,
+        position: int = -1,
+    ) -> Contrast:
+        """The contrast of differences that were read before, by `capture` with the same arguments."""
+        where, told = check_layers(layers, locked.backend.identity.n_layers), provenance_of(locked, unlocked, None, position)
+        return cls(differences, where, locked.backend.identity, told)
 
     def __len__(self) -> int:
         return self.differences.shape[1]

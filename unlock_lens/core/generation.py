@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from unlock_lens.core.jobs import Request, check_resumable, collect, in_requests, key_of
 from unlock_lens.core.progress import shown
+from unlock_lens.core.repetition import caution_of_garbage
 from unlock_lens.core.steering import SteeringHook, as_hooks, check_template, edits_for
 from unlock_lens.core.tokens import check_last_token, warn_of_last_token
 from unlock_lens.core.variant import Variant, variant_of
@@ -38,6 +40,8 @@ def generate(
     resume: str | Path | None = None,
     wait: bool = True,
     stop: Sequence[str] = (),
+    top_p: float = 1.0,
+    seed: int | None = None,
 ) -> list[str]:
     """Complete each prompt, and return the completions without the prompt and without special tokens.
 
@@ -49,7 +53,7 @@ def generate(
         batch_size: prompts at a time, of similar length; short ones fill a batch up to the tokens of this many of the longest.
         add_special_tokens: whether the tokenizer adds special tokens.
         use_cache: whether to use the KV cache; the result is the same.
-        temperature: 0 is greedy; otherwise tokens are sampled (torch.manual_seed makes this repeatable).
+        temperature: 0 is greedy; otherwise tokens are sampled (seed= or torch.manual_seed makes this repeatable).
         remote: for nnsight models: run on NDIF (True), on the server at a URL, as a `Remote` says, or here in the way that
             NDIF would ("local"). All batches go in one request.
         progress: whether to show a progress bar (after a second of work).
@@ -57,6 +61,12 @@ def generate(
         wait: for models on a server: if False, requests are sent without waiting, and the same call collects them later.
         stop: a completion ends before the first of these strings, such as ("Question", "\\n\\n"). They are searched for in the
             completion, not in the prompt or special tokens. HookedTransformer generates to the end and then cuts the text.
+        top_p: when sampling, choose only among the most likely tokens that together have this probability.
+        seed: for sampling; repeatable for the same prompts in the same batches. torch's random state is left as it was.
+
+    Warns:
+        UserWarning: at least half of the steered completions repeat themselves from the beginning, as text does under edits
+            that are too strong.
 
     Raises:
         InvalidInput: there are no prompts or an empty one, a number is out of range, a stop string is empty, or resume= is
@@ -74,8 +84,10 @@ def generate(
         ['S 1 3 6 3 1 0 = 0']
     """
     variant = variant_of(model, prompts, add_special_tokens, remote)
-    found = complete(variant, steer, max_new_tokens, batch_size, use_cache, temperature, progress, resume, wait, stop)
-    return [completion.text for completion in found]
+    how = (temperature, progress, resume, wait, stop, top_p, seed)
+    found = [each.text for each in complete(variant, steer, max_new_tokens, batch_size, use_cache, *how)]
+    caution_of_garbage(found, as_hooks(steer))
+    return found
 
 
 Steer: TypeAlias = "SteeringHook | Sequence[SteeringHook] | None"
@@ -99,17 +111,20 @@ def complete(
     resume: str | Path | None = None,
     wait: bool = True,
     stop: Sequence[str] = (),
+    top_p: float = 1.0,
+    seed: int | None = None,
 ) -> list[Completion]:
-    """`generate`, which also reports which completions were cut off."""
-    check_how(max_new_tokens, stop, temperature)
+    """`generate`, which also says which completions were cut."""
+    check_how(max_new_tokens, stop, temperature, top_p)
     backend, where = variant.backend, remote_of(variant.remote)
     check_resumable(where is not None, resume, wait)
-    how = Generation(max_new_tokens, use_cache, temperature, stop=tuple(stop))
+    how = Generation(max_new_tokens, use_cache, temperature, stop=tuple(stop), top_p=top_p)
     if not where:
-        return _of_arms(variant, [steer], how, batch_size, progress)[0]
+        with _seeded(seed):
+            return _of_arms(variant, [steer], how, batch_size, progress)[0]
     server, edits = backend.on(where), _edits(variant, steer)
-    if temperature:
-        how = replace(how, seed=int(torch.randint(2**31, ())))  # torch.manual_seed here decides there
+    if temperature:  # torch.manual_seed here decides there
+        how = replace(how, seed=int(torch.randint(2**31, ())) if seed is None else seed)
     order = variant.tokens.batches(batch_size)
     batches = [Batch(of.ids, of.mask) for of in map(variant.tokens.rows, order)]
     written = _on_server(server, backend.identity, batches, edits, how, resume, wait, progress)
@@ -170,11 +185,25 @@ def _in_order(variant: Variant, order: Sequence[Tensor], written: Sequence[Tenso
     return completions
 
 
-def check_how(max_new_tokens: int, stop: Sequence[str], temperature: float = 0.0) -> None:
-    """Raise InvalidInput if a number is out of range or a stop string is empty."""
+@contextmanager
+def _seeded(seed: int | None) -> Generator[None, None, None]:
+    """Random numbers from a seed, without a trace afterwards; the usual ones without it."""
+    with torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+def check_how(max_new_tokens: int, stop: Sequence[str], temperature: float = 0.0, top_p: float = 1.0) -> None:
+    """Raise InvalidInput unless completions can be made like this: numbers in range, and no stop string that is empty."""
     if max_new_tokens < 1 or not temperature >= 0:
         raise InvalidInput(
             f"max_new_tokens {max_new_tokens} and temperature {temperature} were given; they must be at least 1 and 0"
+        )
+    if not 0 < top_p <= 1 or (top_p < 1 and not temperature):
+        raise InvalidInput(
+            f"top_p {top_p} was given with temperature {temperature}; it is a share above 0, at most 1, and greedy "
+            "completions (temperature 0) take none"
         )
     if isinstance(stop, str):
         raise InvalidInput(f"stop={stop!r} is one text; give a list of stop strings, stop=[{stop!r}]")

@@ -21,8 +21,9 @@ from unlock_lens.core.jobs import in_requests
 from unlock_lens.core.read import How, Reading, check_layers
 from unlock_lens.core.variant import Tokens, Variant
 from unlock_lens.errors import InvalidInput, require
-from unlock_lens.hosts import Batch, Pass, Server, backend_of
-from unlock_lens.hosts.identity import ModelIdentity, model_name
+from unlock_lens.hosts import Batch, Pass, Server, backend_of, shape_of
+from unlock_lens.hosts.checkpoint import read_with, shape_in
+from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.hosts.remote import Remote, remote_of
 from unlock_lens.method.align import layer_map_of
 from unlock_lens.method.extract import Aggregator, check_aggregate
@@ -312,32 +313,21 @@ def model_of(given: Any) -> PlannedModel:
         InvalidInput: the model does not exist, or its config lacks the shape.
         UnsupportedModel: the object is not a model.
     """
-    from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
-
     if isinstance(given, str | os.PathLike):
         path = os.fspath(given)
-        name, config, tokenizer = model_name(path), _loaded(AutoConfig, path), partial(_loaded, AutoTokenizer, path)
-    elif isinstance(given, PretrainedConfig):
-        name, config, tokenizer = str(given.name_or_path or given.model_type), given, _no_tokenizer
-    else:
-        backend = given.backend if isinstance(given, Variant) else backend_of(given)
-        return PlannedModel(backend.identity, lambda: backend.tokenizer)
-    text = config.get_text_config()
-    n_layers, d_model = (getattr(text, attribute, None) for attribute in ("num_hidden_layers", "hidden_size"))
-    if not n_layers or not d_model:
-        raise InvalidInput(f"the config of {name} lacks the number of layers or their width; a decoder is needed")
-    return PlannedModel(ModelIdentity(name, n_layers, d_model), tokenizer)
+        return PlannedModel(shape_of(path), partial(_tokenizer, path))
+    from transformers import PretrainedConfig
+
+    if isinstance(given, PretrainedConfig):
+        return PlannedModel(shape_in(given, str(given.name_or_path or given.model_type)), _no_tokenizer)
+    backend = given.backend if isinstance(given, Variant) else backend_of(given)
+    return PlannedModel(backend.identity, lambda: backend.tokenizer)
 
 
-def _loaded(auto: Any, name: str) -> Any:
-    try:
-        return auto.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:  # what transformers raises where a folder or hub id holds none
-        wanted = auto.__name__.removeprefix("Auto").lower()
-        raise InvalidInput(
-            f"the {wanted} of {name!r} cannot be read from a folder or from the hub: {error} "
-            "(check the spelling; a gated model needs HF_TOKEN)"
-        ) from error
+def _tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return read_with(AutoTokenizer, path)
 
 
 def _no_tokenizer() -> Any:

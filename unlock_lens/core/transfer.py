@@ -130,15 +130,31 @@ def transfer(
     before = variant_of(source, locked, remote=remote)
     after = unlocked if isinstance(unlocked, Variant) else Variant(source, unlocked, remote=remote)
     direction = CapabilityDirection.extract(before, after, aggregate, batch_size=batch_size, progress=progress, resume=resume)
-    if texts is None:
-        written = calibration_texts(before, after, max_new_tokens, batch_size, stop, progress, resume)
-    else:
-        prompts = (prompt for pair in zip(before.prompts, after.prompts, strict=True) for prompt in pair)
-        written = [*texts, *dict.fromkeys(prompts)]  # those of a contrast of models are the same on both sides
-    special, where, bos = before.add_special_tokens, before.remote, before.prepend_bos
-    sides = [Variant(model, written, special, where, prepend_bos=bos) for model in (source, target)]
+    sides = calibrating(before, after, (source, target), texts, max_new_tokens, batch_size, stop, progress, resume)
     fitted = (aligner or SubspaceAligner()).fit(sides[0], sides[1], None, batch_size, progress, resume)
     return SteeringHook(fitted.transport(direction), alpha, operation, positions)
+
+
+def calibrating(
+    locked: Variant,
+    unlocked: Variant,
+    models: tuple[Any, Any],
+    texts: Iterable[str] | None,
+    max_new_tokens: int,
+    batch_size: int,
+    stop: Sequence[str],
+    progress: bool,
+    resume: str | Path | None,
+) -> tuple[Variant, Variant]:
+    """Source and target on the texts that a map is fitted on: given ones and both sides' prompts, or written ones."""
+    if texts is None:
+        written = calibration_texts(locked, unlocked, max_new_tokens, batch_size, stop, progress, resume)
+    else:
+        prompts = (prompt for pair in zip(locked.prompts, unlocked.prompts, strict=True) for prompt in pair)
+        written = [*texts, *dict.fromkeys(prompts)]  # those of a contrast of models are the same on both sides
+    special, where, bos = locked.add_special_tokens, locked.remote, locked.prepend_bos
+    source, target = (Variant(model, written, special, where, prepend_bos=bos) for model in models)
+    return source, target
 
 
 def _completed(

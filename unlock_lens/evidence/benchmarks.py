@@ -60,6 +60,8 @@ def prices(
     backend: str = "transformer_lens",
     include_path: str | Path | None = None,
     gen_kwargs: Mapping[str, Any] | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
 ) -> list[TaskPrice]:
     """Run tasks without and with steering, and compare them problem by problem.
 
@@ -76,6 +78,8 @@ def prices(
         backend: which framework opens a model by name.
         include_path: folder with your own task configs.
         gen_kwargs: settings of generation instead of the tasks' own, such as {"max_gen_toks": 64}.
+        dtype: in which a model's weights are opened by name.
+        device: where a model opens by name; None is the GPU where there is one.
 
     Raises:
         InvalidInput: there are no tasks, no metric can be compared, or as for `SteeredLM`.
@@ -90,7 +94,7 @@ def prices(
 
     if isinstance(tasks, str) or not tasks:
         raise InvalidInput(f'tasks={tasks!r} was given; give a list of at least one, such as ["mmlu", "ifeval"]')
-    steered = SteeredLM(model, steer, backend, batch_size=batch_size)
+    steered = SteeredLM(model, steer, backend, dtype, batch_size, device=device)
     if not steered.hooks:
         raise InvalidInput("no hook was given; a price compares a model with itself, steered")
     how: dict[str, Any] = {"limit": limit, "num_fewshot": num_fewshot, "apply_chat_template": chat, "bootstrap_iters": 0}

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import groupby
 from math import exp
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -35,6 +35,9 @@ from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.method.calibrate import SinkRule
 from unlock_lens.method.extract import AGGREGATORS, aggregated
 from unlock_lens.method.linalg import coverage, principal_cosines, spectral_entropy, spectrum
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Diagnosis", "LayerDiagnosis", "diagnose"]
 
@@ -118,15 +121,39 @@ class LayerDiagnosis:
         return self.coverage * (1.0 if self.agreement is None else max(self.agreement, 0.0))
 
 
-@dataclass(frozen=True)
+class Layers(tuple[LayerDiagnosis, ...]):
+    """The layers of a forecast, which print as a table of what was measured."""
+
+    def measured(self) -> list[str]:
+        """The names of the numbers in the table."""
+        return [name for name in _COLUMNS if any(getattr(layer, name) is not None for layer in self)]
+
+    def frame(self) -> pd.DataFrame:
+        """One row per target layer, every number in a column; what was not measured is missing."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(layer) for layer in self]).set_index("target_layer")
+
+    def __repr__(self) -> str:
+        names = self.measured()
+        lines = [f"{'layer':>7}" + "".join(f"{_COLUMNS[name]:>8}" for name in names)]
+        for layer in self:
+            numbers = (getattr(layer, name) for name in names)
+            cells = ("" if number is None else f"{number:.2f}" for number in numbers)
+            lines.append(f"{f'{layer.source_layer}>{layer.target_layer}':>7}" + "".join(f"{cell:>8}" for cell in cells))
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, repr=False)
 class Diagnosis:
-    """The forecast.
+    """The forecast; it prints as its verdict and reasons, and `layers` as a table.
 
     Attributes:
         score: from 0 (will not work) to 1: the ability factor times the probe's score or, without a probe, times `geometry`,
             which measures the map and not whether the transfer works.
         verdict: the score as a sentence.
-        reasons: obstacles, in numbers, and what to do about them; then what was not examined.
+        reasons: what stands in the way, in numbers, and what to do about it; then what was not looked at.
+        layers: what was measured in each; `frame()` makes a data frame of it.
         geometry: mean over layers of coverage times agreement.
     """
 
@@ -139,8 +166,17 @@ class Diagnosis:
     ability: float | None = None
     probe: Probe | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", Layers(self.layers))
+
     def __str__(self) -> str:
         return "\n- ".join((self.verdict, *self.reasons))
+
+    __repr__ = __str__
+
+    def frame(self) -> pd.DataFrame:
+        """One row per target layer (`LayerDiagnosis`)."""
+        return Layers(self.layers).frame()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -278,7 +314,7 @@ def show(diagnosis: Diagnosis, console: Console) -> None:
     console.print(Text(diagnosis.verdict, style="bold"))
     for reason in diagnosis.reasons:
         console.print(Text(f"- {reason}"))
-    measured = [name for name in _COLUMNS if any(getattr(layer, name) is not None for layer in diagnosis.layers)]
+    measured = Layers(diagnosis.layers).measured()
     columns = [Column(title, no_wrap=True) for title in ("layer", *(_COLUMNS[name] for name in measured))]
     table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for layer in diagnosis.layers:

@@ -88,6 +88,7 @@ class Pass:
 class Generation:
     """How completions are made: greedily at temperature 0, otherwise sampled, on a server with `seed`.
 
+    Where `top_p` is below 1, only the likeliest tokens that together hold that share are sampled.
     Rows may end once their text holds one of the strings `stop`; who reads them cuts the text there.
     """
 
@@ -96,6 +97,14 @@ class Generation:
     temperature: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    top_p: float = 1.0
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What transformers and TransformerLens are both told about it."""
+        if not self.temperature:
+            return {"do_sample": False}
+        return {"do_sample": True, "temperature": self.temperature, **({"top_p": self.top_p} if self.top_p < 1 else {})}
 
 
 @runtime_checkable
@@ -518,7 +527,7 @@ def _hooks_of(part: nn.Module) -> tuple[Mapping[int, Any], Mapping[int, Any]]:
 def check_made(edits: Mapping[int, Any], made: Collection[int]) -> None:
     """Raise UnsupportedModel where the block of an edited layer did not run."""
     if missed := sorted(set(edits) - set(made)):
-        raise UnsupportedModel(f"the hook points of layers {missed} never fired, so that nothing was steered there")
+        raise UnsupportedModel(f"the hook points of layers {missed} never fired, so nothing was steered there")
 
 
 def _learned_positions(root: nn.Module) -> int | None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -43,7 +44,9 @@ _PLAIN: dict[str, Any] = {
 """What options do nothing at, where they may not be None."""
 
 
-def generation_options(max_new_tokens: int, use_cache: bool = True, temperature: float = 0.0) -> dict[str, Any]:
+def generation_options(
+    max_new_tokens: int, use_cache: bool = True, sampling: Mapping[str, Any] = MappingProxyType({"do_sample": False})
+) -> dict[str, Any]:
     """All that there are, so that of a model's own generation config nothing but its special tokens matters."""
     from transformers import GenerationConfig  # too slow to import before a model is there
 
@@ -51,9 +54,8 @@ def generation_options(max_new_tokens: int, use_cache: bool = True, temperature:
     options: dict[str, Any] = dict.fromkeys(names)
     options |= {name: value for name, value in _PLAIN.items() if name in options}
     options |= {"max_new_tokens": max_new_tokens, "use_cache": use_cache}
-    if not temperature:
-        return {**options, "do_sample": False}
-    return {**options, "do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    unlimited = {"top_k": 0, "top_p": 1.0} if sampling["do_sample"] else {}
+    return {**options, **unlimited, **sampling}
 
 
 def edited(states: Tensor, of_layer: Sequence[Any], chunk: Chunk, rows: int, tokens_first: bool = False) -> Tensor | None:

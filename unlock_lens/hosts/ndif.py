@@ -92,7 +92,7 @@ def generated(model: Any, blocks: str, batches: Sequence[Batch], edits: Edits, h
     """Ids of the completions of all batches, generated in one session: {"0": [row, new token], ...}."""
     # A body is shipped with what it names, so it names no batch and no backend.
     read = [(inputs_of(batch), batch.ids.shape[1]) for batch in batches]
-    seed, stop, options = how.seed, how.stop, generation_options(how.max_new_tokens, how.use_cache, how.temperature)
+    seed, stop, options = how.seed, how.stop, generation_options(how.max_new_tokens, how.use_cache, how.sampling)
     found = None
     with open_loops_end_quietly():
         with model.session(**where):

@@ -41,13 +41,14 @@ _told_about_weights: set[str] = set()
 nnsight.register("unlock_lens")
 
 
-def open_transformers_model(name: str, dtype: str) -> Any:
+def open_transformers_model(name: str, dtype: str, device: str | None = None) -> Any:
     """An nnsight TransformersModel on a folder or hub id."""
-    on_gpu = {"device_map": "auto"} if torch.cuda.is_available() else {}
-    return nnsight.TransformersModel(name, task="text-generation", dispatch=True, dtype=getattr(torch, dtype), **on_gpu)
+    where = device or ("auto" if torch.cuda.is_available() else None)
+    placed = {"device_map": where} if where else {}
+    return nnsight.TransformersModel(name, task="text-generation", dispatch=True, dtype=getattr(torch, dtype), **placed)
 
 
-def open_meta_model(name: str, dtype: str) -> Any:
+def open_meta_model(name: str, dtype: str, device: str | None = None) -> Any:
     """An nnsight TransformersModel without weights, for a server that has them, in whatever dtype it holds them."""
     return nnsight.TransformersModel(name, task="text-generation")
 

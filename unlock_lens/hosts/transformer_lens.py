@@ -53,7 +53,7 @@ class _Enough(Exception):
     """All layers that are read were read: the rest of the pass is not needed."""
 
 
-def open_bridge(name: str, dtype: str) -> Any:
+def open_bridge(name: str, dtype: str, device: str | None = None) -> Any:
     """A TransformerBridge on a folder or hub id."""
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoConfig
@@ -64,7 +64,7 @@ def open_bridge(name: str, dtype: str) -> Any:
             f"{name} is multimodal, and TransformerLens would install torchvision with pip when opening it; install "
             "torchvision yourself, or open the model in nnsight"
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = TransformerBridge.boot_transformers(name, device=device, dtype=getattr(torch, dtype))
     model.cfg.default_prepend_bos = adds_bos(meant_by(model.tokenizer))  # its text path then reads what a Variant reads
     return model
@@ -314,7 +314,6 @@ class TransformerLensBackend(Backend):
 
     @torch.no_grad()
     def _generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
-        sampling = {"do_sample": True, "temperature": how.temperature} if how.temperature else {"do_sample": False}
         with _Generating(self.model, edits, batch.ids, how.use_cache, self._fires):
             try:
                 whole = self._written(
@@ -324,7 +323,7 @@ class TransformerLensBackend(Backend):
                     stop_at_eos=bool(self.end_tokens),
                     eos_token_id=list(self.end_tokens) or None,
                     use_past_kv_cache=how.use_cache,
-                    **sampling,
+                    **how.sampling,
                     **self._stopping(how, batch.ids.shape[1]),
                 )
             except (NotImplementedError, ImportError) as error:

@@ -11,6 +11,8 @@ from unlock_lens.evidence.sweep.config import SweepConfig
 def load(name: str) -> SweepConfig:
     """A recipe: the paper's "cot", "post-training", "icl"; the embedded family's "cot-zoo", "post-training-zoo", "zoo", "demo".
 
+    "own" is one to begin with, whose models and problems are to be replaced.
+
     Raises:
         InvalidInput: the recipe is unknown.
     """

@@ -29,6 +29,7 @@ from unlock_lens.evidence.spec import Spec
 from unlock_lens.evidence.tasks.problems import Sizes
 from unlock_lens.evidence.tasks.specs import TaskSpec
 from unlock_lens.evidence.tasks.texts import CalibrationSpec, SelfText, TextSpec
+from unlock_lens.hosts import Dtype
 from unlock_lens.hosts.remote import Remote, Where, remote_of
 from unlock_lens.method.align import RANK, MethodName
 from unlock_lens.method.apply import Operation, Positions
@@ -196,11 +197,12 @@ class SweepConfig(Spec):
 
     Attributes:
         source: folder or hub id of the model that has the capability, or `zoo:NAME`.
-        target: the same for the model that should get it.
-        naive: the same for a model that never learned the capability, for the control "naive".
-        dtype: dtype to load them in; models on a server keep their own.
-        remote: true, or the URL of a server, to run them on NDIF instead of loading them (backend nnsight); "local" runs here
-            in the way that NDIF would.
+        target: of the model that is to get it.
+        naive: of a model that never learned the capability, for the control "naive".
+        dtype: that they are loaded in; a server's models are in its own.
+        device: that they are loaded on, such as "cpu" or "cuda:1"; by default the GPU where there is one.
+        remote: true, or the URL of a server, where they are not loaded but run on NDIF (backend nnsight); "local" runs here
+            as NDIF would.
         sizes: how many problems each split takes; the splits share none.
         others: other behaviours of the task, transferred with the chosen settings to check that each transfer is specific.
         calibration: text for the aligner "text": ordinary text, or what the models write themselves.
@@ -223,7 +225,8 @@ class SweepConfig(Spec):
     target: str
     naive: str | None = None
     backend: Literal["transformer_lens", "nnsight"] = "transformer_lens"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
+    device: str | None = None
     remote: bool | str = False
     task: TaskSpec
     sizes: Sizes
@@ -293,7 +296,7 @@ class SweepConfig(Spec):
         except RecursionError:
             raise InvalidInput(f"{name} cannot be used: it is nested too deeply") from None
         except ValidationError as error:
-            problems = "\n".join(f"  {in_words(problem)}" for problem in error.errors())
+            problems = "\n".join(f"  {in_words(problem)}" for problem in _first_causes(error.errors(include_url=False)))
             raise InvalidInput(f"{name} cannot be used:\n{problems}") from None
 
     @property
@@ -309,6 +312,17 @@ class SweepConfig(Spec):
         import yaml
 
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _first_causes(problems: Sequence[Any]) -> list[Any]:
+    """Without the lists that are too short only because something in them is wrong."""
+    places = [problem["loc"] for problem in problems]
+    return [
+        problem
+        for problem in problems
+        if problem["type"] != "too_short"
+        or not any(len(place) > len(problem["loc"]) and place[: len(problem["loc"])] == problem["loc"] for place in places)
+    ]
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from unlock_lens.evidence.results import (
     key_of,
 )
 from unlock_lens.evidence.statistics import sample_size_in_words
+from unlock_lens.evidence.sweep.captures import FOLDER, Captures
 from unlock_lens.evidence.sweep.config import Setting, SweepConfig, difference
 from unlock_lens.evidence.sweep.description import forecast, inputs, problems, provenance
 from unlock_lens.evidence.sweep.geometry import geometry
@@ -68,7 +69,9 @@ def run(config: SweepConfig, folder: str | Path, progress: bool = True) -> Resul
     with _alone_in(folder):
         done = results.mend(folder / results.LINES)
         material = Material(config, progress)
-        _check_inputs(folder / "inputs.json", inputs(material), bool(done))
+        made_from = inputs(material)
+        _check_inputs(folder / "inputs.json", made_from, bool(done))
+        material.kept = Captures(folder / FOLDER, _fixed(config) + json.dumps(made_from))
         results.write_whole(folder / results.CONFIG, config.to_yaml())
         with tqdm(total=count(config, material), desc=plain(config.name, 80), unit="run", disable=not progress) as bar:
             runner = _Runner(material, folder / results.LINES, done, bar)
@@ -77,6 +80,7 @@ def run(config: SweepConfig, folder: str | Path, progress: bool = True) -> Resul
             chosen = runner.run()
         late = {"geometry": geometry, "diagnosis": lambda material, chosen: forecast(material, chosen).to_json()}
         _describe(folder, late, material, chosen, anew=len(runner.lines) > len(done))
+        material.kept.clear()
     return Results.load(folder)
 
 
@@ -234,7 +238,10 @@ class _Runner:
 
 
 def check_folder(folder: Path, config: SweepConfig) -> None:
-    """Raise InvalidInput unless the folder is new, or holds a sweep of this config; its name and `batch_size` may change."""
+    """Raise InvalidInput unless the folder is new, or holds a sweep of this config.
+
+    Its name, `batch_size` and `device` may change.
+    """
     file = folder / results.CONFIG
     if folder.exists() and not folder.is_dir():
         raise InvalidInput(f"{folder} is a file; give a folder")
@@ -245,9 +252,13 @@ def check_folder(folder: Path, config: SweepConfig) -> None:
         return
     if not results.read_lines(folder / results.LINES).lines:
         return  # whatever the config was, nothing was made with it
-    held = SweepConfig.load(file).model_copy(update={"name": config.name, "batch_size": config.batch_size})
-    if changed := difference(held.to_yaml(), config.to_yaml()):
-        raise InvalidInput(f"{folder} has a sweep of another config; give a new folder, or undo this change:\n{changed}")
+    if changed := difference(_fixed(SweepConfig.load(file)), _fixed(config)):
+        raise InvalidInput(f"{folder} holds a sweep of another config; give a new folder, or undo this change:\n{changed}")
+
+
+def _fixed(config: SweepConfig) -> str:
+    """The config without what may change while a sweep is resumed."""
+    return config.model_copy(update={"name": "", "batch_size": 1, "device": None}).to_yaml()
 
 
 @contextmanager
