@@ -44,7 +44,7 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(tmp_path: Path) -> No
     report.write(sweep(n=100), file)
     page = file.read_text(encoding="utf-8")
     assert page.startswith('<!doctype html>\n<html lang="en">')
-    assert page.count("plotly.js v") == 1
+    assert len(page) < 500_000
     assert not re.search(r'<(script|link|img|iframe)[^>]*\s(src|href)="?http', page)
     assert "default-src 'none'" in page
     assert "<title>think, large to small · arrived · unlock-lens</title>" in page
@@ -76,7 +76,7 @@ def test_the_page_copes_with_what_is_switched_off(tmp_path: Path, without: tuple
     file = tmp_path / "report.html"
     report.write(sweep(n=12, without=without), file)
     page = file.read_text(encoding="utf-8")
-    assert ("left out, for want of data" in page) == bool(
+    assert ("left out for lack of data" in page) == bool(
         {"test", "behaviours", "sharpening", "geometry", "paired"} & set(without)
     )
     assert "None" not in re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
@@ -87,7 +87,7 @@ def test_a_loaded_sweep_gives_the_same_page(tmp_path: Path) -> None:
     report.write(results, tmp_path / "made.html")
     report.write(Results.load(save(results, tmp_path / "sweep")), tmp_path / "loaded.html")
     pages = [
-        re.sub(r"<pre class=\"scroll\".*?</pre>", "", (tmp_path / f"{name}.html").read_text(), flags=re.DOTALL)
+        re.sub(r"The whole config.*?</pre>", "", (tmp_path / f"{name}.html").read_text(), flags=re.DOTALL)
         for name in ("made", "loaded")
     ]
     assert pages[0] == pages[1]  # but for the order of the config's keys

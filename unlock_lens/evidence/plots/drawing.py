@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 CHAR, LINE = 7.4, 18
 """How wide a character of 12 pixels is taken to be, and how high a line, in pixels."""
 DASHES = {"dot": "2 3", "dash": "6 4", "longdash": "10 4", "dashdot": "6 3 2 3", "longdashdot": "10 3 2 3"}
+PALEST, DEEPEST = 0.05, 0.45
+"""How opaque a cell of value 0 is, and how much more the greatest one."""
 MOST_TIPS = 30
 """Points of a line without marks that tell their value."""
 MOST_BESIDE = 7
@@ -60,7 +62,7 @@ def svg(drawn: go.Figure, width: int) -> str:
     made = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "width": str(width)})
     widest = max((len(_plain(label)) for panel in panels for _, label in panel.y.ticks), default=0)
     beside = max((len(text) for trace in spec["data"] if trace.get("mode") == "text" for text in trace["text"]), default=0)
-    sides = min(8 + CHAR * widest, 0.5 * width), width - max(10.0, CHAR * min(beside, MOST_BESIDE))
+    sides = min(14 + CHAR * widest, 0.5 * width), width - max(10.0, CHAR * min(beside, MOST_BESIDE))
     bottom = 2.0
     for panel in panels:
         bottom = _draw(made, panel, sides, bottom)
@@ -250,7 +252,7 @@ def _cells(made: Element, trace: Trace, x: Axis, y: Axis) -> None:
                 continue
             share = min(max((value - low) / ((high - low) or 1), 0), 1)
             signed = 2 * share - 1 if len(trace["colorscale"]) > 2 else share
-            colour = {"fill": ACCENT if signed >= 0 else CONTRARY, "fill_opacity": f"{0.05 + 0.5 * abs(signed):.2f}"}
+            colour = {"fill": ACCENT if signed >= 0 else CONTRARY, "fill_opacity": f"{PALEST + DEEPEST * abs(signed):.2f}"}
             fields = {"x": trace["x"][i], "y": trace["y"][j], "z": value, "customdata": _cell_of(trace, j, i)}
             box = {"x": x.at(i) - wide / 2, "y": y.at(j) - tall / 2, "width": wide, "height": tall}
             _add(made, "rect", **box, **colour, data_tip=_filled(trace["hovertemplate"], fields))

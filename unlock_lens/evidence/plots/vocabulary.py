@@ -64,7 +64,7 @@ ARMS: Mapping[str, Arm] = {
         "anti-mean", "away from the target's mean locked state, no source at all", "rival", CONTRARY, "dash", "triangle-down"
     ),
     "own_at_price": Arm(
-        "own, same KL", "the target's own direction at the strength that costs as much", "reference", GREEN, "dash", "square-x"
+        "own, same KL", "the target's own direction at the strength that costs as much", "reference", GREEN, "dash", "square-dot"
     ),
     "random_at_price": Arm(
         "random, same KL", "a random direction at the strength that costs as much", "rival", GREY, "dot", "x-open"

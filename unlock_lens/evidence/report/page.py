@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 TONES: Mapping[Status, str] = {"arrived": "good", "did not arrive": "bad", "did harm": "bad", "not from the source": "bad"}
-WIDTHS = {"wide": 500, "narrow": 300}
+WIDTHS = {"wide": 500, "narrow": 290}
 """Pixels that each figure is drawn for; the page shows the one that fits."""
 FIRST = ("arms", "flips", "strength_curve")
 """Figures that are not folded; the first stands beside the verdict."""
@@ -77,7 +77,8 @@ def write(results: Results, file: str | Path, response: Response | None = None) 
     if not file.parent.is_dir():
         raise InvalidInput(f"there is no folder {file.parent} to write {file.name} into; create it first")
     page = _page(results, response)
-    write_whole(file, page.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))  # half a character is none
+    # Half a character and NUL cannot stand in a page; both become the sign of a missing character.
+    write_whole(file, page.encode("utf-16", "surrogatepass").decode("utf-16", "replace").replace("\0", "\ufffd"))
 
 
 def _row(results: Results, name: str, line: Line) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def _page(results: Results, response: Response | None) -> str:
     judged, (figures, left_out), completions = verdict(results), _figures(results), _completions(results)
     counted = Counter(each["change"] for each in completions)
     return environment.get_template("page.html.j2").render(
-        css=Markup(css), js=Markup(js), policy=_policy(css, js), version=version("unlock-lens"),
+        css=Markup(css), js=Markup(js), policy=Markup(_policy(css, js)), version=version("unlock-lens"),
         name=results.config.get("name") or "Sweep",
         source=results.config.get("source"), target=results.config.get("target"), provenance=results.provenance or {},
         verdict=judged, tone=TONES.get(judged.status, "open"), tiles=list(_tiles(results)), arms=list(_arms(results)),
