@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from tests.sweeps import ALPHAS, BASELINES, CHOSEN_RANK, PAIRS, RANKS, SEEDS, SHARE_RIGHT, sweep
+from tests.sweeps import ALPHAS, BASELINES, CHOSEN_ALPHA, CHOSEN_RANK, PAIRS, RANKS, SEEDS, SHARE_RIGHT, sweep
 from unlock_lens import plots as figures
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.plots import FIGURES, Entry, style
-from unlock_lens.evidence.plots.vocabulary import ARMS, arm
+from unlock_lens.evidence.plots.drawing import DEEPEST, PALEST
+from unlock_lens.evidence.plots.vocabulary import ACCENT, ARMS, CONTRARY, arm
 from unlock_lens.evidence.results import TRANSFERRED, Results
 from unlock_lens.method.crossval import CrossValidation
 
 plots: Any = figures  # plotly is not annotated
 RESULTS = sweep()
 LIGHT_PAGE, DARK_PAGE = "#ffffff", "#191f26"  # the cards of page.css
+LIGHT_INK, DARK_INK = "#1b2430", "#e6e9ee"
+ROLES = ("reference", "rival")
 EVERY = pytest.mark.parametrize("entry", FIGURES, ids=[entry.name for entry in FIGURES])
 
 
@@ -98,7 +101,8 @@ def test_a_control_of_several_seeds_shows_all_of_them_and_is_recognised_by_the_b
     drawn = plots.arms(RESULTS)
     other, forest = drawn.data[-2], drawn.data[-1]
     by_arm = dict(zip(forest.y, forest.x, strict=True))
-    assert list(forest.y)[::-1] == ["<b>transferred</b>", *(arm(name).label for name in ARMS if name in SHARE_RIGHT)]
+    labels = {role: [arm(name).label for name in ARMS if name in SHARE_RIGHT and arm(name).role == role] for role in ROLES}
+    assert list(forest.y)[::-1] == ["<b>transferred</b>", "unsteered", *labels["reference"], *labels["rival"]]
     for name, seeds in SEEDS.items():
         shown = [x for x, y in zip(other.x, other.y, strict=True) if y == arm(name).label]
         assert len(shown) == seeds
@@ -141,7 +145,9 @@ def test_long_completions_are_binned() -> None:
 
 def test_spectra_have_a_line_a_layer_on_a_log_axis() -> None:
     drawn = plots.spectra(RESULTS)
-    assert [trace.name for trace in drawn.data] == [*(f"layer {i}" for i in range(4)), *(f"layer {i}" for i in range(3))]
+    of_source, of_target = ["first layer", "layer 1", "layer 2", "last layer"], ["first layer", "layer 1", "last layer"]
+    assert [trace.name for trace in drawn.data] == [*of_source, *of_target]
+    assert [trace.name for trace in drawn.data if trace.showlegend] == ["first layer", "last layer"]
     assert {axis.type for axis in drawn.select_yaxes()} == {"log"}
 
 
@@ -223,10 +229,23 @@ def test_every_colour_of_data_stands_out_on_the_page(page: str) -> None:
     assert all(contrast(known.colour, page) >= 3 for known in ARMS.values())
 
 
-@pytest.mark.parametrize("page", ["light", "dark"])
 @pytest.mark.parametrize("scale", [style.SHARES, style.SIGNED])
-def test_numbers_in_cells_are_legible_all_along_the_scale(scale: Mapping[str, Any], page: str) -> None:
-    assert all(contrast(style.CELL_INK[page], colour) >= 4.5 for _, colour in scale[page])
+def test_numbers_in_cells_are_legible_all_along_the_scale(scale: list[Any]) -> None:
+    assert all(contrast(style.CELL_INK, colour) >= 4.5 for _, colour in scale)
+
+
+@pytest.mark.parametrize(("page", "ink"), [(LIGHT_PAGE, LIGHT_INK), (DARK_PAGE, DARK_INK)])
+@pytest.mark.parametrize("colour", [ACCENT, CONTRARY])
+def test_numbers_in_cells_that_are_drawn_on_a_page_are_legible(page: str, ink: str, colour: str) -> None:
+    for opacity in (PALEST, PALEST + DEEPEST):
+        mixed = (opacity * a + (1 - opacity) * b for a, b in zip(bytes.fromhex(colour[1:]), bytes.fromhex(page[1:]), strict=True))
+        assert contrast(ink, "#" + "".join(f"{round(channel):02x}" for channel in mixed)) >= 4.5
+
+
+def test_one_strength_is_not_a_curve() -> None:
+    only = tuple(line for line in RESULTS.lines if line["split"] == "test" or line["config"]["alpha"] == CHOSEN_ALPHA)
+    with pytest.raises(InvalidInput, match="second strength"):
+        plots.strength_curve(Results(RESULTS.config, only))
 
 
 def test_a_notebook_without_a_theme_can_read_the_ink() -> None:

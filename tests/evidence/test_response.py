@@ -123,7 +123,7 @@ def test_the_figure_has_both_curves_and_both_prices(found: ul.Response) -> None:
     names = [trace.name for trace in drawn.data if trace.name]
     assert names.count("EC50") == 2
     assert {"this direction", "own direction"} <= set(names)
-    assert [*drawn.data[2].y] == [*found.table["share"].iloc[1:]]
+    assert [*drawn.data[1].y] == [*found.table["share"].iloc[1:]]
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from unlock_lens.evidence.plots import style
 from unlock_lens.evidence.plots.vocabulary import ACCENT, CONTRARY, aligner_label, arm, in_order, n_seeds, text_first
-from unlock_lens.evidence.results import TRANSFERRED, Line, Results
+from unlock_lens.evidence.results import TRANSFERRED, UNSTEERED, Line, Results
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 INTERVAL = "%{customdata[0]:.1%} to %{customdata[1]:.1%} (95%), n = %{customdata[2]}"
+GROUPS_OF_ARMS = {
+    ("transferred", "unsteered"): "",
+    ("reference",): "<b>for comparison</b>",
+    ("rival",): "<b>controls to beat</b>",
+}
 GRID_REMEDY = "let the sweep finish its grid"
 
 
@@ -24,12 +29,11 @@ def strength_curve(results: Results) -> go.Figure:
     )
     if chosen is None or not curve:
         raise style.missing("line of the train split for the chosen configuration", GRID_REMEDY)
+    if len(curve) < 2:
+        raise style.missing("second strength for the chosen configuration", "give `alpha` of the grid two values at least")
     drawn = style.figure("Accuracy against strength (train)", 440)
     alphas, edges = [line["config"]["alpha"] for line in curve], [line["high"] for line in curve]
-    drawn.add_scatter(
-        x=alphas + alphas[::-1], y=edges + [line["low"] for line in reversed(curve)], fill="toself", line={"width": 0},
-        fillcolor="rgba(27,116,200,0.18)", hoverinfo="skip", showlegend=False, mode="lines", name="95% interval",
-    )  # fmt: skip
+    drawn.add_scatter(**style.band(alphas, [line["low"] for line in curve], edges, ACCENT))
     for name in in_order(line["config"]["control"] for line in results.lines if line["config"]["control"]):
         if lines := _by_strength(results.trained(name)):
             drawn.add_scatter(**_curve(name, lines, n_seeds(results.trained(name))))
@@ -52,7 +56,7 @@ def frontier(results: Results) -> go.Figure:
         raise style.missing("line of the train split", GRID_REMEDY)
     pairs, ranks = (sorted({key[i] for key in best}, key=lambda value: (value is None, value)) for i in (1, 2))
     aligners = sorted({key[0] for key in best}, key=text_first)
-    headings = [aligner_label(name) for name in aligners]
+    headings = [style.text(aligner_label(name)) for name in aligners]
     drawn = style.panels("Best accuracy by rank and pairs", headings, [34 * len(pairs) + 6] * len(aligners))
     chosen = results.chosen()
     for panel, aligner in enumerate(aligners, 1):
@@ -68,21 +72,26 @@ def frontier(results: Results) -> go.Figure:
 
 
 def arms(results: Results) -> go.Figure:
-    """Accuracy of every arm on the test split with its 95% interval.
+    """Accuracy of every arm on the test split with its 95% interval: the transfer, what puts it in proportion, its controls.
 
     Faint marks are other seeds of the same arm, upright lines what the paper reports (`paper_reports` of the config).
     """
     lines = results.arms()
     if not lines:
         raise style.missing("line of the test split", style.TEST_REMEDY)
-    names = in_order(lines)[::-1]
-    drawn = style.figure("Accuracy of every arm (test)", 90 + 30 * len(names))
-    if "unsteered" in lines:
-        drawn.add_vline(x=_accuracy(lines["unsteered"]), line={"color": style.INK, "width": 1, "dash": "dot"})
+    rows, headings = _in_groups(lines)
+    names = [name for name in rows if name in lines]
+    drawn = style.figure("Right answers of every arm (test)", 90 + 28 * len(rows))
+    if UNSTEERED in lines:
+        drawn.add_vline(x=_accuracy(lines[UNSTEERED]), line={"color": style.INK, "width": 1, "dash": "dot"})
     labels = [_bold(name) for name in names]
     drawn.add_scatter(
         x=[lines[name]["high"] for name in names], y=labels, mode="text", hoverinfo="skip", cliponaxis=False,
         text=[f"\u2002{_accuracy(lines[name]):.1%}" for name in names], textposition="middle right", textfont={"size": 12},
+    )  # fmt: skip
+    drawn.add_scatter(
+        x=[0.0] * len(headings), y=[*headings], text=[*headings.values()], mode="text", textposition="middle right",
+        hoverinfo="skip", textfont={"size": 12}, cliponaxis=False,
     )  # fmt: skip
     told = [each for each in results.config.get("paper_reports") or () if each["arm"] in lines and each.get("of") is None]
     if told:
@@ -100,12 +109,28 @@ def arms(results: Results) -> go.Figure:
         hovertemplate="%{y}, another seed: %{x:.1%} right<extra></extra>",
     )  # fmt: skip
     drawn.add_scatter(**_forest(names, [lines[name] for name in names]), y=labels)
+    order = [_bold(name) if name in lines else name for name in rows]
     drawn.update_layout(
         showlegend=False,
-        xaxis={"title": "right answers", **style.percent(1.17), "showgrid": True},
-        yaxis={"showgrid": False, "range": [-0.6, len(names) - 0.4]},
+        margin={"r": 60},  # for the numbers
+        xaxis={"title": "right answers", **style.percent(), "showgrid": True},
+        yaxis={"showgrid": False, "range": [-0.6, len(rows) - 0.4], "categoryorder": "array", "categoryarray": order},
     )
     return drawn
+
+
+def _in_groups(lines: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """The rows from the bottom up, and the headings of those that open a group, whose names are blanks."""
+    found: list[str] = []
+    headings: dict[str, str] = {}
+    for roles, heading in GROUPS_OF_ARMS.items():
+        names = [name for name in in_order(lines) if arm(name).role in roles]
+        if names and heading:
+            blank = " " * (len(headings) + 1)
+            headings[blank] = heading
+            found.append(blank)
+        found += names
+    return found[::-1], headings
 
 
 def flips(results: Results) -> go.Figure:
@@ -149,7 +174,7 @@ def _by_strength(lines: Iterable[Line]) -> list[Line]:
 def _curve(name: str, lines: Sequence[Line], seeds: int = 1) -> dict[str, Any]:
     drawn, main = arm(name), name == TRANSFERRED
     of_seeds = f" (best of {seeds} seeds)" if seeds > 1 else ""
-    hover = f"<b>{drawn.label}</b>: {drawn.meaning}{of_seeds}<br>alpha %{{x:g}}: <b>%{{y:.1%}}</b> right<br>{INTERVAL}"
+    hover = f"<b>{style.text(drawn.label)}</b>: {drawn.meaning}{of_seeds}<br>alpha %{{x:g}}: <b>%{{y:.1%}}</b> right<br>{INTERVAL}"
     return style.line(
         [line["config"]["alpha"] for line in lines], map(_accuracy, lines), _bold(name), drawn.colour, hover,
         customdata=_intervals(lines), legendrank=1 if main else 1000, mode="lines+markers",
@@ -192,4 +217,5 @@ def _intervals(lines: Iterable[Line]) -> list[list[Any]]:
 
 
 def _bold(name: str) -> str:
-    return f"<b>{arm(name).label}</b>" if name == TRANSFERRED else arm(name).label
+    label = style.text(arm(name).label)
+    return f"<b>{label}</b>" if name == TRANSFERRED else label

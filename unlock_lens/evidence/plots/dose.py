@@ -35,11 +35,7 @@ def dose_response(found: Response) -> go.Figure:
 def _draw(drawn: go.Figure, one: Response, name: str, priced: bool) -> None:
     table, look = one.table.iloc[1:], ARMS[name]
     label = look.label if name == "own" else "this direction"
-    for column, edge in (("low", None), ("high", "tonexty")):
-        drawn.add_scatter(
-            x=[*table.index], y=[*table[column]], fill=edge, line={"width": 0, "color": look.colour}, opacity=0.2, mode="lines",
-            hoverinfo="skip", showlegend=False, row=1, col=1,
-        )  # fmt: skip
+    drawn.add_scatter(**style.band([*table.index], [*table["low"]], [*table["high"]], look.colour), row=1, col=1)
     hover = f"{label}, alpha %{{x:.3g}}: <b>%{{y:.0%}}</b>"
     curve = style.line(table.index, table["share"], label, look.colour, hover, symbol=look.symbol)
     drawn.add_scatter(**curve, row=1, col=1)

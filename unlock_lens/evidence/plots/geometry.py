@@ -40,7 +40,7 @@ def transform_error(results: Results) -> go.Figure:
     if not maps:
         raise style.missing("held-out errors of the maps", REMEDY)
     aligners, pairs = sorted({each["aligner"] for each in maps}, key=text_first), sorted({each["n"] or 0 for each in maps})
-    headings, colours = [aligner_label(name) for name in aligners], style.depth_colours(len(pairs))
+    headings, colours = [style.text(aligner_label(name)) for name in aligners], style.depth_colours(len(pairs))
     drawn = style.panels("Held-out error of the map, by rank", headings, [150] * len(aligners), shared_x=True)
     named: set[int] = set()
     for panel, aligner in enumerate(aligners, 1):
@@ -68,19 +68,19 @@ def spectra(results: Results) -> go.Figure:
         colours = style.depth_colours(len(layers))
         for each, colour in zip(layers, colours, strict=True):
             drawn.add_scatter(**_spectrum(each, colour), row=panel, col=1)
-        ends = dict(zip((layers[0]["layer"], layers[-1]["layer"]), (colours[0], colours[-1]), strict=True))
-        span = " to ".join(f'<span style="color:{colour}">\u25a0</span> layer {layer}' for layer, colour in ends.items())
-        drawn.layout["annotations"][panel - 1].text = f"{side}: {span}"
+        for end, trace in (("first layer", drawn.data[-len(layers)]), ("last layer", drawn.data[-1])):
+            trace.update(name=end, showlegend=panel == 1)
     drawn.update_yaxes(type="log", title="singular value", tickformat="~g", nticks=5)
     drawn.update_xaxes(title="index", row=len(sides), col=1)
-    return drawn.update_layout(showlegend=False)
+    style.legend_below(drawn, 52)
+    return drawn
 
 
 def heat_maps(results: Results) -> go.Figure:
     """Per layer and rank: cosine with the target's own direction, share of the direction's norm that is spanned, effect."""
     maps = _of_chosen(_maps(results), results, ("aligner", "n"))
     effect: list[Entry] = (results.geometry or {}).get("effect") or []
-    kinds: list[tuple[str, Sequence[Entry], str, tuple[Mapping[str, Any], str], dict[str, float]]] = [
+    kinds: list[tuple[str, Sequence[Entry], str, tuple[Sequence[Any], str], dict[str, float]]] = [
         ("cosine with the target's own direction", maps, "cosine_own", (style.SIGNED, ".2f"), {"zmin": -1, "zmax": 1}),
         ("share within the calibration span", maps, "coverage", (style.SHARES, ".0%"), {"zmin": 0, "zmax": 1}),
         ("effect of steering one layer, KL in nats", effect, "kl", (style.SHARES, ".2f"), {"zmin": 0}),
@@ -123,7 +123,8 @@ def _spectrum(found: Entry, colour: str) -> dict[str, Any]:
     summary = f"effective rank {found['effective_rank']:.1f}, entropy {found['entropy']:.2f} nats"
     hover = f"<b>{found['side']}, layer {found['layer']}</b>, value %{{x}}: %{{y:.3g}}<br>{summary}"
     values = [value if value > least else None for value in found["values"]]
-    return style.line(range(1, len(values) + 1), values, f"layer {found['layer']}", colour, hover, width=1.5)
+    name = f"layer {found['layer']}"
+    return style.line(range(1, len(values) + 1), values, name, colour, hover, width=1.5, showlegend=False)
 
 
 def _add_layer_cells(

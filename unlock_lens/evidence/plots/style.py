@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from unlock_lens.errors import InvalidInput
@@ -11,16 +12,13 @@ from unlock_lens.evidence.plots.vocabulary import ACCENT, CONTRARY, OCHRE
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-INK = "#757575"  # 4.5:1 on white and on black alike; the report page replaces it by its own ink
+INK = "#757575"  # 4.5:1 on white and on black alike; a drawing takes the ink of its page
 GRID = "rgba(128,128,128,0.22)"
 CLEAR = "rgba(0,0,0,0)"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-SHARES = {"light": [[0, "#eef3f9"], [1, "#6fa8dc"]], "dark": [[0, "#202a36"], [1, "#1f5f9f"]]}
-SIGNED = {
-    "light": [[0, "#e9a26f"], [0.5, "#f3f3f1"], [1, "#6fa8dc"]],
-    "dark": [[0, "#8f4413"], [0.5, "#25292e"], [1, "#1f5f9f"]],
-}
-CELL_INK = {"light": "#14202b", "dark": "#eef1f5"}
+SHARES = [[0, "#eef3f9"], [1, "#6fa8dc"]]
+SIGNED = [[0, "#e9a26f"], [0.5, "#f3f3f1"], [1, "#6fa8dc"]]
+CELL_INK = "#14202b"
 DEPTHS = (OCHRE, "#7b7a86", ACCENT)
 TEST_REMEDY = "let the sweep finish: it reports on test last"
 MOST_TEXT = 8  # more columns of cells than this have no room for numbers on a phone
@@ -101,26 +99,34 @@ def line(
     return {"x": [*x], "y": [*y], "name": name, **look, **marks, **more}
 
 
+def band(x: Sequence[float], low: Sequence[float], high: Sequence[float], colour: str) -> dict[str, Any]:
+    """What `add_scatter` draws as an interval around a curve."""
+    pale = "rgba({},{},{},0.18)".format(*bytes.fromhex(colour.removeprefix("#")))
+    return {
+        "x": [*x, *reversed(x)], "y": [*high, *reversed(low)], "fill": "toself", "fillcolor": pale, "mode": "lines",
+        "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "name": "95% interval",
+    }  # fmt: skip
+
+
 def add_cells(
     drawn: go.Figure,
     names: tuple[Sequence[Any], Sequence[Any]],
     values: Sequence[Sequence[float | None]],
-    look: tuple[Mapping[str, Any], str],
+    look: tuple[Sequence[Any], str],
     hover: str,
     panel: int = 1,
     **more: Any,
 ) -> None:
     """A heat map in a figure of panels: names along x and y, rows of values, a colour scale, and the format of a value.
 
-    Cells carry their numbers where there is room. They are drawn in light colours, legible on any page; `meta` holds what a
-    dark page may put in their place.
+    Cells carry their numbers where there is room.
     """
-    x, y = ([str(each) for each in along] for along in names)
+    x, y = ([text(str(each)) for each in along] for along in names)
     scale, form = look
-    shown = {"texttemplate": f"%{{z:{form}}}", "textfont": {"size": 12, "color": CELL_INK["light"]}}
+    shown = {"texttemplate": f"%{{z:{form}}}", "textfont": {"size": 12, "color": CELL_INK}}
     drawn.add_heatmap(
         x=x, y=y, z=[list(row) for row in values], row=panel, col=1, showscale=False, xgap=2, ygap=2, hoverongaps=False,
-        colorscale=scale["light"], meta={"dark": scale["dark"], "ink": CELL_INK["dark"]},
+        colorscale=scale,
         hovertemplate=f"{hover}<extra></extra>", **(shown if len(x) <= MOST_TEXT else {}), **more,
     )  # fmt: skip
 
@@ -152,6 +158,11 @@ def depth_colours(n: int) -> list[str]:
 def rank(value: int | None) -> str:
     """A rank in words."""
     return "full" if value is None else str(value)
+
+
+def text(name: str) -> str:
+    """A name from a file, for a label: whatever it holds is shown and not read as markup."""
+    return escape(name, quote=False)
 
 
 def missing(what: str, remedy: str) -> InvalidInput:

@@ -1,69 +1,85 @@
 "use strict";
 (() => {
-  const LOOKS = {
-    light: { ink: "#46505c", grid: "rgba(27,36,48,0.12)", card: "#ffffff" },
-    dark: { ink: "#b4bdc8", grid: "rgba(230,233,238,0.14)", card: "#191f26" },
-  };
-  const PRINT_WIDTH = 620;
-  const NARROW = 420;
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const plots = [...document.querySelectorAll("figure .plot")].map((place) => ({
-    place,
-    spec: JSON.parse(place.parentElement.querySelector('script[type="application/json"]').textContent),
-  }));
+  const tip = document.querySelector(".tip");
+  document.addEventListener("pointerover", (event) => {
+    const mark = event.target.closest("[data-tip]");
+    tip.hidden = !mark;
+    if (!mark) return;
+    tip.textContent = mark.dataset.tip;
+    const box = mark.getBoundingClientRect();
+    const left = box.left + box.width / 2 - tip.offsetWidth / 2;
+    tip.style.left = `${Math.max(8, Math.min(left, document.documentElement.clientWidth - tip.offsetWidth - 8))}px`;
+    tip.style.top = `${box.top > tip.offsetHeight + 12 ? box.top - tip.offsetHeight - 8 : box.bottom + 8}px`;
+  });
+  document.addEventListener("scroll", () => { tip.hidden = true; }, true);
 
-  function themed(place, spec, theme, width) {
-    const { data, layout } = structuredClone(spec);
-    const look = LOOKS[theme];
-    layout.font = { ...layout.font, color: look.ink };
-    layout.hoverlabel = { bgcolor: look.card, bordercolor: look.ink, font: { color: look.ink } };
-    layout.dragmode = false; // a finger that moves over a figure scrolls the page
-    const axes = Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key));
-    for (const key of new Set([...axes, "xaxis", "yaxis"])) {
-      layout[key] = { ...layout[key], gridcolor: look.grid, linecolor: look.grid, fixedrange: true };
-    }
-    for (const trace of data) {
-      if (trace.type !== "heatmap" || theme !== "dark") continue;
-      trace.colorscale = trace.meta.dark;
-      if (trace.textfont) trace.textfont.color = trace.meta.ink;
-    }
-    const entries = data.filter((trace) => trace.name && trace.showlegend !== false).length;
-    if (place.clientWidth < NARROW && entries > 4) layout.height += 14 * entries; // the legend has one column there
-    if (width) Object.assign(layout, { width, autosize: false });
-    return { data, layout };
-  }
-
-  function draw(theme, width) {
-    for (const { place, spec } of plots) {
-      const { data, layout } = themed(place, spec, theme, width);
-      place.style.height = `${layout.height}px`;
-      Plotly.react(place, data, layout, { responsive: true, displayModeBar: false });
-    }
-  }
-
-  const onScreen = () => draw(dark.matches ? "dark" : "light");
-  onScreen();
-  dark.addEventListener("change", onScreen);
-  window.addEventListener("beforeprint", () => draw("light", PRINT_WIDTH));
-  window.addEventListener("afterprint", onScreen);
+  let opened = [];
+  window.addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details:not([open])")];
+    for (const each of opened) each.open = true;
+  });
+  window.addEventListener("afterprint", () => {
+    for (const each of opened) each.open = false;
+  });
 
   const form = document.querySelector("form.filter");
   if (!form) return;
-  const rows = [...document.querySelectorAll(".completions > li")];
-  const texts = rows.map((row) => [...row.querySelectorAll("code, b, pre")].map((part) => part.textContent).join("\n").toLowerCase());
+  const list = document.querySelector(".completions");
+  const blank = document.querySelector("#row").content.firstElementChild;
   const told = form.querySelector("output");
-  function filter() {
+  const more = document.querySelector(".more");
+  const packed = document.querySelector("#rest");
+  const STEP = list.children.length;
+  const rows = [...list.children].map((element) => ({
+    change: element.dataset.change,
+    text: [...element.querySelectorAll("[data-part]")].map((part) => part.textContent).join("\n").toLowerCase(),
+    element: () => element,
+  }));
+  let limit = STEP;
+  let unpacking = null;
+
+  function element([prompt, answer, before, after, was, is, change], number) {
+    const made = blank.cloneNode(true);
+    const texts = { prompt, answer, before, after, change };
+    for (const part of made.querySelectorAll("[data-part]")) part.textContent = texts[part.dataset.part];
+    made.querySelectorAll(".mark").forEach((mark, i) => {
+      const right = [was, is][i];
+      mark.textContent = right ? "right" : "wrong";
+      mark.classList.add(right ? "yes" : "no");
+    });
+    made.querySelector(".change").classList.add(change);
+    made.dataset.change = change;
+    made.value = number;
+    return made;
+  }
+
+  async function unpack() {
+    const bytes = Uint8Array.from(atob(packed.textContent), (letter) => letter.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    (await new Response(stream).json()).forEach((row, i) => rows.push({
+      change: row[6],
+      text: [row[0], row[1], row[6], row[2], row[3]].join("\n").toLowerCase(),
+      element: () => element(row, STEP + i + 1),
+    }));
+  }
+
+  async function filter() {
+    try {
+      if (packed) await (unpacking ??= unpack());
+    } catch (error) {
+      told.textContent = `This browser cannot unpack the other completions (${error.message}); use a newer one`;
+      return;
+    }
     const { change, text } = Object.fromEntries(new FormData(form));
     const wanted = text.trim().toLowerCase();
-    let shown = 0;
-    rows.forEach((row, i) => {
-      const fits = (change === "all" || row.dataset.change === change) && texts[i].includes(wanted);
-      row.hidden = !fits;
-      shown += fits;
-    });
-    told.textContent = `${shown} of ${rows.length} shown`;
+    const found = rows.filter((row) => (change === "all" || row.change === change) && row.text.includes(wanted));
+    const shown = found.slice(0, limit);
+    list.replaceChildren(...shown.map((row) => row.element()));
+    const [n, of, all] = [shown.length, found.length, rows.length].map((count) => count.toLocaleString("en"));
+    told.textContent = n === of ? `${n} of ${all} shown` : `${n} of ${of} found are shown; ${all} in all`;
+    more.hidden = shown.length === found.length;
   }
-  form.addEventListener("input", filter);
+  form.addEventListener("input", () => { limit = STEP; filter(); });
   form.addEventListener("submit", (event) => event.preventDefault());
-  filter();
+  more.addEventListener("click", () => { limit += STEP; filter(); });
 })();

@@ -108,7 +108,7 @@ def _references(arms: Arms) -> str:
         for name in in_order(arms)
         if arm(name).role == "reference" and name != NAIVE_UNSTEERED
     ]
-    found = [f"For proportion: {listed(shares)}."] if shares else []
+    found = [f"For comparison: {listed(shares)}."] if shares else []
     without = arms.get("without_mean")
     if without and gains_on(main, base):
         keeps = without["accuracy"] - base["accuracy"] > 0.5 * (main["accuracy"] - base["accuracy"])
