@@ -259,7 +259,7 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
     counts = {host: sum(of[host] == "exact" for of in outcomes.values()) for host in HOSTS}
     built_here = sum(not of["nnsight"].startswith("cannot") for of in outcomes.values())
     lines = [
-        f"Of {len(outcomes)} families, {built_here} can be built here; exact are {counts['nnsight']} in nnsight and "
+        f"{built_here} of {len(outcomes)} families can be built here; {counts['nnsight']} are exact in nnsight and "
         f"{counts['bridge']} in TransformerBridge.",
         "",
         "| family | nnsight | TransformerBridge |",

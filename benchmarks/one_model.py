@@ -113,7 +113,7 @@ class Runs:
 
 def table(done: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Markdown: an arm a row, and the draws of noise as a range."""
-    yield '| arm | alpha | KL, nats a token | n | mention a "step" | mean tokens | right |\n|---|---|---|---|---|---|---|'
+    yield '| arm | alpha | KL, nats per token | n | mention a "step" | mean tokens | right |\n|---|---|---|---|---|---|---|'
     for line in done:
         if not line["arm"].startswith("noise"):
             n = len(line["tokens"])

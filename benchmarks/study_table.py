@@ -172,12 +172,12 @@ def _difference(transfer: Rows, rows: Rows) -> str:
 
 
 STYLE = """<style>
-svg { --ink: #1f2937; --faint: #6b7280; --plain: #475569; --moved: #c2410c; --paper: #ffffff; font: 13px sans-serif; }
+.bars { --ink: #1f2937; --faint: #6b7280; --plain: #475569; --moved: #c2410c; --paper: #ffffff; font: 13px sans-serif; }
 @media (prefers-color-scheme: dark) {
-  svg { --ink: #e5e7eb; --faint: #9ca3af; --plain: #94a3b8; --moved: #fb923c; --paper: #0d1117; }
+  .bars { --ink: #e5e7eb; --faint: #9ca3af; --plain: #94a3b8; --moved: #fb923c; --paper: #0d1117; }
 }
-.paper { fill: var(--paper); } .ink { fill: var(--ink); } .faint { fill: var(--faint); }
-.plain { fill: var(--plain); stroke: var(--plain); } .moved { fill: var(--moved); stroke: var(--moved); }
+.bars .paper { fill: var(--paper); } .bars .ink { fill: var(--ink); } .bars .faint { fill: var(--faint); }
+.bars .plain { fill: var(--plain); stroke: var(--plain); } .bars .moved { fill: var(--moved); stroke: var(--moved); }
 </style>"""
 
 
@@ -188,7 +188,7 @@ def figure(arms: Mapping[str, Rows]) -> str:
     scale = width / max([wilson_interval(sum(right), len(right))[1] for right in shares.values()], default=1.0)
     height, whole = step * len(shares) + 34, left + width + right_edge
     drawn = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole} {height}" role="img">',
+        f'<svg class="bars" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole} {height}" role="img">',
         "<title>Share of 500 problems that each arm answers, with 95% Wilson intervals</title>",
         STYLE,
         f'<rect class="paper" width="{whole}" height="{height}"/>',

@@ -170,7 +170,7 @@ def collect(
             found.append(result)
     if running:
         raise JobsRunning(
-            f"{len(running)} of {len(requests)} requests are in progress ({', '.join(running[:3])}"
+            f"{len(running)} of {len(requests)} requests are on their way ({', '.join(running[:3])}"
             f"{', ...' if len(running) > 3 else ''}); the same call with resume={str(resume)!r} collects them",
             tuple(running),
         )

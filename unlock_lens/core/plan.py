@@ -367,4 +367,4 @@ def _assumptions(
         yield f"{texts:,} calibration texts of {text_tokens:,} tokens each, which both models split alike"
     if new:
         yield f"steered completions that run to {new:,} tokens"
-    yield "up, down, held: the data of tensors; code, containers and activations are extra"
+    yield "up, down, held: the data of tensors; code, containers and activations come on top"

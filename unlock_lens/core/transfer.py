@@ -50,7 +50,7 @@ def calibration_texts(
     Raises:
         InvalidInput: the numbers of prompts differ; otherwise as `generate`.
 
-    Source: docs/aligners.md.
+    Source: docs/sweeps.md.
 
     Example:
         >>> import unlock_lens as ul

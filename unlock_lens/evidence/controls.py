@@ -1,4 +1,4 @@
-"""Controls: directions that a real transfer must beat (docs/evidence.md, and docs/method.md, "Beyond the paper").
+"""Controls: directions that a real transfer must beat (docs/evidence.md).
 
 Each has the same norms as the direction that it is compared with, so that none is weaker because it is shorter.
 """

@@ -437,8 +437,8 @@ def _obstacles(layers: Sequence[LayerDiagnosis], rank: int, ability: float | Non
     found: list[str] = []
     if ability is not None and ability < ENOUGH_ABILITY:
         found.append(
-            f"The target solves {ability:.0%} of the problems even when it is asked to, or tries several times. Steering "
-            "unlocks what is there and adds nothing: choose a target that saw the capability in training, or easier problems."
+            f"The target solves {ability:.0%} of the problems even when it is asked to, or tries several times: steering "
+            "unlocks what is there and adds nothing; choose a target that saw the capability in training, or easier problems."
         )
     if broken := [layer for layer in layers if _is_broken(layer)]:
         found.append(
@@ -465,11 +465,11 @@ def _obstacles(layers: Sequence[LayerDiagnosis], rank: int, ability: float | Non
         strengths = ", ".join(f"{alpha:g}" for alpha, _ in probe.by_alpha)
         found.append(
             f"Steered at strength {strengths}, the target begins as the unlocked model does in at most {probe.share:.0%} of "
-            f"the {probe.n_differing} prompts where that differs from what it does unsteered. Fix the calibration before a "
+            f"the {probe.n_differing} prompts where that differs from what it does unsteered: mend the calibration before any "
             "sweep, or try strengths between and beyond these."
         )
     found += _low(layers, rank, ("stability", "own_cosine"))
-    return found or ["Nothing that was examined stands in the way."]
+    return found or ["Nothing that was looked at stands in the way."]
 
 
 def _is_broken(layer: LayerDiagnosis) -> bool:
