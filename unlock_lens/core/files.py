@@ -23,7 +23,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from unlock_lens.core.parsing import in_todays_words, parsed
-from unlock_lens.core.writing import discard, sync_folder, temporary_of, using, write_new
+from unlock_lens.core.writing import discard, sync_file, sync_folder, temporary_of, using, write_new
 from unlock_lens.errors import (
     ArtifactError,
     DeadlineExceeded,
@@ -101,6 +101,7 @@ def replacing(path: str | Path) -> Generator[Path, None, None]:
         temporary = temporary_of(path)
         try:
             yield temporary
+            sync_file(temporary)  # other libraries that write one do not
             os.replace(temporary, path)
         except BaseException:
             discard(temporary)
