@@ -96,6 +96,14 @@ def swept_here(folder: Path) -> None:
     sweep.run(CONFIG, folder, progress=False)
 
 
+@cache
+def hold_models() -> None:
+    """Open the models once, in the process from which runs are forked."""
+    zoo.load = cache(zoo.load)
+    for name in (CONFIG.source, CONFIG.target, CONFIG.naive):
+        zoo.load(str(name).removeprefix("zoo:"), CONFIG.backend, CONFIG.dtype)
+
+
 def content(folder: Path) -> dict[str, Any]:
     """What a finished sweep left, without times; a line that stands there twice is an error."""
     lines = [json.loads(line) for line in (folder / results.LINES).read_text().splitlines()]
@@ -111,6 +119,7 @@ class Reference:
     """A sweep that nothing interrupts."""
 
     def __init__(self, scratch: Path) -> None:
+        hold_models()
         self.seconds = 0.0
         for name in ("first", "again"):  # the first one reads files that are then in memory
             began = time.monotonic()
@@ -225,10 +234,11 @@ def removed(count: int, scratch: Path, rng: random.Random) -> str:
     whole, ends = Reference(scratch), Counter[int]()
     for i in range(count):
         folder = scratch / f"removed-{i}"
-        process = swept(folder)
-        time.sleep(rng.uniform(0.05, 0.9) * whole.seconds)
-        with suppress(FileNotFoundError):
-            folder.rename(scratch / f"gone-{i}")
+        process, lines = swept(folder), rng.randrange(len(whole.content["lines"]))
+        file = folder / results.LINES if lines else folder
+        while not file.exists() or (lines and file.read_bytes().count(b"\n") < lines):
+            time.sleep(0.001)
+        folder.rename(scratch / f"gone-{i}")
         ends[ended(process)] += 1
         whole.same(folder)
         whole.same(scratch / f"gone-{i}")
@@ -278,9 +288,6 @@ USUAL = {"kills": 50, "two": 10, "full": 10, "read_only": 3, "removed": 10, "sav
 
 def main(count: int | None, names: list[str]) -> int:
     """Run each case and print what came of it; 1 if something failed."""
-    zoo.load = cache(zoo.load)
-    for name in (CONFIG.source, CONFIG.target, CONFIG.naive):
-        zoo.load(str(name).removeprefix("zoo:"), CONFIG.backend, CONFIG.dtype)
     logging.disable(logging.WARNING)
     failed = False
     for name in names or list(CASES):

@@ -54,6 +54,34 @@ def test_import_costs_little_besides_torch() -> None:
     assert run_without((), code).stdout.strip() == "[]"
 
 
+OFFLINE = """
+import socket, sys
+
+
+def refuse(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system"):
+        raise SystemExit(f"{event} {args}")
+
+
+sys.addaudithook(refuse)
+import unlock_lens as ul
+
+for name in dir(ul):
+    getattr(ul, name)
+import unlock_lens.cli.app
+from unlock_lens import zoo
+
+zoo.running_sum(n=4)
+print("offline")
+"""
+
+
+def test_no_import_asks_a_network_or_starts_a_program() -> None:
+    """Of the package, of every public name, and of the command line."""
+    done = run_without((), OFFLINE)
+    assert done.stdout.strip() == "offline", done.stderr
+
+
 def test_the_core_needs_no_extra() -> None:
     done = run_without(EXTRAS, CORE)
     assert done.returncode == 0, done.stderr

@@ -314,3 +314,18 @@ def test_a_transfer_that_breaks_off_is_a_remote_failure(
     monkeypatch.setattr(HfApi, "create_commit", breaks)
     with pytest.raises(ul.RemoteFailure, match="transfer"):
         direction.push_to_hub("me/new")
+
+
+@pytest.mark.parametrize("drips", ["headers", "body"])
+def test_a_hub_that_drips_is_left_in_time(direction: ul.CapabilityDirection, hub: Hub, tmp_path: Path, drips: str) -> None:
+    """Each byte winds up the clock of the HTTP library; ours runs on, and then the cache is free for the next call."""
+    direction.push_to_hub("me/cot")
+    hub.drips = drips
+    began = time.monotonic()
+    with pytest.raises(ul.DeadlineExceeded, match="deadline="):
+        ul.CapabilityDirection.from_pretrained("me/cot", deadline=1.0)
+    with pytest.raises(ul.DeadlineExceeded, match="deadline="):
+        direction.push_to_hub("me/cot", deadline=1.0)
+    assert time.monotonic() - began < 8
+    hub.drips = None
+    assert same(ul.CapabilityDirection.from_pretrained("me/cot", deadline=30.0), direction)

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -22,9 +23,10 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from unlock_lens.core.parsing import in_todays_words, parsed
-from unlock_lens.core.writing import discard, sync_folder, temporary_of, using, write_new
+from unlock_lens.core.writing import discard, sync_file, sync_folder, temporary_of, using, write_new
 from unlock_lens.errors import (
     ArtifactError,
+    DeadlineExceeded,
     DiskError,
     InvalidInput,
     RemoteFailure,
@@ -34,6 +36,7 @@ from unlock_lens.errors import (
     plain,
     shown,
 )
+from unlock_lens.hosts.watchdog import Silent, watched
 from unlock_lens.method.crossval import CrossValidation
 
 __all__ = ["Shareable", "load"]
@@ -98,6 +101,7 @@ def replacing(path: str | Path) -> Generator[Path, None, None]:
         temporary = temporary_of(path)
         try:
             yield temporary
+            sync_file(temporary)  # other libraries that write one do not
             os.replace(temporary, path)
         except BaseException:
             discard(temporary)
@@ -258,6 +262,7 @@ class Shareable(ABC):
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
+        deadline: float = 600.0,
     ) -> T:
         """Read what `save_pretrained` or `push_to_hub` wrote; from the hub, only the safetensors file is downloaded.
 
@@ -266,6 +271,7 @@ class Shareable(ABC):
             revision: branch, tag or commit on the hub; None is main.
             token: token for private repositories; None is the one from `hf auth login`.
             cache_dir: where downloaded files are kept for use without network; None is huggingface_hub's cache.
+            deadline: seconds for the whole call.
 
         Raises:
             InvalidInput: the name is a file, or neither a folder nor a hub id; a revision was given for a folder.
@@ -273,6 +279,7 @@ class Shareable(ABC):
             RequestRefused: the repository is gated, or the token is refused.
             ServerUnreachable: the hub does not answer, and the file is not in the cache.
             RemoteFailure: the hub fails, or the transfer is interrupted.
+            DeadlineExceeded: the hub takes longer.
         """
         from huggingface_hub import hf_hub_download
 
@@ -284,10 +291,9 @@ class Shareable(ABC):
                 raise InvalidInput(f"{folder} is a local folder, which has no revision {revision!r}; leave revision= out")
             return cls.load(folder / file)
         name = str(name_or_folder)
-        with _asking(f"reading {file} from {name!r}"):
-            fetched = hf_hub_download(
-                name, file, revision=revision, token=_clean(token), cache_dir=cache_dir, library_name=_LIBRARY
-            )
+        asked: dict[str, Any] = {"revision": revision, "token": _clean(token), "cache_dir": cache_dir, "library_name": _LIBRARY}
+        with _asking(f"reading {file} from {name!r}", deadline):
+            fetched = watched(partial(hf_hub_download, name, file, **asked), seconds=deadline)
         return cls.load(fetched)
 
     def push_to_hub(
@@ -298,6 +304,7 @@ class Shareable(ABC):
         token: str | bool | None = None,
         commit_message: str | None = None,
         revision: str | None = None,
+        deadline: float = 600.0,
     ) -> str:
         """Write the artifact and its card to a repository of the hub in one commit, and return the repository's URL.
 
@@ -307,6 +314,7 @@ class Shareable(ABC):
             token: token that may write; None is the one from `hf auth login`.
             commit_message: None is "Upload" and the file.
             revision: branch to write to, created if needed; None is main.
+            deadline: seconds for the whole call.
 
         Raises:
             InvalidInput: the name is not a hub id, private=True and the repository is public, or the aligner is not fitted.
@@ -314,29 +322,11 @@ class Shareable(ABC):
             RequestRefused: the token is missing or may not write there, or somebody else committed in the meantime.
             ServerUnreachable: the hub does not answer.
             RemoteFailure: the hub fails, or the transfer is interrupted.
+            DeadlineExceeded: the hub takes longer; what it has received by then may be stored.
         """
-        from huggingface_hub import CommitOperationAdd, HfApi
-
-        file, content, metadata = self._packed()
-        api = HfApi(token=_clean(token), library_name=_LIBRARY)
-        with tempfile.TemporaryDirectory() as scratch, _asking(f"sending {file} to {repo_id!r}"):
-            url = api.create_repo(repo_id, private=private, exist_ok=True)
-            if revision and not api.revision_exists(url.repo_id, revision):
-                api.create_branch(url.repo_id, branch=revision)
-            there = api.model_info(url.repo_id, revision=revision)
-            if private and not there.private:
-                raise InvalidInput(f"{repo_id} exists and is public; make it private on the hub first, or use another name")
-            if any(sibling.rfilename == _CARD for sibling in there.siblings or ()):
-                api.hf_hub_download(url.repo_id, _CARD, revision=there.sha, local_dir=scratch)
-            card = _card(url.repo_id, metadata, Path(scratch, _CARD))
-            api.create_commit(
-                url.repo_id,
-                [CommitOperationAdd(file, content), CommitOperationAdd(_CARD, card)],
-                commit_message=commit_message or f"Upload {file}",
-                revision=revision,
-                parent_commit=there.sha,
-            )
-        return str(url)
+        packed = self._packed()
+        with _asking(f"sending {packed[0]} to {repo_id!r}", deadline):
+            return watched(_pushed, packed, repo_id, private, _clean(token), commit_message, revision, seconds=deadline)
 
     def _packed(self) -> tuple[str, bytes, dict[str, Any]]:
         """Name and content of the artifact's file, and its metadata."""
@@ -346,19 +336,55 @@ class Shareable(ABC):
             return file.name, file.read_bytes(), load(file)[1]
 
 
+def _pushed(
+    packed: tuple[str, bytes, dict[str, Any]],
+    repo_id: str,
+    private: bool,
+    token: str | bool | None,
+    commit_message: str | None,
+    revision: str | None,
+) -> str:
+    """Write a file and its card to a repository in one commit, and return the repository's URL."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    file, content, metadata = packed
+    api = HfApi(token=token, library_name=_LIBRARY)
+    with tempfile.TemporaryDirectory() as scratch:
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision and not api.revision_exists(url.repo_id, revision):
+            api.create_branch(url.repo_id, branch=revision)
+        there = api.model_info(url.repo_id, revision=revision)
+        if private and not there.private:
+            raise InvalidInput(f"{repo_id} exists and is public; make it private on the hub first, or use another name")
+        if any(sibling.rfilename == _CARD for sibling in there.siblings or ()):
+            api.hf_hub_download(url.repo_id, _CARD, revision=there.sha, local_dir=scratch)
+        card = _card(url.repo_id, metadata, Path(scratch, _CARD))
+        api.create_commit(
+            url.repo_id,
+            [CommitOperationAdd(file, content), CommitOperationAdd(_CARD, card)],
+            commit_message=commit_message or f"Upload {file}",
+            revision=revision,
+            parent_commit=there.sha,
+        )
+    return str(url)
+
+
 def _clean(token: str | bool | None) -> str | bool | None:
     """The token without a trailing line break, which HTTP would refuse with a message that shows the token."""
     return token.strip() if isinstance(token, str) else token
 
 
 @contextmanager
-def _asking(doing: str) -> Generator[None, None, None]:
+def _asking(doing: str, deadline: float) -> Generator[None, None, None]:
     """Turn errors of huggingface_hub into the library's own; the original is the cause."""
     from huggingface_hub import errors
 
     silences = errors.HTTPError, ConnectionError, errors.LocalEntryNotFoundError  # pyright: ignore[reportPrivateImportUsage]
     try:
         yield
+    except Silent:
+        told = f"{doing} was not done after {deadline:g} s; try again, or give it more time with deadline="
+        raise DeadlineExceeded(told) from None
     except (*silences, errors.HFValidationError, errors.LocalTokenNotFoundError, RuntimeError) as error:
         own, advice = _translated(error)
         raise own(f"{doing} failed ({type(error).__name__}): {advice}") from error

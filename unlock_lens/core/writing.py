@@ -77,6 +77,12 @@ def write_new(file: Path, content: bytes) -> None:
         os.fsync(out.fileno())
 
 
+def sync_file(file: Path) -> None:
+    """Put what somebody else wrote on disk."""
+    with file.open("rb+") as written:
+        os.fsync(written.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Put the names in a folder on disk; Windows does that by itself, and refuses to open folders."""
     if os.name == "nt":

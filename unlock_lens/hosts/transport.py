@@ -14,11 +14,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from contextlib import suppress
 from importlib.metadata import version
 from math import inf
-from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,6 +40,7 @@ from unlock_lens.errors import (
     shown,
 )
 from unlock_lens.hosts.remote import Remote
+from unlock_lens.hosts.watchdog import Silent, watched
 
 logger = logging.getLogger(__name__)
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0
@@ -53,26 +52,6 @@ _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _SET_KEY = "set nnsight.CONFIG.API.APIKEY, or NDIF_API_KEY before it is imported"
 _CHECK_HOST = "check NDIF_HOST or Remote(host=...)"
 _SEND_AGAIN = "; the server may have been restarted since: send it again"
-
-
-class Silent(Exception):
-    """A call has not come back in time."""
-
-
-def watched(call: Callable[..., Any], *args: Any, seconds: float) -> Any:
-    """What a blocking call gives, or Silent, its thread left to itself; nnsight's own time out after ten minutes, or never."""
-    came: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            came.set_result(call(*args))
-        except BaseException as error:
-            came.set_exception(error)
-
-    Thread(target=work, daemon=True).start()
-    if not wait([came], seconds).done:
-        raise Silent
-    return came.result()
 
 
 class Wire:
