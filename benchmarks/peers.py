@@ -38,6 +38,7 @@ from speed_models import BATCH, HOSTS, SHAPE, Models, bare_pass, batches, make_f
 import unlock_lens as ul
 from unlock_lens.core.variant import tokenize
 
+PARTS = ("ours", "steering", "fits")
 OVER_HOST = "generation, over the host's own"
 Found = Mapping[str, Mapping[str, Mapping[str, float]]]
 
@@ -192,6 +193,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"), help="of the peers' environment")
     parser.add_argument("--rounds", type=int, default=5, help="how often each work is timed (5)")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=PARTS, help="ours and the hosts alone, the peers' steering, or all fits"
+    )
     parser.add_argument("--json", type=Path, help="where to write what was found")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -205,13 +209,14 @@ def main() -> None:
             "prompt": prompts(1, 24, 24)[0],
             "tokens": TOKENS,
             "rounds": asked.rounds,
+            "only": asked.only,
             "states": str(Path(folder) / "states.safetensors"),
         }
         states = peers_fit.make_states()
         save_file(states, told["states"])
-        others = theirs(asked.python, told)
-        steering = {**ours(Models(Path(folder)), told), **others["steering"]}
-        fits = {**our_fits(states, asked.rounds), **others["fits"]}
+        others = theirs(asked.python, told) if {"steering", "fits"} & set(asked.only) else {}
+        steering = {**(ours(Models(Path(folder)), told) if "ours" in asked.only else {}), **others.get("steering", {})}
+        fits = {**(our_fits(states, asked.rounds) if "fits" in asked.only else {}), **others.get("fits", {})}
     today = str(date.today())
     Console(width=128).print(today, table(steering), fits_table(fits))
     if asked.json:

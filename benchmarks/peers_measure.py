@@ -93,7 +93,10 @@ def main() -> None:
     torch.set_num_threads(1)
     told = json.load(sys.stdin)
     with redirect_stdout(sys.stderr):
-        found = {"steering": measured(told), "fits": {f"saklas {version('saklas')}": fits(told)}}
+        found = {
+            "steering": measured(told) if "steering" in told["only"] else {},
+            "fits": {f"saklas {version('saklas')}": fits(told)} if "fits" in told["only"] else {},
+        }
     json.dump(found, sys.stdout)
 
 

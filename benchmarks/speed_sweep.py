@@ -44,7 +44,7 @@ def apart() -> Generator[None, None, None]:
 def of_zoo(host: str) -> Callable[[], list[Any]]:
     """The whole sweep of the embedded family: `unlock-lens sweep --zoo`."""
     config = recipes.load("zoo").model_copy(update={"backend": host})
-    sweep.run(recipes.load("demo").model_copy(update={"backend": host, "controls": []}), tempfile.mkdtemp(), progress=False)
+    sweep.run(recipes.load("demo").model_copy(update={"backend": host, "controls": ()}), tempfile.mkdtemp(), progress=False)
 
     def run() -> list[Any]:
         with tempfile.TemporaryDirectory() as folder:

@@ -398,6 +398,9 @@ def test_of_equal_settings_the_one_in_the_middle_of_the_plateau_is_chosen(
         def __init__(self) -> None:
             pass
 
+        def together(self, settings: Any, split: str) -> None:
+            pass
+
         def line(self, setting: Setting, split: str, *of: Any) -> Line:
             assert split == "train"
             return {"accuracy": float(setting.rank in ranks and setting.alpha in alphas)}

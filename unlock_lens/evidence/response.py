@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from unlock_lens.core.generation import generate
+from unlock_lens.core.generation import complete_arms
 from unlock_lens.core.progress import shown
 from unlock_lens.core.steering import SteeringHook
 from unlock_lens.core.variant import Variant, variant_of
@@ -142,9 +142,10 @@ def response(
     meter = None if unrelated is None else Meter(model, unrelated, batch_size, add_special_tokens, None, remote)
     lines: list[dict[str, float]] = []
     outcomes: list[Sequence[bool]] = []
-    for alpha in shown([0.0, *tried], "steering with each strength", progress, "strengths"):
-        steer = replace(hook, alpha=alpha) if alpha else None
-        written = generate(variant, None, steer, max_new_tokens, batch_size, progress=False, stop=stop)
+    steers = [None, *(replace(hook, alpha=alpha) for alpha in tried)]
+    arms = complete_arms(variant, steers, max_new_tokens, batch_size, progress, stop)
+    for steer, of_arm in shown([*zip(steers, arms, strict=True)], "judging each strength", progress, "strengths"):
+        written = [each.text for each in of_arm]
         outcomes.append(_judged(shows, written))
         successes, n = sum(outcomes[-1]), len(written)
         low, high = wilson_interval(successes, n)
