@@ -95,6 +95,10 @@ def test_a_whole_transfer_is_one_command(files: Path, tmp_path: Path) -> None:
     done = run(*given, "--max-new-tokens", "12", "--stop", ".", "--out", tmp_path / "self")
     assert done.returncode == 0, done.stderr
     assert "small-base" in done.stdout
+    given_on = shlex.split(done.stdout.partition("try it: ")[2])  # to be copied, template and all
+    assert given_on[:4] == ["unlock-lens", "steer", "--model", SMALL]
+    assert given_on[given_on.index("--template") + 1] == "Q {question} A :"
+    assert run(*given_on[1:], "--max-new-tokens", "2", "--batch-size", "100").returncode == 0
     steer = ("steer", "--model", SMALL, "--prompts", files / "questions.jsonl", "--template", "Q {question} A :")
     how = ("--alpha", "0.5", "--max-new-tokens", "12", "--batch-size", "100")
     done = run(*steer, "--direction", tmp_path / "self", *how, "--out", tmp_path / "steered.jsonl")
@@ -433,7 +437,7 @@ def test_a_warning_stands_above_the_bar_not_in_it() -> None:
     done = subprocess.run([sys.executable, "-c", WARNING], capture_output=True, text=True, check=True)
     lines = [line.rpartition("\r")[2] for line in done.stderr.split("\n")]
     assert "warning: mind the gap" in lines
-    assert "WARNING unlock_lens.test: and the step" in lines
+    assert "warning: and the step" in lines
 
 
 def test_the_command_is_installed() -> None:

@@ -111,7 +111,8 @@ class _BesideBars(logging.Handler):
     """Writes a message above the progress bar that is on the terminal, not into it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        of = "" if record.name.startswith("unlock_lens") else f"{record.name}: "
+        tqdm.write(f"{record.levelname.lower()}: {of}{record.getMessage()}", file=sys.stderr)
 
 
 def _warn(message: Warning | str, *_: Any) -> None:
@@ -121,7 +122,7 @@ def _warn(message: Warning | str, *_: Any) -> None:
 
 def main() -> None:
     """Run the command line; the library's own errors are printed in one line, without a traceback."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, handlers=[_BesideBars()])
+    logging.basicConfig(level=logging.WARNING, handlers=[_BesideBars()])
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn

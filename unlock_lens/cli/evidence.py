@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Column, Table
 from typer import Argument, Option
 
 import unlock_lens as ul
 import unlock_lens.cli.options as opt
-from unlock_lens.cli.tables import table
 from unlock_lens.errors import InvalidInput
 from unlock_lens.hosts.checkpoint import instead
 
-COMPARED = ("unsteered", "prompted", "transferred", "random", "anti_mean", "paper")
+COMPARED = ("unsteered", "prompted", "transferred", "random", "anti_mean")
 """The arms that stand beside each other where several sweeps are compared."""
 
 
@@ -99,12 +100,15 @@ def _compare(folders: Sequence[Path], found: Sequence[ul.results.Results], as_js
     if as_json:
         opt.told(True, {"sweeps": [{"folder": str(folder), **_facts(of)} for folder, of in zip(folders, found, strict=True)]})
         return
-    rows: list[dict[str, str]] = []
+    numbers = [Column(name.replace("_", "-"), justify="right", no_wrap=True) for name in COMPARED]
+    table = Table(
+        Column("sweep", overflow="fold"), Column("verdict", no_wrap=True), *numbers, box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for folder, results in zip(folders, found, strict=True):
         arms = results.arms()
-        right = {name: f"{arms[name]['accuracy']:.1%}" if name in arms else "" for name in COMPARED}
-        rows.append({"sweep": str(folder), "verdict": ul.report.verdict(results).status, **right})
-    opt.console.print(table(rows, lines=False))
+        right = (f"{arms[name]['accuracy']:.1%}" if name in arms else "" for name in COMPARED)
+        table.add_row(str(folder), ul.report.verdict(results).status, *right)
+    opt.console.print(table)
 
 
 def reproduce(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -64,5 +66,21 @@ def transfer(
         as_json,
         opt.facts_of(steer.direction, out),
         f"wrote {out}: the direction in the residual stream of {to.backend.identity.name}",
-        f"try it: unlock-lens steer --model {target} --direction {out} --prompts FILE --alpha 0.1,0.3,0.6,0.9",
+        f"try it: {_next_step(target, out, questions, locked, prompting, running)}",
     )
+
+
+def _next_step(
+    target: str, out: Path, questions: Path | None, locked: str, prompting: opt.Prompting, running: opt.Running
+) -> str:
+    """The command that shows what was made, on the same prompts; of pairs, on a file that the user has to name."""
+    words = ["unlock-lens", "steer", "--model", target, "--direction", str(out), "--prompts", str(questions or "FILE")]
+    if locked != SLOT:
+        words += ["--template", locked]
+    for group in (prompting, running):
+        for field in fields(group):
+            given = getattr(group, field.name)
+            if given != field.default and field.name != "resume":
+                name = field.name.replace("_", "-")
+                words += [f"--{name}" if given else f"--no-{name}"] if isinstance(given, bool) else [f"--{name}", str(given)]
+    return shlex.join([*words, "--alpha", "0.1,0.3,0.6,0.9"])

@@ -8,8 +8,10 @@ from typing import Any
 
 from unlock_lens.errors import plain
 
-_KINDS = {"int": "a whole number", "float": "a number", "string": "text", "bool": "true or false", "dict": "keys with values"}
-_KINDS |= {"tuple": "a list", "list": "a list", "model": "keys with values", "mapping": "keys with values"}
+_KINDS = {
+    "int": "a whole number", "float": "a number", "string": "text", "bool": "true or false", "tuple": "a list",
+    "list": "a list", "dict": "keys with values", "model": "keys with values", "mapping": "keys with values",
+}  # fmt: skip
 _LIMITS = {
     "greater_than": "expected more than {gt:g}",
     "greater_than_equal": "expected {ge:g} or more",
