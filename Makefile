@@ -68,8 +68,8 @@ test-gpu: $(VENV)/ready  ## run the oracle's tests and those of half precision o
 bench-gpu: $(VENV)/ready  ## measure extraction, a fit and generation at the shapes of 1.5B and 7B models on a GPU (5 minutes of an H100)
 	$(VENV)/bin/python benchmarks/gpu.py
 
-real: $(VENV)/real  ## run the notebook on real models, SmolLM2 to Gemma; UNLOCK_LENS_MODELS=FOLDER names them (3 minutes)
-	$(VENV)/bin/python -m tests.tutorials tutorials/real.py
+real: $(VENV)/real  ## run the notebooks on real models, SmolLM2 to Gemma; UNLOCK_LENS_MODELS=FOLDER names them (10 minutes)
+	$(VENV)/bin/python -m tests.tutorials $(foreach name,quickstart evidence method analysis,tutorials/$(name).py)
 
 browser:  ## install Chromium, with which the report and the documentation are tested (Debian, as root)
 	which -a chromium chromium-browser google-chrome | grep -q . || $(APT_INSTALL) || { apt-get update && $(APT_INSTALL); }

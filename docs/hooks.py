@@ -1,4 +1,4 @@
-"""Pages of the site that come from outside docs/: notebooks with outputs, a gallery of them, the repository's documents.
+"""Pages of the site that come from outside docs/: notebooks with outputs, the repository's documents.
 
 They are made while the site is built, so nothing is copied. Links between files work as they do in the repository.
 """
@@ -22,7 +22,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parent.parent
 OUTSIDE = {
     "AGENTS.md": "agents.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "README.md": "index.md",
-    "tutorials": "tutorials/index.md",
+    "tutorials": "gallery.md",
 }  # fmt: skip
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 CODE = re.compile(r"(```.*?```|`[^`]*`)", re.DOTALL)
@@ -42,11 +42,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that lie outside docs/."""
     for name in ("AGENTS.md", "CHANGELOG.md", "CONTRIBUTING.md"):
         files.append(File.generated(config, OUTSIDE[name], content=(ROOT / name).read_text()))
-    notebooks = sorted((ROOT / "tutorials").glob("*.ipynb"))
-    for notebook in notebooks:
+    for notebook in sorted((ROOT / "tutorials").glob("*.ipynb")):
         for name, content in pages_of(notebook):
             files.append(File.generated(config, name, content=content))
-    files.append(File.generated(config, "tutorials/index.md", content=gallery(notebooks)))
     return files
 
 
@@ -105,18 +103,6 @@ def pages_of(notebook: Path) -> Iterator[tuple[str, str | bytes]]:
             elif text := output.get("text") or data.get("text/plain"):
                 parts.append(f"```text\n{text.rstrip()}\n```")
     yield f"tutorials/{notebook.stem}.md", "\n\n".join(parts) + "\n"
-
-
-def gallery(notebooks: list[Path]) -> str:
-    """A page with the title, the first paragraph and the first picture of each notebook."""
-    parts = ["# Notebooks\n\nEvery notebook keeps its outputs. Click on a title to read it."]
-    for notebook in notebooks:
-        pages = dict(pages_of(notebook))
-        title, first = str(pages[f"tutorials/{notebook.stem}.md"]).split("\n\n")[:2]
-        parts.append(f"## [{title.removeprefix('# ')}]({notebook.stem}.md)\n\n{first}")
-        pictures = [name.removeprefix("tutorials/") for name in pages if name.endswith(".png")]
-        parts += [f"[![{title.removeprefix('# ')}]({name})]({notebook.stem}.md)" for name in pictures[:1]]
-    return "\n\n".join(parts) + "\n"
 
 
 def with_formulas(text: str) -> str:

@@ -1,10 +1,15 @@
 """Tutorials: notebooks that are run with asserted replacements of their text, and whose kept outputs are what a run gives.
 
-python -m tests.tutorials tutorials/remote.py    # runs the script, and keeps its outputs in tutorials/remote.ipynb
+python -m tests.tutorials tutorials/method.py    # runs the script, and keeps its outputs in tutorials/method.ipynb
+
+The picture of each goes into docs/gallery. With UNLOCK_LENS_MODELS set the notebooks run on real models, and are kept in
+runs/real.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import re
 import sys
@@ -16,33 +21,30 @@ from typing import Any
 import jupytext
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
-TUTORIALS = Path(__file__).parent.parent / "tutorials"
+ROOT = Path(__file__).parent.parent
+TUTORIALS, GALLERY = ROOT / "tutorials", ROOT / "docs" / "gallery"
+WIDTH = 640
+"""Pixels of a picture in the gallery."""
 VARIES = "varies"
 """The tag of cells whose outputs are other ones each time."""
-LINE_TO_CHANGE = (
-    'SOURCE, TARGET = str(zoo.path() / "large-base"), str(zoo.path() / "small-base")',
-    'SOURCE, TARGET = "local/large-base", "local/small-base"',
-)
-"""The line that a reader changes, in notebooks that run here and in the one that runs beside a server."""
-IN_NNSIGHT = {
-    "from transformer_lens.model_bridge import TransformerBridge": "from nnsight import TransformersModel",
-    'TransformerBridge.boot_transformers(name, device="cpu", dtype=torch.float32)': (
-        'TransformersModel(name, task="text-generation", dispatch=True, dtype=torch.float32)'
-    ),
-    "    model.cfg.default_prepend_bos = False\n": "",
+YOURS = "yours"
+"""The tag of the one cell that a reader changes."""
+MODELS = "UNLOCK_LENS_MODELS"
+"""The environment variable that names the folder of two real models."""
+
+
+def _other_host(*names: str) -> dict[str, str]:
+    return {f'zoo.load("{name}")': f'zoo.load("{name}", "nnsight")' for name in names}
+
+
+IN_NNSIGHT: Mapping[str, Mapping[str, str]] = {
+    "quickstart": _other_host("large-base", "small-base"),
+    "method": _other_host("large-base", "small-base"),
+    "evidence": _other_host("large-varied", "small-varied", "large-duo", "small-duo"),
 }
 """What makes a notebook that was written in TransformerLens one in nnsight."""
-NATIVE_IN_NNSIGHT = {
-    """\
-with target.hooks(fwd_hooks=steer.fwd_hooks(target)):
-    print(target.generate(task.direct[0], max_new_tokens=10, do_sample=False, verbose=False))""": """\
-with target.generate(task.direct[0], max_new_tokens=10, do_sample=False) as tracer:
-    steer.apply(target)
-    ids = tracer.result.save()
-print(target.tokenizer.decode(ids[0], skip_special_tokens=True))""",
-}
-"""The quickstart's cell that shows the native way."""
 _SECONDS = re.compile(r"\bseconds?\b")
 _NOISE = re.compile(r"(?<![\w:/.])/(?:home|mnt|opt|root|srv|tmp|usr|var|work)/|\b\d+%\||it/s\]|Warning:")
 _LONGEST_CELL = 600
@@ -69,8 +71,8 @@ def replaced(notebook: Any, replacements: Mapping[str, str]) -> Any:
     return made
 
 
-def executed(notebook: Any, folder: Path, replacements: Mapping[str, str] | None = None) -> Any:
-    """The notebook with the outputs of a run in `folder`, in a new kernel of this environment.
+def executed(notebook: Any, folder: Path, replacements: Mapping[str, str] | None = None, models: str = "") -> Any:
+    """The notebook with the outputs of a run in `folder`, in a new kernel of this environment; on real `models` if given.
 
     Raises:
         TextNotFoundError: a text that is to be replaced, and that no code cell holds.
@@ -91,7 +93,7 @@ def executed(notebook: Any, folder: Path, replacements: Mapping[str, str] | None
     )
     # Progress bars are for those who wait; that they have no widgets is no matter.
     settings = {"PYTHONWARNINGS": "ignore:IProgress not found", "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-    return client.execute(env={**os.environ, **settings})
+    return client.execute(env={**os.environ, **settings, MODELS: models})
 
 
 def script_of(path: Path) -> Any:
@@ -143,15 +145,37 @@ def _text(cell: Any) -> str:
     return "\n".join(parts)
 
 
+def picture_of(notebook: Any) -> bytes:
+    """The one picture of a notebook, as small as a gallery needs it."""
+    (data,) = [
+        output.data["image/png"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if "image/png" in output.get("data", {})
+    ]
+    drawn = Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
+    drawn = drawn.resize((WIDTH, round(WIDTH * drawn.height / drawn.width)), Image.Resampling.LANCZOS)
+    made = io.BytesIO()
+    drawn.quantize(64, dither=Image.Dither.NONE).save(made, "png", optimize=True)
+    return made.getvalue()
+
+
 def _keep(path: Path) -> None:
     """Run a script and keep its outputs in the notebook beside it; each cell is named by its place, so that runs agree."""
+    models = os.environ.get(MODELS, "")
     with tempfile.TemporaryDirectory() as folder:
-        made = executed(script_of(path), Path(folder))
+        made = executed(script_of(path), Path(folder), models=models)
     for i, cell in enumerate(made.cells):
         cell.id = f"cell-{i}"
         cell.metadata.pop("execution", None)
     made.metadata.pop("language_info", None)
+    if models:
+        kept = ROOT / "runs" / "real" / f"{path.stem}.ipynb"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(made, kept)
+        return
     nbformat.write(made, path.with_suffix(".ipynb"))
+    (GALLERY / f"{path.stem}.png").write_bytes(picture_of(made))
 
 
 if __name__ == "__main__":

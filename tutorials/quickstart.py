@@ -1,229 +1,143 @@
 # ---
 # jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
+#   kernelspec: {display_name: Python 3, language: python, name: python3}
 # ---
 
 # %% [markdown]
-# # A transfer in five minutes
+# # Move a capability, and see whether it arrived
 #
-# One model adds six digits step by step when it is asked to. A smaller one is not asked, and guesses. You will see the
-# capability found in the first, brought into the second, and compared with controls that could do the same without any
-# transfer. Nothing is trained: the weights of both models stay as they are.
+# A larger model shows a capability when its prompt asks for it. A smaller one is not asked. You will find the capability in
+# the first as a direction, bring it into the second, and compare with two controls that need no transfer at all. Nothing is
+# trained.
 #
-#     pip install unlock-lens matplotlib
+#     pip install 'unlock-lens[transformer-lens,nnsight,evidence]' matplotlib
 
 # %%
+import os
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from transformer_lens.model_bridge import TransformerBridge
 
 import unlock_lens as ul
 from unlock_lens import controls, zoo
-from unlock_lens.evidence.evaluation import compare, evaluate
+from unlock_lens.evidence.evaluation import compare
+from unlock_lens.evidence.statistics import wilson_interval
 
 # %% [markdown]
-# **The line to change is the next one.** As it stands it names two models of the embedded family (0.5 and 0.2 million
-# parameters), which came with the package. For your own pair write hub ids, such as
-# `"Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct"`.
+# **With your own models** this is the one cell to change: two models, prompts without and with the capability, ordinary
+# text, and a check of completions.
 #
-# Another model makes little of the embedded family's prompts, so the cell under *A capability* then needs yours: in the
-# place of `task` and `tuning` two sets of problems with prompts and a check of the answers, in the place of `text`
-# ordinary text (`own.ipynb` does this step by step). `max_new_tokens` and the strengths in `alphas` depend on the
-# model, too.
+# As it stands it takes the two models that come with the package (0.5 and 0.2 million parameters), which add six digits
+# modulo 7 step by step when the prompt says *think*. With `UNLOCK_LENS_MODELS` set (`make real`) it takes SmolLM2-135M and
+# Gemma-3-270m, two real models of different families; the capability is writing French.
 
-# %%
-SOURCE, TARGET = str(zoo.path() / "large-base"), str(zoo.path() / "small-base")
+# %% tags=["yours"]
+if MODELS := os.environ.get("UNLOCK_LENS_MODELS"):
+    from nnsight import TransformersModel
+
+    source, target = (
+        TransformersModel(f"{MODELS}/{name}", task="text-generation", dispatch=True, dtype=torch.bfloat16)
+        for name in ("smollm2", "gemma")
+    )
+    WHO = {"My sister": "Ma sœur", "The old king": "Le vieux roi", "The teacher": "Le professeur", "The doctor": "Le médecin"}
+    DID = {"lives in": "habite dans", "has seen": "a vu", "is looking for": "cherche", "was born in": "est né dans"}
+    locked, unlocked = ([f"{a} {b}," for a in who for b in did] for who, did in ((WHO, DID), (WHO.values(), DID.values())))
+    text = [*locked, *unlocked, *(f"{s} the village." for s in locked), *(f"{s} le village." for s in unlocked)]
+    openings = [
+        f"{a} {b}"
+        for a in ("Our mayor", "A soldier", "His wife", "The baker")
+        for b in ("went back to", "opened", "saw", "found")
+    ]
+    tuning, tested = openings[::2], openings[1::2]
+    SINKS, MAX_NEW_TOKENS, ALPHAS = "drop", 14, (0.2, 0.3, 0.4, 0.6)
+
+    def shows(prompts, completions):
+        """Which completions have at least two common French words."""
+        common = {"le", "la", "les", "des", "du", "une", "un", "et", "est", "dans", "que", "qui", "pour", "il", "elle", "sur"}
+        return [sum(word in common for word in written.lower().split()) > 1 for written in completions]
+else:
+    source, target = zoo.load("large-base"), zoo.load("small-base")
+    sets = zoo.running_sum(n=100, seed=1), zoo.running_sum(n=100, seed=0)
+    tuning, tested = (each.direct for each in sets)
+    locked, unlocked, text = sets[0].direct, sets[0].think, zoo.text(n=600)
+    SINKS, MAX_NEW_TOKENS, ALPHAS = "auto", 12, tuple(i / 10 for i in range(1, 9))
+
+    def shows(prompts, completions):
+        """Which completions end in the right answer."""
+        return sets[prompts is not tuning].correct(completions)
 
 
-# %%
-def opened(name):
-    """A model in TransformerLens, which shall put no BOS before text, as the family's tokenizer puts none."""
-    model = TransformerBridge.boot_transformers(name, device="cpu", dtype=torch.float32)
-    model.cfg.default_prepend_bos = False
-    return model
-
-
-source, target = opened(SOURCE), opened(TARGET)
+for name, prompts in {"locked": locked, "unlocked": unlocked}.items():
+    print(f"{name:9}", prompts[0], "|", ul.generate(source, prompts[:1], max_new_tokens=MAX_NEW_TOKENS, progress=False)[0])
 
 # %% [markdown]
-# ## A capability
+# ## Extract, align, transport
 #
-# is what a model shows with one prompt, and not with another: here a prompt with *think*, and the same without it. The
-# answer is the sum of the digits modulo 7.
+# The direction is the mean difference of the two prompts' states at the last prompt token, one vector for each layer of the
+# source. A low-rank linear map, fitted on what both models make of the same text, carries it into the target. Neither step
+# sees an answer.
 
 # %%
-task = zoo.running_sum(n=100, seed=0)  # what is reported
-tuning = zoo.running_sum(n=100, seed=1)  # what the direction is made of, and what strengths are chosen on
-text = zoo.text(n=600)  # ordinary text, for calibration
-
-prompts = [task.direct[0], task.think[0]]
-written = [ul.generate(model, prompts, max_new_tokens=12, progress=False) for model in (source, target)]
-print("right answer:", task.answers[0])
-pd.DataFrame(dict(zip(("source", "target"), written, strict=True)), index=prompts)
-
-# %% [markdown]
-# Without *think* both guess, and nothing shows steps.
-#
-# ## Extract
-#
-# The direction is the mean difference between the two prompts, in the residual stream at the last prompt token, one
-# vector a layer. It needs prompts alone, and no answers.
-
-# %%
-locked, unlocked = ul.Variant(source, tuning.direct), ul.Variant(source, tuning.think)
-direction = ul.CapabilityDirection.extract(locked, unlocked, progress=False)
-print(direction)
-
-# %% [markdown]
-# ## Align
-#
-# It lives in the source's 96 dimensions. A linear map into the target's 64 is fitted on what both models make of the
-# same ordinary text, at every token.
-
-# %%
-aligner = ul.SubspaceAligner(rank=48)
-aligner.fit(source=ul.Variant(source, text), target=ul.Variant(target, text), progress=False)
+direction = ul.CapabilityDirection.extract(ul.Variant(source, locked), ul.Variant(source, unlocked), progress=False)
+aligner = ul.SubspaceAligner(sinks=SINKS).fit(source, target, text, progress=False)
 aligned = aligner.transport(direction)
 print(aligned)
-print("target layer: source layer", aligner.layer_map)
 
 # %% [markdown]
 # ## How strong?
 #
-# The edit turns the last prompt token's state towards the direction and keeps its norm. `alpha` says how far. It is
-# chosen on the tuning problems, for the transfer and for two controls alike:
-#
-# - **random**: any direction of these norms;
-# - **anti-mean**: minus the target's own mean state at the last token of the plain prompts. "Away from where it is" needs
-#   no source model, and can look like a transfer.
+# The edit turns the state of the last prompt token towards the direction and keeps its norm; `alpha` says how far. Every arm
+# chooses its own strength, on prompts that are not reported. **Random** is any direction of the same norms. **Anti-mean**
+# points away from the target's own mean state, and has no source.
 
 # %%
-away = controls.anti_mean(ul.Variant(target, tuning.direct), like=aligned)
+away = controls.anti_mean(ul.Variant(target, locked), like=aligned)
 arms = {"transferred": aligned, "random": controls.random_like(aligned), "anti-mean": away}
-alphas = [i / 10 for i in range(1, 9)]
 
 
-def run(problems, prompts, steer=None):
-    return evaluate(target, problems, prompts, steer, max_new_tokens=12, batch_size=100, progress=False)
+def run(prompts, steer=None):
+    completions = ul.generate(target, prompts, steer, max_new_tokens=MAX_NEW_TOKENS, batch_size=100, progress=False)
+    return completions, shows(prompts, completions)
 
 
-counts = {
-    arm: [sum(run(tuning, tuning.direct, ul.SteeringHook(vectors, alpha)).right) for alpha in alphas]
-    for arm, vectors in arms.items()
-}
+counts = {arm: [sum(run(tuning, ul.SteeringHook(vectors, alpha))[1]) for alpha in ALPHAS] for arm, vectors in arms.items()}
 best = {}
 for arm, right in counts.items():
-    ties = [alpha for alpha, count in zip(alphas, right, strict=True) if count == max(right)]
-    best[arm] = ties[len(ties) // 2]  # the middle of a plateau
-print("best:", best)
-pd.DataFrame(counts.values(), index=list(counts), columns=alphas)
-
-# %% [markdown]
-# Right answers of 100, by alpha. The transfer has a window, in which every answer is right. Too little does nothing, too
-# much breaks the text.
-#
-# ## Steer, in your framework's own way
-#
-# Hooks of a `SteeringHook` are TransformerLens' own. The target still reads the plain prompt.
-
-# %%
-steer = ul.SteeringHook(aligned, best["transferred"])
-
-# %%
-with target.hooks(fwd_hooks=steer.fwd_hooks(target)):
-    print(target.generate(task.direct[0], max_new_tokens=10, do_sample=False, verbose=False))
-
-# %% [markdown]
-# For a list of prompts `ul.generate` does the same in any framework:
-
-# %%
-before = ul.generate(target, task.direct[:4], max_new_tokens=12, progress=False)
-after = ul.generate(target, task.direct[:4], steer, max_new_tokens=12, progress=False)
-pd.DataFrame({"before": before, "after": after, "right answer": task.answers[:4]}, index=task.direct[:4])
+    equals = [alpha for alpha, count in zip(ALPHAS, right, strict=True) if count == max(right)]
+    best[arm] = equals[len(equals) // 2]  # the middle of a plateau
+pd.DataFrame(counts.values(), index=list(counts), columns=ALPHAS)
 
 # %% [markdown]
 # ## Did it arrive?
 #
-# The reported problems, which had no say in anything above, with 95% Wilson intervals. The best that can be hoped for
-# is the target that is asked to think.
+# On prompts that had no say in anything above:
 
 # %%
-found = {"unsteered": run(task, task.direct)}
-found |= {arm: run(task, task.direct, ul.SteeringHook(arms[arm], best[arm])) for arm in arms}
-found["asked to think"] = run(task, task.think)
-
-rows = {}
-for arm, made in found.items():
-    outcome = made.outcome
-    interval = f"{100 * outcome.low:.0f} to {100 * outcome.high:.0f}%"
-    rows[arm] = [sum(made.right), interval, f"{outcome.behaviours['think']:.0%}", best.get(arm, "")]
-pd.DataFrame(rows.values(), index=list(rows), columns=["right of 100", "interval", "step by step", "alpha"])
-
-# %%
-_, axes = plt.subplots(figsize=(7, 2.8))
-colours = dict(zip(arms, ("#1b74c8", "#96700a", "#c8560e"), strict=True))
-for place, (arm, made) in enumerate(found.items()):
-    accuracy, low, high = (100 * share for share in (made.outcome.accuracy, made.outcome.low, made.outcome.high))
-    errors = [[accuracy - low], [high - accuracy]]
-    axes.barh(place, accuracy, 0.62, color=colours.get(arm, "#757575"), xerr=errors, ecolor="#202020", capsize=3)
-axes.axvline(100 / 7, color="#757575", linestyle=":", linewidth=1)
-axes.text(100 / 7, -0.62, "chance", color="#757575", ha="center")
-axes.set(yticks=range(len(found)), yticklabels=list(found), xlabel="right answers, %, with 95% intervals", xlim=(0, 104))
+found = {"unsteered": run(tested)} | {arm: run(tested, ul.SteeringHook(arms[arm], best[arm])) for arm in arms}
+_, axes = plt.subplots(figsize=(7, 2.4))
+for place, (arm, (_, right)) in enumerate(found.items()):
+    share = 100 * sum(right) / len(right)
+    low, high = (100 * end for end in wilson_interval(sum(right), len(right)))
+    axes.barh(place, share, 0.62, color="#1b74c8" if arm == "transferred" else "#9aa0a8")
+    axes.plot([low, high], [place, place], color="#202020", linewidth=1.5)
+axes.set(
+    yticks=range(len(found)), yticklabels=list(found), xlabel="completions that show it, %, with 95% intervals", xlim=(0, 104)
+)
+axes.set_title("Did it arrive, and compared with what?", loc="left", fontsize=10)
 axes.invert_yaxis()
 axes.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %%
-change = compare(after=found["transferred"].right, before=found["unsteered"].right)
-print(f"{change.gained} problems gained, {change.lost} lost; exact McNemar p = {change.p:.0e}")
+change = compare(after=found["transferred"][1], before=found["unsteered"][1])
+print(f"{change.gained} prompts gained, {change.lost} lost; exact McNemar p = {change.p:.0e}")
+for arm in ("unsteered", "transferred"):
+    print(f"{arm:12}", tested[0], "|", found[arm][0][0])
 
 # %% [markdown]
-# The transfer brings the steps and with them the answers, as many as the prompt that asks for them. The controls stay
-# where the unsteered model is. One random draw proves little, and a model of this size little for a large one: both are
-# reasons to measure, with controls, on the pair that you care about.
+# The controls stay near the unsteered target, so the gain is neither any push nor a push away from where the model was.
+# One draw of one control on one pair proves little: `evidence.ipynb` shows how such a result can mislead.
 #
-# ## Only where it is needed
-#
-# A gate reads the residual stream at the last prompt token, and lets the hook act where the reading is above a threshold. This
-# one is fitted to let plain prompts through and to leave those alone that ask for something else. In a batch of both, each row
-# decides for itself (docs/gates.md).
-
-# %%
-gate = ul.Gate.fit(act=ul.Variant(target, task.direct), not_act=ul.Variant(target, task.reverse + task.double), progress=False)
-steer = ul.SteeringHook(aligned, best["transferred"], gate=gate)
-print(gate)
-for text in ul.generate(target, [task.direct[0], task.reverse[1], task.direct[2], task.double[3]], steer, progress=False):
-    print(text)
-
-# %% [markdown]
-# ## Keep it
-#
-# A hook is saved as a key, one safetensors file with its direction, strength and gate. It steers the model it was made for, and
-# no other. Add what it was shown to do (`steer.proven`), and you can give it to somebody else (docs/keys.md).
-
-# %%
-steer.save("think.key.safetensors")
-key = ul.SteeringHook.load("think.key.safetensors")
-kept = key.direction
-print(
-    torch.equal(kept.vectors, aligned.vectors), kept.provenance.source_model, "rank", kept.provenance.rank, "alpha", key.alpha
-)
-try:
-    ul.generate(source, task.direct[:1], key, progress=False)
-except ul.IncompatibleModel as refused:
-    print(refused)
-
-# %% [markdown]
-# ## Where next
-#
-# - What happens in each step, with its formula and a picture: `method.ipynb`.
-# - Controls, diagnostics, and when a transfer fails: `evidence.ipynb`.
-# - Your own templates, models and task: `own.ipynb`.
-# - Steered runs in a logit lens, attribution or patching that you have: `analysis.ipynb`.
-# - The same in nnsight, and on NDIF: `tracing.ipynb`, `remote.ipynb`.
+# `ul.SteeringHook(aligned, best["transferred"]).save("mine.key.safetensors")` keeps the hook; in your own TransformerLens
+# code it is `model.hooks(fwd_hooks=steer.fwd_hooks(model))`, in nnsight `steer.apply(model)` inside a trace.

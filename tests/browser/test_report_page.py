@@ -242,10 +242,12 @@ def test_it_is_a_document_that_can_be_walked_through(opened: Open) -> None:
 
 
 PAYLOADS = [
-    SCRIPT, "</script><script>alert(1)</script>", "</style><script>alert(1)</script>", "</template><img src=x onerror=alert(1)>",
+    SCRIPT, "</script><script>alert(2)</script>",
+    "</style><script>alert(1)</script>", "</template><img src=x onerror=alert(1)>",
     "<!--<script>", "]]><svg onload=alert(1)>", "javascript:alert(1)", "{{ 7 * 7 }}{% raw %}", "\"' onmouseover=alert(1) x=\"",
     "<iframe src=https://example.org></iframe>", "<style>*{display:none}</style>", "<base href=//example.org>",
-    "<form action=//example.org><button>go</button></form>", "<meta http-equiv=refresh content=0>", "&lt;b&gt;&#0;", "%{x}<br><b>",
+    "<form action=//example.org><button>go</button></form>", "<meta http-equiv=refresh content=0>",
+    "&lt;b&gt;&#0;", "%{x}<br><b>",
     "\u202egnp.exe", "half \ud83d of a smile", "\x00\x07\x1b[31m", "</pre></li></ol></textarea><plaintext>", "constructor",
     "__proto__",
 ]  # fmt: skip
@@ -259,7 +261,9 @@ def test_hostile_texts_are_shown_as_text(opened: Open, tmp_path: Path, scripts: 
     with opened(DESK, "light", file, scripts) as page:
         page.wait_for_timeout(300)
         assert page.heard == {"console": [], "errors": [], "requests": [file.as_uri()], "dialogs": []}
-        foreign = "body :is(img, iframe, base, meta, plaintext, textarea, object, style), form[action], [onerror], [onmouseover]"
+        foreign = (
+            "body :is(img, iframe, base, meta, plaintext, textarea, object, style), form[action], [onerror], [onmouseover]"
+        )
         assert page.locator(foreign).count() == 0
         assert page.locator("script:not([type])").count() == 1
         pieces = page.eval_on_selector_all("[data-part]", "all => all.map((part) => part.textContent)")
@@ -374,7 +378,8 @@ def figures(page: Any) -> list[dict[str, Any]]:
     return page.eval_on_selector_all(
         "figure svg",
         """all => all.filter((svg) => svg.getBoundingClientRect().width).map((svg) => ({
-            figure: svg.closest("figure").id, width: svg.getBoundingClientRect().width, height: svg.getBoundingClientRect().height,
+            figure: svg.closest("figure").id,
+            width: svg.getBoundingClientRect().width, height: svg.getBoundingClientRect().height,
             room: svg.closest(".plot").clientWidth, marks: svg.querySelectorAll("[data-tip]").length,
         }))""",
     )

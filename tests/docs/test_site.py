@@ -156,7 +156,7 @@ def test_links_lead_where_they_lead_in_the_repository(tmp_path: Path) -> None:
         (["index.md"], "# Home\n\n[gone](index.md#gone)\n", None, "index.md#gone"),
         (["index.md"], "# Home\n\n[gone](../tutorials/gone.ipynb)\n", None, "tutorials/gone.md"),
         (["index.md"], "# Home\n\n[outside](../Makefile)\n", None, "../Makefile"),
-        (["index.md", "tutorials/own.md"], "# Home\n", None, "tutorials/own.md"),
+        (["index.md", "tutorials/quickstart.md"], "# Home\n", None, "tutorials/quickstart.md"),
         (["index.md"], "# Home\n", notebook, "tutorials/quickstart.md"),
         (["index.md"], "# Home\n\n::: unlock_lens.Gone\n", None, "unlock_lens.Gone"),
     ],

@@ -37,7 +37,11 @@ def test_a_figure_is_drawn_within_its_box_and_without_what_a_policy_forbids(entr
 
 @EVERY
 def test_every_mark_says_its_value(entry: Entry) -> None:
-    tips = [each.attrib["data-tip"] for each in ElementTree.fromstring(svg(entry.draw(RESULTS), 500)).iter() if "data-tip" in each.attrib]
+    tips = [
+        each.attrib["data-tip"]
+        for each in ElementTree.fromstring(svg(entry.draw(RESULTS), 500)).iter()
+        if "data-tip" in each.attrib
+    ]
     assert len(tips) >= 3
     assert all(tip and "%{" not in tip and "<" not in tip for tip in tips)
 
@@ -53,7 +57,10 @@ def test_bars_are_as_long_as_their_values() -> None:
 def test_points_lie_where_their_values_are() -> None:
     figure = style.figure("Points").update_layout(xaxis={"range": [0, 10]}, yaxis={"range": [0, 1]})
     figure.add_scatter(x=[0, 5, 10], y=[0, 0.5, 1], mode="markers", marker={"color": "#111111"}, hovertemplate="%{x}")
-    at = [(float(each.attrib["cx"]), float(each.attrib["cy"])) for each in ElementTree.fromstring(svg(figure, 500)).iter(f"{SVG}circle")]
+    at = [
+        (float(each.attrib["cx"]), float(each.attrib["cy"]))
+        for each in ElementTree.fromstring(svg(figure, 500)).iter(f"{SVG}circle")
+    ]
     (x0, y0), middle, (x1, y1) = at
     assert middle == pytest.approx(((x0 + x1) / 2, (y0 + y1) / 2), abs=0.11)
     assert x1 > x0

@@ -238,7 +238,9 @@ def test_numbers_in_cells_are_legible_all_along_the_scale(scale: list[Any]) -> N
 @pytest.mark.parametrize("colour", [ACCENT, CONTRARY])
 def test_numbers_in_cells_that_are_drawn_on_a_page_are_legible(page: str, ink: str, colour: str) -> None:
     for opacity in (PALEST, PALEST + DEEPEST):
-        mixed = (opacity * a + (1 - opacity) * b for a, b in zip(bytes.fromhex(colour[1:]), bytes.fromhex(page[1:]), strict=True))
+        mixed = (
+            opacity * a + (1 - opacity) * b for a, b in zip(bytes.fromhex(colour[1:]), bytes.fromhex(page[1:]), strict=True)
+        )
         assert contrast(ink, "#" + "".join(f"{round(channel):02x}" for channel in mixed)) >= 4.5
 
 

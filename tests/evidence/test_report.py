@@ -183,7 +183,12 @@ def test_a_dose_response_is_a_section_of_its_own(tmp_path: Path) -> None:
     page = file.read_text(encoding="utf-8")
     assert 'href="#response"' in page
     assert 'id="figure-dose_response"' in page
-    for told in ("alpha 0.15 (EC50; 95% interval 0.1 to 0.2)", "alpha 0.2 to 0.4", "costs 0.2 nats per token", "is 0.5 times that"):
+    for told in (
+        "alpha 0.15 (EC50; 95% interval 0.1 to 0.2)",
+        "alpha 0.2 to 0.4",
+        "costs 0.2 nats per token",
+        "is 0.5 times that",
+    ):
         assert told in page
 
 

@@ -174,7 +174,9 @@ def _by_strength(lines: Iterable[Line]) -> list[Line]:
 def _curve(name: str, lines: Sequence[Line], seeds: int = 1) -> dict[str, Any]:
     drawn, main = arm(name), name == TRANSFERRED
     of_seeds = f" (best of {seeds} seeds)" if seeds > 1 else ""
-    hover = f"<b>{style.text(drawn.label)}</b>: {drawn.meaning}{of_seeds}<br>alpha %{{x:g}}: <b>%{{y:.1%}}</b> right<br>{INTERVAL}"
+    hover = (
+        f"<b>{style.text(drawn.label)}</b>: {drawn.meaning}{of_seeds}<br>alpha %{{x:g}}: <b>%{{y:.1%}}</b> right<br>{INTERVAL}"
+    )
     return style.line(
         [line["config"]["alpha"] for line in lines], map(_accuracy, lines), _bold(name), drawn.colour, hover,
         customdata=_intervals(lines), legendrank=1 if main else 1000, mode="lines+markers",

@@ -159,7 +159,8 @@ def _axes(made: Element, panel: _Panel, x: Axis, y: Axis) -> float:
 
 def _scatter(made: Element, trace: Trace, x: Axis, y: Axis) -> None:
     places = [
-        None if at is None or value is None else (x.at(at), y.at(value)) for at, value in zip(trace["x"], trace["y"], strict=True)
+        None if at is None or value is None else (x.at(at), y.at(value))
+        for at, value in zip(trace["x"], trace["y"], strict=True)
     ]
     mode = trace.get("mode") or "lines"
     if "lines" in mode:
@@ -195,7 +196,13 @@ def _stroke(trace: Trace) -> dict[str, Any]:
     if trace.get("fill") == "toself":
         return {"fill": trace["fillcolor"]}
     dash = {"stroke_dasharray": DASHES[look["dash"]]} if look.get("dash", "solid") != "solid" else {}
-    return {"fill": "none", "stroke_width": look.get("width", 2), "stroke_linejoin": "round", **_ink("stroke", look["color"]), **dash}
+    return {
+        "fill": "none",
+        "stroke_width": look.get("width", 2),
+        "stroke_linejoin": "round",
+        **_ink("stroke", look["color"]),
+        **dash,
+    }
 
 
 def _errors(made: Element, trace: Trace, x: Axis, y: Axis) -> None:
@@ -331,7 +338,15 @@ def _ink(what: str, colour: str) -> dict[str, str]:
 
 
 def _text(
-    made: Element, x: float, y: Any, text: Any, anchor: str = "start", *, strong: bool = False, quiet: bool = False, turn: float = 0
+    made: Element,
+    x: float,
+    y: Any,
+    text: Any,
+    anchor: str = "start",
+    *,
+    strong: bool = False,
+    quiet: bool = False,
+    turn: float = 0,
 ) -> None:
     bold = strong or str(text).startswith("<b>")
     look = {"class_": "strong" if bold else "text", "text_anchor": anchor}

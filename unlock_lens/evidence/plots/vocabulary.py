@@ -35,7 +35,7 @@ ACCENT, CONTRARY, GREEN, PURPLE, OCHRE, GREY = "#1b74c8", "#c8560e", "#0c8a66", 
 
 ARMS: Mapping[str, Arm] = {
     TRANSFERRED: Arm("transferred", "the source's direction, aligned to the target", "transferred", ACCENT),
-    "unsteered": Arm("unsteered", "the target with the locked prompts, no steering", "unsteered", GREY, "solid", "diamond-open"),
+    "unsteered": Arm("unsteered", "the target with locked prompts, unsteered", "unsteered", GREY, "solid", "diamond-open"),
     PROMPTED: Arm("prompted", "the target asked for it in the prompt, unsteered", "reference", OCHRE, "dot", "diamond"),
     POST_TRAINED: Arm("post-trained", "the target's own unlocked model", "reference", OCHRE, "dot", "diamond-wide"),
     "own": Arm("own direction", "the target's own direction, no transfer", "reference", GREEN, "dash", "square"),
@@ -56,7 +56,7 @@ ARMS: Mapping[str, Arm] = {
         "placebo", "a contrast that ends as the unlocked prompts do, and asks nothing", "rival", PURPLE, "dot", "star-open"
     ),
     "wrong": Arm("wrong capability", "another capability's direction through the same map", "rival", GREY, "dash", "hexagram"),
-    "minus": Arm("minus direction", "the transferred direction with its sign reversed", "rival", CONTRARY, "dot", "triangle-down-open"),
+    "minus": Arm("minus direction", "the transferred direction, sign reversed", "rival", CONTRARY, "dot", "triangle-down-open"),
     "null": Arm("null source", "noise or halves of the locked prompts, through the map", "rival", GREY, "dot", "cross-thin"),
     "random": Arm("random", "a random direction of the same norm", "rival", GREY, "dot", "x"),
     "shuffled": Arm("shuffled", "the same, through a map of tokens paired at random", "rival", GREY, "dash", "cross"),
@@ -64,7 +64,8 @@ ARMS: Mapping[str, Arm] = {
         "anti-mean", "away from the target's mean locked state, no source at all", "rival", CONTRARY, "dash", "triangle-down"
     ),
     "own_at_price": Arm(
-        "own, same KL", "the target's own direction at the strength that costs as much", "reference", GREEN, "dash", "square-dot"
+        "own, same KL", "the target's own direction at the strength that costs as much",
+        "reference", GREEN, "dash", "square-dot",
     ),
     "random_at_price": Arm(
         "random, same KL", "a random direction at the strength that costs as much", "rival", GREY, "dot", "x-open"
@@ -77,7 +78,7 @@ ARMS: Mapping[str, Arm] = {
         "naive target", "the same transfer into a target that never learned it, where it must fail",
         "rival", OCHRE, "longdash", "hourglass",
     ),
-    "naive_unsteered": Arm("naive, unsteered", "the naive target without steering", "reference", OCHRE, "dot", "hourglass-open"),
+    "naive_unsteered": Arm("naive, unsteered", "the naive target, unsteered", "reference", OCHRE, "dot", "hourglass-open"),
 }  # fmt: skip
 
 ALIGNERS: Mapping[str, str] = {

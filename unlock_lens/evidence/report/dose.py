@@ -17,12 +17,18 @@ def in_words(found: Response) -> str:
     low, high = found.ec50_interval
     said = [f"Half of the effect is reached at alpha {found.ec50:.3g} (EC50; 95% interval {low:.3g} to {high:.3g})."]
     if found.window is None:
-        said.append(f"No strength that was tried shows the behaviour in 90% of completions (most: {found.table['share'].max():.0%}).")
+        said.append(
+            f"No strength that was tried shows the behaviour in 90% of completions (most: {found.table['share'].max():.0%})."
+        )
     else:
-        said.append(f"At least 90% of completions show the behaviour from alpha {found.window[0]:.3g} to {found.window[1]:.3g}.")
+        said.append(
+            f"At least 90% of completions show the behaviour from alpha {found.window[0]:.3g} to {found.window[1]:.3g}."
+        )
     if "kl" in found.table:
         best = found.table["share"].idxmax()
-        said.append(f"At alpha {best:.3g}, where most do, it costs {found.table['kl'][best]:.2g} nats per token of unrelated text.")
+        said.append(
+            f"At alpha {best:.3g}, where most do, it costs {found.table['kl'][best]:.2g} nats per token of unrelated text."
+        )
     if found.ratio is not None:
         said.append(f"Its EC50 is {found.ratio:.2g} times that of the target's own direction.")
     return " ".join(said)

@@ -141,9 +141,11 @@ def _figures(results: Results) -> tuple[list[dict[str, Any]], list[dict[str, str
     left_out: list[dict[str, str]] = []
     for entry in FIGURES:
         try:
-            drawn.append({**_drawn(entry.draw(results), entry.caption), "name": entry.name, "is_first": entry.name in FIRST})
+            figure = entry.draw(results)
         except InvalidInput as error:
             left_out.append({"name": entry.name.replace("_", " "), "reason": str(error)})
+            continue
+        drawn.append({**_drawn(figure, entry.caption), "name": entry.name, "is_first": entry.name in FIRST})
     return drawn, left_out
 
 
