@@ -22,7 +22,6 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parent.parent
 OUTSIDE = {
     "AGENTS.md": "agents.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "README.md": "index.md",
-    "tutorials": "gallery.md",
 }  # fmt: skip
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 CODE = re.compile(r"(```.*?```|`[^`]*`)", re.DOTALL)
