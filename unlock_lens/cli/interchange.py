@@ -11,8 +11,8 @@ import unlock_lens as ul
 import unlock_lens.cli.options as opt
 from unlock_lens import interchange as files
 from unlock_lens.core.inputs import parse_layers
-from unlock_lens.errors import InvalidInput
-from unlock_lens.hosts import check_device, open_model
+from unlock_lens.errors import IncompatibleModel, InvalidInput
+from unlock_lens.hosts import check_device, open_model, shape_of
 from unlock_lens.method.apply import Operation, Positions
 
 Format = Literal["gguf", "lm-eval", "steering-vectors"]
@@ -68,7 +68,9 @@ def import_(
     Example: `unlock-lens import happy.gguf happy.safetensors --model org/small`
     """
     reader = _function("from", _format(origin, from_file, "--from"))
-    reader(from_file)  # before a model is loaded
+    width = reader(from_file).d_model  # before a model is loaded
+    if model and (shape := shape_of(model)).d_model != width:
+        raise IncompatibleModel(f"{from_file} holds vectors of length {width}; {shape} needs length {shape.d_model}")
     if direction.exists() and direction.samefile(from_file):
         raise InvalidInput(f"{direction} is the file to read, which would be lost; give another one to write to")
     check_device(device)
