@@ -19,7 +19,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -179,7 +179,7 @@ def full(count: int, scratch: Path, rng: random.Random) -> str:
 
 
 @contextmanager
-def small_disk(place: Path, room: int) -> Iterator[tuple[Path, Callable[[], None], Callable[[], None]]]:
+def small_disk(place: Path, room: int) -> Generator[tuple[Path, Callable[[], None], Callable[[], None]], None, None]:
     """A sweep's folder with so many bytes of room, what a process does first in it, and what frees it."""
     place.mkdir()
     if not mounted(place, "size=1m"):

@@ -311,7 +311,9 @@ def test_files_are_readable_by_whom_the_umask_lets(direction: ul.CapabilityDirec
     assert (tmp_path / "d.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_words_of_version_1_are_read_as_todays(aligner: ul.SubspaceAligner, tmp_path: Path) -> None:
+def test_words_of_version_1_are_read_as_todays(
+    aligner: ul.SubspaceAligner, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     aligner.save(tmp_path / "a.safetensors")
     tensors, metadata = files.load(tmp_path / "a.safetensors")
     metadata = {**metadata, "sinks": "whiten", "target_model": {**metadata["target_model"], "basis": "centered"}}
@@ -321,6 +323,7 @@ def test_words_of_version_1_are_read_as_todays(aligner: ul.SubspaceAligner, tmp_
     assert old.sinks == "rescale"
     assert old.target_model is not None
     assert old.target_model.basis == "zero_mean"
+    assert "format 1" in caplog.text  # its description is not in the hash
 
 
 def test_an_aligner_of_before_there_were_methods_is_read(aligner: ul.SubspaceAligner, tmp_path: Path) -> None:

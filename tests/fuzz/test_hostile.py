@@ -1,7 +1,7 @@
 """Files that were made to mislead (`hostile.zip`): each is refused, or read as what it says; honest ones among them are read.
 
-Folders are kinds of files, names tell what was done. Files of the first format have a hash of their numbers alone, so that five
-of them are read with a name or a setting that somebody changed.
+Folders are kinds of files, names tell what was done. Files of the first format have a hash of their numbers alone, so that
+seven of them are read with a name or a setting that somebody changed, and a warning.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def module_of(model: Any) -> nn.Module:
 def state(model: Any) -> list[Any]:
     """Every hook that is on the model, edits of nnsight's, and the mode of each part."""
     parts = [part for root in (model, module_of(model)) if isinstance(root, nn.Module) for part in root.modules()]
-    hooks = [(len(part._forward_hooks), len(part._forward_pre_hooks), len(part._backward_hooks)) for part in parts]
+    hooks = [[len(vars(part)[f"_{kind}_hooks"]) for kind in ("forward", "forward_pre", "backward")] for part in parts]
     points = [(len(point.fwd_hooks), len(point.bwd_hooks)) for point in getattr(model, "hook_dict", {}).values()]
     return [hooks, points, [part.training for part in parts], list(getattr(model, "_edits", []))]
 
@@ -195,5 +195,7 @@ def proved(model: Any) -> Callable[[list[Step]], None]:
 @pytest.mark.parametrize("host", HOSTS)
 def test_after_any_program_a_model_is_what_it_was(model_of: Any, host: str) -> None:
     run = proved(model_of("llama", host))
-    checked = settings(max_examples=PROGRAMS, suppress_health_check=[*HealthCheck])(given(ALL_PROGRAMS)(run))
+    checked = settings(max_examples=PROGRAMS, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])(
+        given(ALL_PROGRAMS)(run)
+    )
     checked()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import tempfile
@@ -40,6 +41,8 @@ from unlock_lens.hosts.watchdog import Silent, watched
 from unlock_lens.method.crossval import CrossValidation
 
 __all__ = ["Shareable", "load"]
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 3
 """Version 1 called sinks="rescale" "whiten", and the basis "zero_mean" "centered". Up to version 2, the hash covered only the
@@ -142,6 +145,11 @@ def load(path: str | Path, kind: str | None = None) -> tuple[dict[str, Tensor], 
         _check_content(path, tensors, metadata)
         if metadata["format_version"] < FORMAT_VERSION:
             metadata = in_todays_words(metadata)
+            logger.warning(
+                "%s is of format %d, whose hash covers its numbers and not what is said of them; save it again to protect both",
+                path,
+                metadata["format_version"],
+            )
         schema.checked(path, metadata["kind"], {k: v for k, v in metadata.items() if k not in _OUTSIDE}, tensors)
     return tensors, metadata
 
