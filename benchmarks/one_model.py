@@ -1,7 +1,7 @@
 """One model's own directions: three contrasts that end in one token, three placebos, noise, and forced tokens, at one price.
 
     python benchmarks/one_model.py run MODEL      # MODEL is a folder with SmolLM2-135M-Instruct (benchmarks/real_models.py)
-    python benchmarks/one_model.py table          # into docs/results.md
+    python benchmarks/one_model.py table          # into docs/one_model.md
 
 A finished setting is one line of benchmarks/results/one_model.jsonl; `run` resumes where it was stopped.
 """
@@ -28,7 +28,7 @@ from unlock_lens.evidence.statistics import wilson_interval
 from unlock_lens.hosts import open_model
 
 HERE = Path(__file__).parent
-CONFIG, RESULTS, DOCUMENT = HERE / "one_model.yaml", HERE / "results" / "one_model.jsonl", HERE.parent / "docs" / "results.md"
+CONFIG, RESULTS, DOCUMENT = HERE / "one_model.yaml", HERE / "results" / "one_model.jsonl", HERE.parent / "docs" / "one_model.md"
 FORCED = (1, 3, 8)
 
 
@@ -113,7 +113,7 @@ class Runs:
 
 def table(done: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Markdown: an arm a row, and the draws of noise as a range."""
-    yield '| arm | alpha | KL, nats a token | n | mention a "step" | mean tokens | right |\n|---|---|---|---|---|---|---|'
+    yield '| arm | alpha | KL, nats per token | n | mention a "step" | mean tokens | right |\n|---|---|---|---|---|---|---|'
     for line in done:
         if not line["arm"].startswith("noise"):
             n = len(line["tokens"])

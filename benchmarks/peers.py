@@ -1,4 +1,4 @@
-"""Beside its peers: extraction and steered generation of unlock-lens, steering-vectors and repeng on one model.
+"""Beside its peers: extraction, steered generation and fits of unlock-lens, its hosts alone, steering-vectors, repeng, saklas.
 
     make bench-peers
 
@@ -14,25 +14,31 @@ import logging
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import date
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import nnsight
+import peers_fit
 import torch
 from measure import Work, interleaved
 from peers_measure import EXTRACTED, GENERATED, generate
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import save_file
 from speed_extract import LENGTHS, PAIRS
 from speed_generate import TOKENS, steered, unsteered
-from speed_models import BATCH, HOSTS, SHAPE, Models, bare_pass, batches, make_folder, prompts
+from speed_models import BATCH, HOSTS, SHAPE, Models, bare_pass, batches, make_folder, prompts, random_direction
 
 import unlock_lens as ul
 from unlock_lens.core.variant import tokenize
 
+PARTS = ("ours", "steering", "fits")
 OVER_HOST = "generation, over the host's own"
 Found = Mapping[str, Mapping[str, Mapping[str, float]]]
 
@@ -48,11 +54,13 @@ def ours(models: Models, told: Mapping[str, Any]) -> Found:
     for host in HOSTS:
         model = models.of_host(host)
         extraction[host] = partial(_extract, model, texts, told["batch"])
+        extraction[f"{host} alone"] = partial(READ_ALONE[host], model, read)
         generation[host] = unsteered(model, host)
+        generation[f"{host} alone, edited"] = partial(EDITED_ALONE[host], model, told["prompt"])
         generation[f"{host}, last_prompt"] = steered(model, "last_prompt")
         generation[f"{host}, every token"] = steered(model, "all")
     extracted, generated = interleaved(extraction, rounds), interleaved(generation, rounds)
-    return {
+    found = {
         f"unlock-lens, {host}, {positions}": {
             EXTRACTED: asdict(extracted.ratio(host, "bare")),
             GENERATED: asdict(generated.ratio(f"{host}, {positions}", "bare")),
@@ -61,6 +69,77 @@ def ours(models: Models, told: Mapping[str, Any]) -> Found:
         for host in HOSTS
         for positions in ("last_prompt", "every token")
     }
+    for host, package in zip(HOSTS, ("transformer-lens", "nnsight"), strict=True):
+        found[f"{host} {version(package)} alone, unsteered"] = {
+            EXTRACTED: asdict(extracted.ratio(f"{host} alone", "bare")),
+            GENERATED: asdict(generated.ratio(host, "bare")),
+        }
+        found[f"{host} alone, a vector added at the last prompt token"] = {
+            GENERATED: asdict(generated.ratio(f"{host} alone, edited", "bare")),
+            OVER_HOST: asdict(generated.ratio(f"{host} alone, edited", host)),
+        }
+    return found
+
+
+def _read_bridge(model: Any, read: Sequence[Mapping[str, torch.Tensor]]) -> list[torch.Tensor]:
+    """The last token's state of every layer, by hooks written by hand."""
+    kept: list[torch.Tensor] = []
+    names = [f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers)]
+    hooks = [(name, lambda states, hook: kept.append(states[:, -1].clone())) for name in names]
+    with torch.no_grad():
+        for batch in read:
+            model.run_with_hooks(
+                batch["input_ids"], attention_mask=batch["attention_mask"], return_type="logits", fwd_hooks=hooks
+            )
+    return kept
+
+
+def _read_nnsight(model: Any, read: Sequence[Mapping[str, torch.Tensor]]) -> list[torch.Tensor]:
+    """The same in a trace."""
+    kept: list[torch.Tensor] = []
+    with torch.no_grad():
+        for batch in read:
+            inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+            with model.trace(inputs):
+                states = nnsight.save([block.output[:, -1].clone() for block in model.model.layers])
+            kept += states
+    return kept
+
+
+def _edited_bridge(model: Any, prompt: str) -> Any:
+    """A vector added to the last prompt token at every layer, by hooks written by hand that look at each pass."""
+    vectors, tokens = random_direction().vectors, tokenize(model.tokenizer, [prompt])
+
+    def adding(layer: int) -> Any:
+        def hook_fn(states: torch.Tensor, hook: Any) -> torch.Tensor:
+            if states.shape[1] > 1:
+                states[:, -1] += 0.1 * vectors[layer]
+            return states
+
+        return f"blocks.{layer}.hook_resid_post", hook_fn
+
+    with model.hooks(fwd_hooks=[adding(layer) for layer in range(len(vectors))]):
+        return model.generate(
+            tokens.ids, max_new_tokens=TOKENS, attention_mask=tokens.mask, return_type="tokens",
+            do_sample=False, stop_at_eos=False, prepend_bos=False, verbose=False,
+        )  # fmt: skip
+
+
+def _edited_nnsight(model: Any, prompt: str) -> Any:
+    """The same in the body of `generate`, which edits the first pass alone."""
+    vectors, tokens = random_direction().vectors, tokenize(model.tokenizer, [prompt])
+    inputs = {"input_ids": tokens.ids, "attention_mask": tokens.mask}
+    with model.generate(max_new_tokens=TOKENS, do_sample=False) as tracer:
+        with tracer.invoke(inputs):
+            for block, vector in zip(model.model.layers, vectors, strict=True):
+                block.output[:, -1] += 0.1 * vector
+        with tracer.invoke():
+            ids = tracer.result.save()
+    return ids
+
+
+READ_ALONE = {"TransformerBridge": _read_bridge, "nnsight": _read_nnsight}
+EDITED_ALONE = {"TransformerBridge": _edited_bridge, "nnsight": _edited_nnsight}
 
 
 def _extract(model: Any, texts: list[list[str]], size: int) -> ul.CapabilityDirection:
@@ -69,12 +148,34 @@ def _extract(model: Any, texts: list[list[str]], size: int) -> ul.CapabilityDire
     return ul.CapabilityDirection.extract(locked, unlocked, batch_size=size, progress=False)
 
 
-def theirs(python: Path, told: Mapping[str, Any]) -> Found:
+def theirs(python: Path, told: Mapping[str, Any]) -> dict[str, Any]:
     """Measured by the other environment's Python."""
     script = Path(__file__).parent / "peers_measure.py"
     quiet = {**os.environ, "TQDM_DISABLE": "1"}
     done = subprocess.run([python, script], input=json.dumps(told), stdout=subprocess.PIPE, text=True, check=True, env=quiet)
     return json.loads(done.stdout)
+
+
+def our_fits(states: dict[str, torch.Tensor], rounds: int) -> dict[str, Any]:
+    """The default map, and the orthogonal one."""
+
+    def fit(method: Any, source: torch.Tensor, target: torch.Tensor) -> peers_fit.Predict:
+        aligner = ul.SubspaceAligner(method=method).fit_activations(source, target)
+        means = source.mean(dim=1), target.mean(dim=1)
+        return lambda layer, states: (states - means[0][layer]) @ aligner.map(layer) + means[1][layer]
+
+    methods = ("unlock", "procrustes")
+    return {f"unlock-lens, {method}": peers_fit.measured(states, partial(fit, method), rounds) for method in methods}
+
+
+def fits_table(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
+    """One line a library and pair of widths."""
+    shown = Table("fit", "widths", "over two thin SVDs a layer", "peak MB", "held-out error", box=SIMPLE_HEAD)
+    for name, of_widths in found.items():
+        for widths, of in of_widths.items():
+            time = f"{of['minimum']:.2f} ({of['median']:.2f})"
+            shown.add_row(name, widths, time, f"{of['megabytes']:.1f}", f"{of['error']:.3f}")
+    return shown
 
 
 def table(found: Found) -> Table:
@@ -92,6 +193,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"), help="of the peers' environment")
     parser.add_argument("--rounds", type=int, default=5, help="how often each work is timed (5)")
+    parser.add_argument(
+        "--only", nargs="+", choices=PARTS, default=PARTS, help="ours and the hosts alone, the peers' steering, or all fits"
+    )
     parser.add_argument("--json", type=Path, help="where to write what was found")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -105,11 +209,18 @@ def main() -> None:
             "prompt": prompts(1, 24, 24)[0],
             "tokens": TOKENS,
             "rounds": asked.rounds,
+            "only": asked.only,
+            "states": str(Path(folder) / "states.safetensors"),
         }
-        found = {**ours(Models(Path(folder)), told), **theirs(asked.python, told)}
-    Console(width=128).print(table(found))
+        states = peers_fit.make_states()
+        save_file(states, told["states"])
+        others = theirs(asked.python, told) if {"steering", "fits"} & set(asked.only) else {}
+        steering = {**(ours(Models(Path(folder)), told) if "ours" in asked.only else {}), **others.get("steering", {})}
+        fits = {**(our_fits(states, asked.rounds) if "fits" in asked.only else {}), **others.get("fits", {})}
+    today = str(date.today())
+    Console(width=128).print(today, table(steering), fits_table(fits))
     if asked.json:
-        asked.json.write_text(json.dumps(found, indent=1))
+        asked.json.write_text(json.dumps({"date": today, "steering": steering, "fits": fits}, indent=1))
 
 
 if __name__ == "__main__":

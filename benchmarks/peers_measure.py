@@ -1,6 +1,6 @@
-"""steering-vectors and repeng, measured in an environment of their own; started by peers.py.
+"""steering-vectors, repeng and saklas, measured in an environment of their own; started by peers.py.
 
-Prints JSON: for each library what extraction and steered generation take, as ratios to the bare model in this process.
+Prints JSON: what extraction and steered generation take, as ratios to the bare model in this process, and what a fit does.
 """
 # pyright: reportMissingImports=false
 # This file runs where unlock-lens is not installed, and the peers are not installed where it is checked.
@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
+import peers_fit
 import torch
 from measure import Work, interleaved
 
@@ -36,6 +38,18 @@ def bare_pass(model: Any, batches: Sequence[Any]) -> None:
 def generate(model: Any, ids: torch.Tensor, tokens: int) -> Any:
     """Greedy, with the KV cache."""
     return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
+
+
+def fits(told: dict[str, Any]) -> dict[str, Any]:
+    """The map of saklas: orthogonal between equal widths, otherwise least squares of the least norm."""
+    from safetensors.torch import load_file
+    from saklas.io.alignment import fit_alignment
+
+    def fit(source: torch.Tensor, target: torch.Tensor) -> peers_fit.Predict:
+        maps = fit_alignment(dict(enumerate(source)), dict(enumerate(target)), min_shared_layers=1)
+        return lambda layer, states: states @ maps[layer].right.T @ maps[layer].left.T + maps[layer].offset
+
+    return peers_fit.measured(load_file(told["states"]), fit, told["rounds"])
 
 
 def measured(told: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +83,8 @@ def measured(told: dict[str, Any]) -> dict[str, Any]:
     generation: dict[str, Work] = {name: partial(generate, model, ids, told["tokens"]) for name, model in models.items()}
     times[GENERATED] = interleaved(generation, told["rounds"])
     return {
-        name: {what: asdict(of.ratio(name, "bare")) for what, of in times.items()} for name in ("steering-vectors", "repeng")
+        f"{name} {version(name)}": {what: asdict(of.ratio(name, "bare")) for what, of in times.items()}
+        for name in ("steering-vectors", "repeng")
     }
 
 
@@ -78,7 +93,10 @@ def main() -> None:
     torch.set_num_threads(1)
     told = json.load(sys.stdin)
     with redirect_stdout(sys.stderr):
-        found = measured(told)
+        found = {
+            "steering": measured(told) if "steering" in told["only"] else {},
+            "fits": {f"saklas {version('saklas')}": fits(told)} if "fits" in told["only"] else {},
+        }
     json.dump(found, sys.stdout)
 
 

@@ -1,9 +1,9 @@
-"""The small real pair: SmolLM2-135M-Instruct and Gemma-3-270m, both ways, three capabilities, every control (docs/results.md).
+"""The small real pair: SmolLM2-135M-Instruct and Gemma-3-270m, both ways, with every control (docs/small_pair.md).
 
     python benchmarks/real_models.py --help                                         # how to get the models
     python benchmarks/small_pair.py run MODELS/smollm2 MODELS/gemma --way smollm2-gemma
     python benchmarks/small_pair.py run MODELS/gemma MODELS/smollm2 --way gemma-smollm2
-    python benchmarks/small_pair.py table                                           # writes it to docs/results.md
+    python benchmarks/small_pair.py table                                           # writes it to docs/small_pair.md
 
 A run appends one line to benchmarks/results/small_pair.jsonl for each finished setting; the same command resumes it.
 """
@@ -33,7 +33,8 @@ from unlock_lens.evidence.statistics import wilson_interval
 from unlock_lens.hosts import open_model
 
 HERE = Path(__file__).parent
-CONFIG, RESULTS, DOCUMENT = HERE / "small_pair.yaml", HERE / "results" / "small_pair.jsonl", HERE.parent / "docs" / "results.md"
+CONFIG, RESULTS = HERE / "small_pair.yaml", HERE / "results" / "small_pair.jsonl"
+DOCUMENT = HERE.parent / "docs" / "small_pair.md"
 ROWS = 100
 """Completions in one batch."""
 

@@ -155,7 +155,7 @@ def _forecasts(
     alone = direction.unit().vectors @ weights
     for name, logits in (("logit lens", written), ("unembedding alone", alone)):
         yield f"{name}, of the token", (logits @ first.mean(0)).tolist()
-        yield f"{name}, against what is written now", (logits @ (first - plain).mean(0)).tolist()
+        yield f"{name}, compared with what is written now", (logits @ (first - plain).mean(0)).tolist()
 
 
 def layers() -> Table:

@@ -1,6 +1,7 @@
 """The study of a real pair: does a capability arrive in it, and is it more than a prompt, a placebo or a first token?
 
     python benchmarks/study.py prepare SOURCE TARGET PROBLEMS    # directions, into benchmarks/results/directions
+    python benchmarks/study.py texts SOURCE TARGET PROBLEMS      # the same through maps of other texts
     python benchmarks/study.py untrained SOURCE TARGET PROBLEMS  # the same from random weights, which are made on the spot
     python benchmarks/study.py forecast SOURCE TARGET PROBLEMS   # what diagnose says before anything is generated
     python benchmarks/study.py choose TARGET PROBLEMS            # directions and strengths, on the choosing problems
@@ -12,7 +13,8 @@
 
 SOURCE and TARGET are folders of Hugging Face models, PROBLEMS is a JSONL file with a question and an answer in each line. Every
 step resumes where it was stopped: a finished setting is one line of benchmarks/results/study.jsonl. What is compared, and how
-settings are chosen, is in study.yaml, which was fixed before a test problem was read.
+settings are chosen, is in study.yaml, which was fixed before a test problem was read. With `--config study_up` every step is
+about the other way, from the small model to the large one: study_up.yaml says what differs.
 """
 
 from __future__ import annotations
@@ -40,14 +42,31 @@ from unlock_lens.evidence.tasks.scoring import final_answer, number
 from unlock_lens.hosts import open_model
 
 HERE = Path(__file__).parent
-CONFIG, RESULTS, DIRECTIONS = HERE / "study.yaml", HERE / "results" / "study.jsonl", HERE / "results" / "directions"
-MAPS = HERE.parent / "runs" / "study"
-"""The main map, which only the forecast reads: too large to keep with the results."""
 TEXTS = 5
 """Completions of each setting that are kept as text."""
 _DIGITS = re.compile(r"\d[\d,]*(?:\.\d+)?")
 Setting = tuple[str, float]
 """A direction's name and its strength; ("", 0) is no steering."""
+
+
+def configured(name: str) -> dict[str, Any]:
+    """A study's config: what its own file says, and study.yaml for the rest."""
+    return yaml.safe_load((HERE / "study.yaml").read_text()) | yaml.safe_load((HERE / f"{name}.yaml").read_text())
+
+
+def results_of(config: Mapping[str, Any]) -> Path:
+    """The file with a line for each finished setting."""
+    return HERE / "results" / f"{config['files']}.jsonl"
+
+
+def directions_of(config: Mapping[str, Any]) -> Path:
+    """The folder of the transported directions."""
+    return HERE / "results" / config["directions"]
+
+
+def maps_of(config: Mapping[str, Any]) -> Path:
+    """The folder of the main map, which only the forecast reads: it is too large to keep with the results."""
+    return HERE.parent / "runs" / config["files"]
 
 
 def judged(completion: str, answer: str) -> dict[str, Any]:
@@ -79,7 +98,8 @@ class Study:
 
     def __init__(self, config: Mapping[str, Any], target: str, problems: Path, rows: int) -> None:
         self.config, self.folder, self.problems, self.rows = config, target, lines(problems), rows
-        self.done = {key for line in lines(RESULTS) for key in _keys(line)}
+        self.results, self.directions = results_of(config), directions_of(config)
+        self.done = {key for line in lines(self.results) for key in _keys(line)}
 
     @cached_property
     def model(self) -> Any:
@@ -122,13 +142,13 @@ class Study:
 
     def _hook(self, job: Job) -> ul.SteeringHook | None:
         name, alpha = job.setting
-        return ul.SteeringHook(ul.CapabilityDirection.load(DIRECTIONS / f"{name}.safetensors"), alpha) if name else None
+        return ul.SteeringHook(ul.CapabilityDirection.load(self.directions / f"{name}.safetensors"), alpha) if name else None
 
     def _begun(self, job: Job) -> list[list[int]]:
         """The first tokens that the transfer wrote for each problem, where a job wants them."""
         begun: dict[int, list[int]] = {}
         if job.forced:
-            of = [line for line in lines(RESULTS) if line["split"] == "test" and line["arm"] == self.config["transfer"]]
+            of = [line for line in lines(self.results) if line["split"] == "test" and line["arm"] == self.config["transfer"]]
             begun = {row["problem"]: row["begins"][: job.forced] for line in of for row in line["rows"]}
         return [begun[problem] if job.forced else [] for problem in job.problems]
 
@@ -146,7 +166,7 @@ class Study:
         name, alpha = job.setting
         line = {"split": job.split, "arm": job.arm, "direction": name, "alpha": alpha, "rows": rows}
         self.done.update(_keys(line))
-        append(RESULTS, line)
+        append(self.results, line)
         right = sum(row["flexible"] for row in rows)
         print(job.split, job.arm, job.setting, "right:", right, "of", len(rows), flush=True)  # noqa: T201
 
@@ -180,6 +200,7 @@ def nulls(config: Mapping[str, Any]) -> Iterator[Job]:
             yield Job("null", f"noise {seed}", (f"noise_{seed}", alpha), "locked", range(*config["problems"]["noise"]))
 
 
+PREPARING = ("prepare", "texts", "untrained", "forecast")
 STEPS: Mapping[str, Callable[[Mapping[str, Any]], Iterator[Job]]] = {
     "choose": choosing,
     "test": testing,
@@ -203,7 +224,7 @@ def chosen_settings(config: Mapping[str, Any]) -> dict[str, Setting]:
     Arms with settings that were not yet tried are left out.
     """
     right: dict[tuple[str, Setting], int] = {}
-    for line in (line for line in lines(RESULTS) if line["split"] == "choose"):
+    for line in (line for line in lines(results_of(config)) if line["split"] == "choose"):
         key = line["arm"], (line["direction"], line["alpha"])
         right[key] = right.get(key, 0) + sum(row["flexible"] for row in line["rows"])
     chosen: dict[str, Setting] = {}
@@ -218,13 +239,14 @@ def prices(config: Mapping[str, Any], target: str) -> None:
     """What each chosen setting costs on sentences that have nothing to do with problems."""
     model = open_model(target, "nnsight", dtype=config["models"]["dtype"])
     sentences = unrelated()
-    done = {(line["arm"], line["direction"], line["alpha"]) for line in lines(RESULTS) if line["split"] == "price"}
+    results, directions = results_of(config), directions_of(config)
+    done = {(line["arm"], line["direction"], line["alpha"]) for line in lines(results) if line["split"] == "price"}
     for arm, (name, alpha) in chosen_settings(config).items():
         if (arm, name, alpha) not in done:
-            hook = ul.SteeringHook(ul.CapabilityDirection.load(DIRECTIONS / f"{name}.safetensors"), alpha)
+            hook = ul.SteeringHook(ul.CapabilityDirection.load(directions / f"{name}.safetensors"), alpha)
             found = distributions.price(model, sentences, hook, batch_size=24, add_special_tokens=False)
             line = {"split": "price", "arm": arm, "direction": name, "alpha": alpha, "rows": []}
-            append(RESULTS, line | {"kl": round(found.kl, 4), "kl_worst": round(found.kl_worst, 3)})
+            append(results, line | {"kl": round(found.kl, 4), "kl_worst": round(found.kl_worst, 3)})
             print("price", arm, name, alpha, f"{found.kl:.3f}", flush=True)  # noqa: T201
 
 
@@ -239,35 +261,44 @@ def _keys(line: Mapping[str, Any]) -> set[tuple[str, str, Setting, int]]:
     return {(line["split"], line["arm"], setting, row["problem"]) for row in line["rows"]}
 
 
+def prepare(config: Mapping[str, Any], step: str, source: str, target: str, problems: str) -> None:
+    """Make directions, or the forecast of those that there are."""
+    of = config["problems"]
+    questions = [line["question"] for line in lines(Path(problems))[slice(*of["extract"])]]
+    shortest = sorted(questions, key=len)[: of["shortest"]]
+    preparation = Preparation(config, source, target, shortest, directions_of(config), maps_of(config))
+    if step == "prepare":
+        preparation.all()
+    elif step == "texts":
+        preparation.other_texts()
+    elif step == "untrained":
+        preparation.untrained()
+    else:
+        for kind, found in preparation.forecast().items():
+            line = {"split": "forecast", "arm": kind, "direction": f"text_{kind}", "alpha": 0.0, "rows": []}
+            said = {"verdict": found.verdict, "score": round(found.score, 2), "reasons": found.reasons}
+            append(results_of(config), line | said)
+
+
 def main() -> None:
     """Do one step of the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["prepare", "untrained", "forecast", *STEPS, "price", "table"])
+    parser.add_argument("step", choices=[*PREPARING, *STEPS, "price", "table"])
     parser.add_argument("paths", nargs="*", help="SOURCE, TARGET and PROBLEMS, as far as the step wants them")
+    parser.add_argument("--config", default="study", choices=["study", "study_up"])
     parser.add_argument("--rows", type=int, default=100, help="completions in one batch")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--share", default="0/1", help="i/n: this one of n processes that share the work")
     parser.add_argument("--only", nargs="*", help="these arms alone")
     given = parser.parse_args()
-    config = yaml.safe_load(CONFIG.read_text())
+    config = configured(given.config)
     torch.set_num_threads(given.threads)
-    if given.step in ("prepare", "untrained", "forecast"):
-        source, target, problems = given.paths
-        of = config["problems"]
-        questions = [line["question"] for line in lines(Path(problems))[slice(*of["extract"])]]
-        preparation = Preparation(config, source, target, sorted(questions, key=len)[: of["shortest"]], DIRECTIONS)
-        if given.step == "prepare":
-            preparation.all(MAPS)
-        elif given.step == "untrained":
-            preparation.untrained()
-        else:
-            for kind, found in preparation.forecast(MAPS).items():
-                line = {"split": "forecast", "arm": kind, "direction": f"text_{kind}", "alpha": 0.0, "rows": []}
-                append(RESULTS, line | {"verdict": found.verdict, "score": round(found.score, 2), "reasons": found.reasons})
+    if given.step in PREPARING:
+        prepare(config, given.step, *given.paths)
     elif given.step == "price":
         prices(config, *given.paths)
     elif given.step == "table":
-        write(config, lines(RESULTS))
+        write(config, lines(results_of(config)))
     else:
         target, problems = given.paths
         i, n = (int(part) for part in given.share.split("/"))

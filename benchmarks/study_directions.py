@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -72,8 +72,10 @@ def prompt(config: Mapping[str, Any], kind: str, question: str) -> str:
 class Preparation:
     """Both models, the prompts, and where directions go."""
 
-    def __init__(self, config: Mapping[str, Any], source: str, target: str, questions: Sequence[str], out: Path) -> None:
-        self.config, self.folders, self.out = config, (source, target), out
+    def __init__(
+        self, config: Mapping[str, Any], source: str, target: str, questions: Sequence[str], out: Path, maps: Path
+    ) -> None:
+        self.config, self.folders, self.out, self.maps = config, (source, target), out, maps
         self.prompts = {kind: [prompt(config, kind, question) for question in questions] for kind in config["prompts"]}
         self.contrasts = [kind for kind in self.prompts if kind != "locked"]
         out.mkdir(parents=True, exist_ok=True)
@@ -102,22 +104,20 @@ class Preparation:
         pairs = [zip(self.begun[kind], of, strict=True) for kind, of in self.completed.items()]
         return self.begun["locked"] + [a + b for of in pairs for a, b in of]
 
-    def all(self, maps: Path) -> None:
-        """Make every direction but that of an untrained source, and keep the main map for the forecast."""
+    def all(self) -> None:
+        """Make every direction of the trained source through the main map, and keep that map for the forecast."""
         here, there = read_side(self.source, self.prompts), read_side(self.target, self.prompts)
         self.own(there)
         self.paper(here, there)
         main = self.map(self.source, self.texts)
-        maps.mkdir(parents=True, exist_ok=True)
-        main.save(maps / "text.safetensors")
+        self.maps.mkdir(parents=True, exist_ok=True)
+        main.save(self.maps / "text.safetensors")
         for kind in self.contrasts:
             self.save(main.transport(here.contrast(kind)), f"text_{kind}")
         self.save(-main.transport(here.contrast("same_end")), "minus_same_end")
         for seed in range(self.config["noise"]):
             noise = controls.noise_of_states(here.contrast("same_end"), here.states["locked"], seed)
             self.save(main.transport(noise), f"noise_{seed}")
-        for name, some in self.other_texts():
-            self.save(self.map(self.source, some).transport(here.contrast("same_end")), f"{name}_same_end")
 
     def untrained(self) -> None:
         """The same direction from a source with random weights, through its own map; only its config and tokenizer are read."""
@@ -139,12 +139,17 @@ class Preparation:
             aligner.fit_activations(here.states["locked"][:, :n], there.states["locked"][:, :n], *models)
             self.save(aligner.transport(here.contrast(kind, aggregate, n=n)), name)
 
-    def other_texts(self) -> Iterator[tuple[str, list[str]]]:
-        """Calibration texts of other kinds than the main map's."""
-        yield "prompts", [text for of in self.begun.values() for text in of]
-        yield "solutions", self.begun["locked"] + [text for of in self.completed.values() for text in of]
+    def other_texts(self) -> None:
+        """The same direction through maps of other calibration texts; those that there are already are left."""
+        here = read_side(self.source, {kind: self.prompts[kind] for kind in ("locked", "same_end")})
+        for name, texts in OTHER_TEXTS.items():
+            if not (self.out / f"{name}_same_end.safetensors").exists():
+                self.save(self.map(self.source, texts(self)).transport(here.contrast("same_end")), f"{name}_same_end")
+
+    @property
+    def written_by_source(self) -> list[str]:
         both = self.begun["locked"] + self.begun["same_end"]
-        yield "source_text", [a + b for a, b in zip(both, self.written(self.source, both), strict=True)]
+        return [a + b for a, b in zip(both, self.written(self.source, both), strict=True)]
 
     def written(self, model: Any, prompts: Sequence[str]) -> list[str]:
         return completions(model, prompts, self.config["calibration_tokens"])
@@ -159,9 +164,9 @@ class Preparation:
     def save(self, direction: ul.CapabilityDirection, name: str) -> None:
         direction.save(self.out / f"{name}.safetensors")
 
-    def forecast(self, maps: Path) -> dict[str, Diagnosis]:
+    def forecast(self) -> dict[str, Diagnosis]:
         """What `diagnose` says of the main map before anything is generated."""
-        main = ul.SubspaceAligner.load(maps / "text.safetensors")
+        main = ul.SubspaceAligner.load(self.maps / "text.safetensors")
         here = read_side(self.source, {kind: self.prompts[kind] for kind in ("locked", "same_end", "cot", "placebo")})
         some = {kind: of[:FORECAST_ON] for kind, of in self.prompts.items()}
         locked = ul.Variant(self.target, some["locked"], add_special_tokens=False)
@@ -175,6 +180,13 @@ class Preparation:
             )
             for kind in ("same_end", "cot", "placebo")
         }
+
+
+OTHER_TEXTS: Mapping[str, Callable[[Preparation], list[str]]] = {
+    "prompts": lambda of: [text for kind in of.begun.values() for text in kind],
+    "solutions": lambda of: of.begun["locked"] + [text for kind in of.completed.values() for text in kind],
+    "source_text": lambda of: of.written_by_source,
+}
 
 
 def paper_grid(config: Mapping[str, Any]) -> Iterator[tuple[str, str, int, int, str]]:

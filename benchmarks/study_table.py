@@ -27,14 +27,17 @@ READ_BEFORE = 210
 
 
 def write(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write all of it into docs/results.md."""
+    """Write all of it into the study's page of docs/, and the main study's short form into the README."""
     arms, settings = tested(config, lines)
-    document = DOCS / "results.md"
-    written_between(document, "study", "\n".join(table(config, arms, settings, lines)))
-    written_between(document, "lengths", "\n".join(by_length(arms)))
-    written_between(document, "nulls", "\n".join(nulls(config, lines)))
-    written_between(document, "forecast", "\n".join(forecasts(lines)))
+    document = DOCS / config["page"]
+    whole, of_noise = "\n".join(table(config, arms, settings, lines)), "\n".join(nulls(config, lines))
+    written_between(document, "study", whole)
     written_between(document, "choosing", "\n".join(choosing(lines)))
+    if config["files"] != "study":
+        return
+    written_between(document, "nulls", of_noise)
+    written_between(document, "lengths", "\n".join(by_length(arms)))
+    written_between(document, "forecast", "\n".join(forecasts(lines)))
     written_between(DOCS.parent / "README.md", "study", "\n".join(in_short(config, arms)))
     (DOCS / "results.svg").write_text(figure({arm: arms[arm] for arm in config["in_readme"] if arm in arms}))
 
@@ -116,7 +119,7 @@ def forecasts(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What `diagnose` said of each contrast before anything was generated."""
     for line in lines:
         if line["split"] == "forecast":
-            yield f"- {line['direction']}: {line['verdict']} {' '.join(f'{reason}.' for reason in line['reasons'])}"
+            yield f"- `{line['direction']}`: {' '.join(text.rstrip('.') + '.' for text in (line['verdict'], *line['reasons']))}"
 
 
 def choosing(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -169,12 +172,12 @@ def _difference(transfer: Rows, rows: Rows) -> str:
 
 
 STYLE = """<style>
-svg { --ink: #1f2937; --faint: #6b7280; --plain: #475569; --moved: #c2410c; --paper: #ffffff; font: 13px sans-serif; }
+.bars { --ink: #1f2937; --faint: #6b7280; --plain: #475569; --moved: #c2410c; --paper: #ffffff; font: 13px sans-serif; }
 @media (prefers-color-scheme: dark) {
-  svg { --ink: #e5e7eb; --faint: #9ca3af; --plain: #94a3b8; --moved: #fb923c; --paper: #0d1117; }
+  .bars { --ink: #e5e7eb; --faint: #9ca3af; --plain: #94a3b8; --moved: #fb923c; --paper: #0d1117; }
 }
-.paper { fill: var(--paper); } .ink { fill: var(--ink); } .faint { fill: var(--faint); }
-.plain { fill: var(--plain); stroke: var(--plain); } .moved { fill: var(--moved); stroke: var(--moved); }
+.bars .paper { fill: var(--paper); } .bars .ink { fill: var(--ink); } .bars .faint { fill: var(--faint); }
+.bars .plain { fill: var(--plain); stroke: var(--plain); } .bars .moved { fill: var(--moved); stroke: var(--moved); }
 </style>"""
 
 
@@ -185,7 +188,7 @@ def figure(arms: Mapping[str, Rows]) -> str:
     scale = width / max([wilson_interval(sum(right), len(right))[1] for right in shares.values()], default=1.0)
     height, whole = step * len(shares) + 34, left + width + right_edge
     drawn = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole} {height}" role="img">',
+        f'<svg class="bars" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole} {height}" role="img">',
         "<title>Share of 500 problems that each arm answers, with 95% Wilson intervals</title>",
         STYLE,
         f'<rect class="paper" width="{whole}" height="{height}"/>',

@@ -1,6 +1,6 @@
-"""What the site takes from outside docs/: notebooks with the outputs that they keep, and the repository's own documents.
+"""Pages of the site that come from outside docs/: notebooks with outputs, the repository's documents.
 
-Nothing is copied: pages are made while the site is built, and links between files lead to the same places as in the repository.
+They are made while the site is built, so nothing is copied. Links between files work as they do in the repository.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
-OUTSIDE = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "README.md": "index.md"}
+OUTSIDE = {
+    "AGENTS.md": "agents.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "README.md": "index.md",
+}  # fmt: skip
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 CODE = re.compile(r"(```.*?```|`[^`]*`)", re.DOTALL)
 FORMULA = re.compile(r"(?<![\\$])(?P<mark>\$\$?)(?!\s)(?P<formula>[^$]+?)(?<!\s)(?P=mark)(?!\$)")
@@ -37,7 +39,7 @@ class Sections(griffe.Extension):
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that lie outside docs/."""
-    for name in ("CHANGELOG.md", "CONTRIBUTING.md"):
+    for name in ("AGENTS.md", "CHANGELOG.md", "CONTRIBUTING.md"):
         files.append(File.generated(config, OUTSIDE[name], content=(ROOT / name).read_text()))
     for notebook in sorted((ROOT / "tutorials").glob("*.ipynb")):
         for name, content in pages_of(notebook):
@@ -46,7 +48,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Let links lead where they lead in the repository."""
+    """Draw formulas, and let links lead where they lead in the repository."""
     here = page.file.src_uri
     there = in_repository(here)
 
@@ -54,7 +56,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         target = in_site(posixpath.normpath(posixpath.join(posixpath.dirname(there), link[1])))
         return link[1] if target is None else posixpath.relpath(target, posixpath.dirname(here) or ".")
 
-    return LINK.sub(followed, markdown)
+    text = LINK.sub(followed, markdown)
+    return text if here.startswith(("tutorials/", "reference/")) else with_formulas(text)
 
 
 def on_page_content(html: str, page: Page, **_: Any) -> str:

@@ -6,8 +6,9 @@ import base64
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -49,10 +50,14 @@ class Repository:
 
 @dataclass
 class Hub:
-    """What the server holds: repositories by namespace/name, its answer to everything if it fails, and the requests so far."""
+    """What the server holds: repositories by namespace/name, its answer to everything if it fails, and the requests so far.
+
+    With `drips` it sends a byte now and then: of the "headers", or of the "body" of files.
+    """
 
     repositories: dict[str, Repository] = field(default_factory=dict[str, Repository])
     fails: int | None = None
+    drips: str | None = None
     asked: list[str] = field(default_factory=list[str])
     url: str = ""
 
@@ -159,12 +164,22 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, content: bytes | dict[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        if self.hub.drips == "headers":
+            self._drip(b"HTTP/1.1 200 OK\r\nX-Long: " + 10_000 * b"x")
+            return
         self.send_response(status)
         for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self._drip(body) if self.hub.drips == "body" else self.wfile.write(body)
+
+    def _drip(self, content: bytes) -> None:
+        with suppress(ConnectionError):
+            for byte in content:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.05)
+        self.close_connection = True
 
 
 @contextmanager

@@ -49,9 +49,37 @@ def run_without(packages: tuple[str, ...], code: str) -> subprocess.CompletedPro
     return subprocess.run([sys.executable, "-c", blocked + code], capture_output=True, text=True, check=False)
 
 
-def test_import_brings_little_besides_torch() -> None:
+def test_import_costs_little_besides_torch() -> None:
     code = f"import sys, unlock_lens, unlock_lens.zoo; print([name for name in {LATER} if name in sys.modules])"
     assert run_without((), code).stdout.strip() == "[]"
+
+
+OFFLINE = """
+import socket, sys
+
+
+def refuse(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system"):
+        raise SystemExit(f"{event} {args}")
+
+
+sys.addaudithook(refuse)
+import unlock_lens as ul
+
+for name in dir(ul):
+    getattr(ul, name)
+import unlock_lens.cli.app
+from unlock_lens import zoo
+
+zoo.running_sum(n=4)
+print("offline")
+"""
+
+
+def test_no_import_asks_a_network_or_starts_a_program() -> None:
+    """Of the package, of every public name, and of the command line."""
+    done = run_without((), OFFLINE)
+    assert done.stdout.strip() == "offline", done.stderr
 
 
 def test_the_core_needs_no_extra() -> None:

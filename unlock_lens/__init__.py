@@ -1,4 +1,4 @@
-"""Give a capability to a model that you have open in TransformerLens or nnsight, by finding it in another model."""
+"""Move a capability from one language model into another that you have open in TransformerLens or nnsight."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from unlock_lens.core.variant import Variant
 from unlock_lens.errors import (
     ArtifactError,
     DeadlineExceeded,
+    DiskError,
     IncompatibleModel,
     InvalidInput,
     JobsRunning,
@@ -56,6 +57,7 @@ __all__ = [
     "CapabilityDirection",
     "DeadlineExceeded",
     "Diagnosis",
+    "DiskError",
     "Evidence",
     "Gate",
     "IncompatibleModel",
@@ -128,7 +130,7 @@ _NAMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """What is imported when it is first asked for: few programs do, and every one imports this package."""
+    """Names that are imported when they are first used, because most programs need few of them."""
     if name in _MODULES:
         return import_module(_MODULES[name])
     if name in _NAMES:

@@ -19,33 +19,37 @@ class UnlockLensError(Exception):
 
 
 class InvalidInput(UnlockLensError, ValueError):
-    """An argument that cannot be worked with: counts, ranges, shapes, values that are not finite."""
+    """An argument is unusable: a count, range or shape is wrong, or a value is not finite."""
 
 
 class UnsupportedModel(UnlockLensError, TypeError):
-    """A model that no backend can serve, or not in the way that was asked for."""
+    """No backend supports this model, or not in the requested way."""
 
 
 class IncompatibleModel(UnlockLensError, ValueError):
-    """A direction or an aligner met a model that it was not made for (width, depth, basis or weights)."""
+    """A direction, aligner or key was used with a model that it was not made for (width, depth, basis or weights)."""
 
 
 class ArtifactError(UnlockLensError, ValueError):
-    """A file that is not a readable unlock-lens artifact of the wanted kind."""
+    """A file is not a readable unlock-lens artifact of the expected kind."""
+
+
+class DiskError(UnlockLensError, OSError):
+    """A file that the disk does not take or give: it is full or read-only, access is denied, or the folder is gone."""
 
 
 class MissingPackage(UnlockLensError, ImportError):
-    """A package of an extra is needed and not installed; the message has the line that installs it."""
+    """A package from an extra is needed but not installed; the message has the command that installs it."""
 
 
 def plain(text: str, limit: int = 2000) -> str:
-    """Foreign text for a message: control characters replaced (they steer terminals), lines kept, cut at the limit."""
+    """Untrusted text for a message: control characters (which steer terminals) are replaced, and it is cut at the limit."""
     kept = "".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:limit])
     return kept + "..." if len(text) > limit else kept
 
 
 def shown(value: Any) -> str:
-    """A foreign value for a message, in one short line; what a container holds is never visited."""
+    """An untrusted value for a message, in one short line; the contents of containers are never visited."""
     if value is None or isinstance(value, bool | float):
         return repr(value)
     if isinstance(value, int):
@@ -60,17 +64,17 @@ def shown(value: Any) -> str:
 
 
 def require(extra: str, *packages: str) -> None:
-    """Ask for the packages of an extra by the names that they are imported by, without importing them.
+    """Check that the packages of an extra are installed, by import name, without importing them.
 
     Raises:
-        MissingPackage: one is not installed.
+        MissingPackage: one of them is not installed.
     """
     if missing := [package for package in packages if find_spec(package) is None]:
-        raise MissingPackage(f"this needs {', '.join(missing)}; install what is missing: pip install 'unlock-lens[{extra}]'")
+        raise MissingPackage(f"this needs {', '.join(missing)}; install with: pip install 'unlock-lens[{extra}]'")
 
 
 def caution(message: str) -> None:
-    """Warn of what only the caller can mend, at the line of the program that called this package."""
+    """Warn about something that only the caller can fix, at the line of the program that called this package."""
     frame, level = inspect.currentframe(), 1
     while frame and frame.f_back and frame.f_code.co_filename.startswith((_PACKAGE, _FUNCTOOLS)):
         frame, level = frame.f_back, level + 1
@@ -78,11 +82,11 @@ def caution(message: str) -> None:
 
 
 class RemoteError(UnlockLensError, RuntimeError):
-    """A request to a server that gave no result.
+    """A request to a server gave no result.
 
     Attributes:
-        job_id: the server's name of the request, once it has one.
-        server_traceback: what the server said of a failure, whole.
+        job_id: the server's id for the request, once it has one.
+        server_traceback: the server's full report of a failure.
     """
 
     def __init__(self, message: str, job_id: str | None = None, server_traceback: str | None = None) -> None:
@@ -92,15 +96,15 @@ class RemoteError(UnlockLensError, RuntimeError):
 
 
 class ServerUnreachable(RemoteError):
-    """No server answers there, it went away, or it is restarting."""
+    """No server answers at this address, it has gone away, or it is restarting."""
 
 
 class DeadlineExceeded(RemoteError, TimeoutError):
-    """A server that stays silent, or takes longer than it may."""
+    """The server stayed silent, or took longer than allowed."""
 
 
 class RequestRefused(RemoteError):
-    """The server takes no such request: a key that is missing or wrong, a version, a model that it does not have."""
+    """The server refused the request: the key is missing or wrong, the version differs, or it does not have the model."""
 
 
 class RemoteFailure(RemoteError):
@@ -108,14 +112,14 @@ class RemoteFailure(RemoteError):
 
 
 class JobLost(RemoteFailure):
-    """The server knows nothing of a request, having been restarted since perhaps."""
+    """The server does not know the request, perhaps because it has been restarted since."""
 
 
 class JobsRunning(RemoteError):
-    """Requests were submitted and have no result yet; the same call collects them later, in another process too.
+    """Requests were submitted and have no result yet; the same call collects them later, even in another process.
 
     Attributes:
-        ids: the server's names of them.
+        ids: the server's ids for them.
     """
 
     def __init__(self, message: str, ids: tuple[str, ...]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,11 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 import unlock_lens as ul
 import unlock_lens.cli.options as opt
 from tests.checks import unchecked
 from unlock_lens import cli, recipes, results, zoo
+from unlock_lens.cli.app import app
 from unlock_lens.core.alignment import SETTINGS
 from unlock_lens.evidence.sweep.config import AlignerOptions, Grid
 from unlock_lens.hosts import open_model
@@ -34,35 +38,19 @@ class Done:
     stderr: str
 
 
-def run(*args: str | Path) -> Done:
+def run(*args: str | Path, columns: int = 100) -> Done:
     """The entry point, in this process: starting Python for each command takes seconds."""
     out, err = io.StringIO(), io.StringIO()
     returncode = 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["unlock-lens", *map(str, args)])
-        patch.setenv("COLUMNS", "100")
+        patch.setenv("COLUMNS", str(columns))
         patch.setenv("NO_COLOR", "1")
         try:
             cli.main()
         except SystemExit as end:
             returncode = int(end.code or 0)
     return Done(returncode, out.getvalue(), err.getvalue())
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Questions, calibration text, and a direction of the large model."""
-    folder = tmp_path_factory.mktemp("cli")
-    questions = [" ".join(map(str, digits)) for digits in zoo.running_sum(n=100, seed=1).questions]
-    (folder / "questions.jsonl").write_text("".join(json.dumps({"question": q}) + "\n" for q in questions))
-    (folder / "text.txt").write_text("\n".join(zoo.text(n=600)))
-    done = run(
-        "extract", "--model", LARGE, "--questions", folder / "questions.jsonl", "--locked", "Q {question} A :",
-        "--unlocked", "Q {question} think A :", "--out", folder / "think.safetensors", "--batch-size", "100",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "d_model 96, from 100" in done.stdout
-    return folder
 
 
 @pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
@@ -107,6 +95,10 @@ def test_a_whole_transfer_is_one_command(files: Path, tmp_path: Path) -> None:
     done = run(*given, "--max-new-tokens", "12", "--stop", ".", "--out", tmp_path / "self")
     assert done.returncode == 0, done.stderr
     assert "small-base" in done.stdout
+    given_on = shlex.split(done.stdout.partition("try it: ")[2])  # to be copied, template and all
+    assert given_on[:4] == ["unlock-lens", "steer", "--model", SMALL]
+    assert given_on[given_on.index("--template") + 1] == "Q {question} A :"
+    assert run(*given_on[1:], "--max-new-tokens", "2", "--batch-size", "100").returncode == 0
     steer = ("steer", "--model", SMALL, "--prompts", files / "questions.jsonl", "--template", "Q {question} A :")
     how = ("--alpha", "0.5", "--max-new-tokens", "12", "--batch-size", "100")
     done = run(*steer, "--direction", tmp_path / "self", *how, "--out", tmp_path / "steered.jsonl")
@@ -130,8 +122,10 @@ def write(folder: Path, name: str, content: str) -> Path:
 def test_inspect_tells_people(files: Path) -> None:
     done = run("inspect", files / "think.safetensors")
     assert done.returncode == 0
-    for told in ("direction", "large-base", "fingerprint", "locked_hash", "norms", "format_version"):
+    for told in ("direction", "large-base", "weights", "locked_hash", "norms", "format_version", "Q {question} think A :"):
         assert told in done.stdout
+    assert '"' not in done.stdout  # no JSON in a cell
+    assert max(map(len, done.stdout.splitlines())) <= 100
 
 
 def test_align_without_a_direction_writes_the_aligner(files: Path, tmp_path: Path) -> None:
@@ -155,12 +149,16 @@ def test_align_by_another_method_with_its_rank_chosen(files: Path, tmp_path: Pat
 
 
 def test_mistakes_are_told_in_a_line_before_any_model_is_loaded(files: Path, tmp_path: Path) -> None:
-    """None of these folders is a model: had it been opened, the error would be another."""
-    direction, questions = files / "think.safetensors", files / "questions.jsonl"
-    extract = ("extract", "--model", tmp_path, "--questions", questions)
-    steer = ("steer", "--model", tmp_path, "--prompts", questions)
-    align = ("align", "--source", tmp_path, "--target", tmp_path, "--text", files / "text.txt")
-    transfer = ("transfer", "--source", tmp_path, "--target", tmp_path, "--questions", questions)
+    """The model's folder has its config and no weights: had it been opened, the error would be another."""
+    direction, questions, model = files / "think.safetensors", files / "questions.jsonl", tmp_path / "model"
+    model.mkdir()
+    shutil.copy(Path(LARGE, "config.json"), model)
+    extract = ("extract", "--model", model, "--questions", questions)
+    steer = ("steer", "--model", model, "--prompts", questions)
+    align = ("align", "--source", model, "--target", model, "--text", files / "text.txt")
+    transfer = ("transfer", "--source", model, "--target", model, "--questions", questions)
+    ul.CapabilityDirection(torch.ones(1, 64), (0,)).save(tmp_path / "wide.safetensors")
+    wide = ("--direction", tmp_path / "wide.safetensors")
     for args, keyword in [
         ((*extract, "--out", tmp_path / "d"), "--unlocked"),
         ((*extract, "--unlocked", "x", "--out", tmp_path / "d"), "{question}"),
@@ -190,6 +188,17 @@ def test_mistakes_are_told_in_a_line_before_any_model_is_loaded(files: Path, tmp
         ((*align, "--out", tmp_path / "a", "--positions", "0"), "positions 0"),
         ((*align, "--out", tmp_path / "a", "--save-aligner", tmp_path), "cannot be written"),
         (("inspect", tmp_path / "nothing"), "nothing"),
+        ((*extract, "--unlocked", "{question}!", "--layers", "6", "--out", tmp_path / "d"), "0 to 3"),
+        ((*extract, "--unlocked-model", SMALL, "--out", tmp_path / "d"), "one shape"),
+        ((*extract, "--unlocked", "{question}!", "--device", "cuda:77", "--out", tmp_path / "d"), "'cuda:77'"),
+        ((*steer, *wide, "--alpha", "1"), "d_model 64"),
+        ((*steer, "--direction", direction, "--alpha", "0.1,x"), "0.1,x"),
+        ((*steer, "--direction", direction, "--alpha", "1", "--top-p", "0.5"), "temperature"),
+        ((*align, *wide, "--out", tmp_path / "a"), "d_model 64"),
+        ((*align, "--out", tmp_path / "a", "--layer-map", "9:0"), "target layer 9"),
+        ((*align[:5], "--out", tmp_path / "a"), "--text"),
+        ((*align[:5], "--questions", questions, "--paper", "--out", tmp_path / "a"), "--paper"),
+        ((*transfer, "--unlocked", "{question}!", "--layer-map", "0:9", "--out", tmp_path / "d"), "source layer 9"),
     ]:
         with unchecked():
             done = run(*args)
@@ -198,7 +207,7 @@ def test_mistakes_are_told_in_a_line_before_any_model_is_loaded(files: Path, tmp
         assert told.startswith("error: "), told
         assert keyword in told, told
         assert "Traceback" not in told
-    assert list(tmp_path.iterdir()) == []
+    assert {file.name for file in tmp_path.iterdir()} == {"model", "wide.safetensors"}
 
 
 def test_a_direction_for_another_model_is_refused(files: Path) -> None:
@@ -264,8 +273,19 @@ def test_a_sweep_and_its_report(config: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     assert run("report", tmp_path / "out", "--html", page).returncode == 0
     assert "“think” arrived" in page.read_text(encoding="utf-8")
-    again = run("sweep", config, "--out", tmp_path / "out")
-    assert again.returncode == 0
+    told = json.loads(run("report", tmp_path / "out", "--json").stdout)
+    assert told["verdict"]["status"] == "arrived"
+    arms = {arm["arm"]: arm for arm in told["arms"]}
+    assert arms["transferred"]["accuracy"] > 0.9
+    assert arms["unsteered"]["alpha"] is None
+    shutil.copytree(tmp_path / "out", tmp_path / "twin")
+    both = run("report", tmp_path / "out", tmp_path / "twin", "--json")
+    assert [each["verdict"]["status"] for each in json.loads(both.stdout)["sweeps"]] == ["arrived", "arrived"]
+    shown = run("report", tmp_path / "out", tmp_path / "twin").stdout
+    assert (shown.count("arrived"), "transferred" in shown, "twin" in "".join(shown.split())) == (2, True, True)
+    assert "--html" in run("report", tmp_path / "out", tmp_path / "twin", "--html", page).stderr
+    again = run("sweep", config, "--out", tmp_path / "out", "--json")
+    assert json.loads(again.stdout) == told
     assert len((tmp_path / "out" / results.LINES).read_text().splitlines()) == 29
 
 
@@ -276,7 +296,7 @@ def test_a_stopped_sweep_says_that_it_goes_on(config: Path, tmp_path: Path, monk
     monkeypatch.setattr(results, "append", stop)
     done = run("sweep", config, "--out", tmp_path / "out")
     assert done.returncode == 130
-    assert str(tmp_path / "out") in done.stdout
+    assert str(tmp_path / "out") in done.stderr
 
 
 def test_diagnose_tells_every_calibration_with_reasons(tmp_path: Path) -> None:
@@ -311,6 +331,7 @@ def test_mistakes_of_sweeps_are_told_in_a_line(config: Path, tmp_path: Path) -> 
     for args, keyword in [
         (("sweep", "--out", tmp_path / "o"), "--zoo"),
         (("sweep", config, "--zoo", "--out", tmp_path / "o"), "--zoo"),
+        (("sweep", config), "--out"),
         (("sweep", tmp_path / "bad.yaml", "--out", tmp_path / "o"), "'alhpa'"),
         (("diagnose", tmp_path / "bad.yaml"), "'alhpa'"),
         (("report", tmp_path, "--html", tmp_path / "o.html"), "sweep"),
@@ -354,6 +375,69 @@ def test_the_command_alone_shows_the_way() -> None:
 
 def test_the_version_is_told() -> None:
     assert run("--version").stdout.split() == ["unlock-lens", ul.__version__]
+
+
+def test_no_help_text_is_cut() -> None:
+    """In 80 columns too: every word of a docstring and of every option is there."""
+    listed = words(run("--help", columns=80).stdout)
+    for command in typer.main.get_command(app).commands.values():  # pyright: ignore[reportAttributeAccessIssue]
+        assert words(command.short_help) in listed
+        if command.name == "eval":
+            continue  # its options are another program's
+        shown = run(command.name, "--help", columns=80).stdout
+        assert max(map(len, shown.splitlines())) <= 80
+        for option in command.params:
+            assert words(getattr(option, "help", "") or "") in words(shown), option.name
+        examples = shown.partition("Example:\n")[2].partition("\n\n")[0]
+        assert all(len(line) <= 80 for line in examples.splitlines())
+
+
+def words(text: str) -> str:
+    """Without line breaks, which may fall at hyphens."""
+    return "".join(text.split())
+
+
+def test_examples_are_what_a_shell_reads() -> None:
+    """Lines are broken with a backslash, and whole they are the docstring's own commands."""
+    shown = run("extract", "--help", columns=80).stdout.partition("Example:\n")[2].partition("\n\n")[0]
+    commands = [shlex.split(line) for line in shown.replace("\\\n", " ").splitlines()]
+    assert [command[:2] for command in commands] == [["unlock-lens", "extract"]] * 2
+    assert "{question} Answer: Let's think step by step." in commands[0]
+    assert commands[1][-2:] == ["--out", "cot.safetensors"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_and_options(shell: str) -> None:
+    program = str(Path(sys.executable).with_name("unlock-lens"))
+    words = {"bash": "unlock-lens ste", "zsh": "unlock-lens ste", "fish": "unlock-lens ste"}[shell]
+    told = {"_UNLOCK_LENS_COMPLETE": f"complete_{shell}", "COMP_WORDS": words, "COMP_CWORD": "1",
+            "_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}  # fmt: skip
+    done = subprocess.run([program], env={**os.environ, **told}, capture_output=True, text=True, check=False)
+    assert "steer" in done.stdout
+    assert "extract" not in done.stdout
+
+
+WARNING = """
+import logging, warnings
+from tqdm.auto import tqdm
+import unlock_lens.cli.app as module
+
+def warns():
+    for _ in tqdm(range(2), desc="working", mininterval=0):
+        warnings.warn("mind the gap", UserWarning)
+        logging.getLogger("unlock_lens.test").warning("and the step")
+
+module.app = warns
+module.main()
+"""
+
+
+def test_a_warning_stands_above_the_bar_not_in_it() -> None:
+    """In a process of its own: these tests take warnings for errors, and keep what is logged."""
+    done = subprocess.run([sys.executable, "-c", WARNING], capture_output=True, text=True, check=True)
+    lines = [line.rpartition("\r")[2] for line in done.stderr.split("\n")]
+    assert "warning: mind the gap" in lines
+    assert "warning: and the step" in lines
 
 
 def test_the_command_is_installed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,8 +122,11 @@ def test_import_checks_the_model_that_is_named(direction: Path, tmp_path: Path) 
 
 
 def test_import_refuses_before_a_model_is_loaded(direction: Path, tmp_path: Path) -> None:
-    """The model does not exist, and no error says so."""
-    model = ("--model", tmp_path / "none")
+    """The model has no weights, and no error says so."""
+    (tmp_path / "model").mkdir()
+    shutil.copy(Path(SMALL, "config.json"), tmp_path / "model")
+    model = ("--model", tmp_path / "model")
+    (tmp_path / "v.pt").touch()
     assert "--from" in refused(run("import", tmp_path / "v.pt", tmp_path / "b", *model))
     assert "v.gguf" in refused(run("import", tmp_path / "v.gguf", tmp_path / "b", *model))
     assert run("export", direction, tmp_path / "v.gguf").exit_code == 0

@@ -331,18 +331,18 @@ def test_layers_that_are_not_mapped_are_not_read(large: Any, small: Any, monkeyp
     assert set(seen) == {(2,), (1,)}
 
 
-def test_a_map_that_predicts_nothing_says_so(large: Any, small: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_map_that_predicts_nothing_is_reported(large: Any, small: Any, caplog: pytest.LogCaptureFixture) -> None:
     """Of unrelated tokens; and of texts in another order, which count as many tokens."""
     SubspaceAligner("cv", True).fit_activations(acts(0, 1, 50, 8), acts(1, 1, 50, 6))
     assert "the map carries nothing" in caplog.text
     caplog.clear()
     prompts = zoo.running_sum(n=6).direct
     SubspaceAligner(4, positions="all").fit(ul.Variant(large, prompts), ul.Variant(small, prompts[::-1]))
-    assert "6 of 6 texts differ between source and target; their tokens are paired by place" in caplog.text
+    assert "6 of 6 texts differ between source and target; their tokens are paired by position" in caplog.text
 
 
 def test_bad_calibrations_are_refused(large: Any, small: Any) -> None:
-    with pytest.raises(ul.InvalidInput, match="needs calibration tokens of two texts at least"):
+    with pytest.raises(ul.InvalidInput, match="needs calibration tokens from at least two texts"):
         SubspaceAligner("cv", centered=False).fit_activations(acts(0, 2, 1, 8), acts(1, 2, 1, 6))
     with unchecked(), pytest.raises(ul.InvalidInput, match="9 source and 8 target tokens"):
         SubspaceAligner("cv").fit_activations(acts(0, 2, 9, 8), acts(1, 2, 8, 6))
@@ -477,7 +477,7 @@ def test_a_target_that_does_not_vary_is_named() -> None:
             found.pair(0)
 
 
-def test_a_norm_of_just_the_bar_is_no_sink() -> None:
+def test_a_norm_of_just_the_bar_is_not_a_sink() -> None:
     states = torch.eye(8)[:5]
     states[4] *= calibrate.SINK
     assert bool(SinkRule.of("drop", {0: states}, {0: states}).kept({0: states}, {0: states}).all())

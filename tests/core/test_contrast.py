@@ -57,7 +57,7 @@ def test_bootstrap_samples_are_of_its_own_prompts_and_repeatable(contrast: Contr
 
 
 def test_more_prompts_than_there_are_is_an_error(contrast: Contrast) -> None:
-    with pytest.raises(ul.InvalidInput, match=f"41 prompts were asked for; this contrast holds 1 to {N}"):
+    with pytest.raises(ul.InvalidInput, match=f"41 prompts were requested; this contrast has {N}"):
         contrast.first(N + 1)
 
 

@@ -40,7 +40,7 @@ def test_algebra(seed: int, factor: float) -> None:
 def test_layers_are_chosen_by_their_number() -> None:
     a = make(0, layers=(1, 4, 6))
     assert torch.equal(a.at_layers([6, 1]).vectors, a.vectors[[0, 2]])
-    with pytest.raises(ul.InvalidInput, match=r"layers \[5\] were asked for; this direction has \[1, 4, 6\]"):
+    with pytest.raises(ul.InvalidInput, match=r"layers \[5\] were requested; this direction has \[1, 4, 6\]"):
         a.at_layers([5])
 
 
@@ -61,7 +61,7 @@ def test_vectors_that_mean_nothing_are_refused() -> None:
     vectors[1, 2] = float("nan")
     with pytest.raises(ul.InvalidInput, match="vector of layer 7 is not finite"):
         ul.CapabilityDirection(vectors, (3, 7))
-    with pytest.raises(ul.InvalidInput, match="vector of layer 7 is zero; where locked and unlocked do not differ there"):
+    with pytest.raises(ul.InvalidInput, match="vector of layer 7 is zero; if locked and unlocked do not differ there"):
         ul.CapabilityDirection(torch.tensor([[1.0, 0], [0, 0]]), (3, 7))
     with pytest.raises(ul.InvalidInput, match=r"2 layers and vectors of shape \(3, 4\)"):
         ul.CapabilityDirection(torch.ones(3, 4), (0, 1))
@@ -69,7 +69,7 @@ def test_vectors_that_mean_nothing_are_refused() -> None:
 
 @pytest.mark.parametrize("layers", [(), (-1,), (1, 1), (2, 1)])
 def test_layers_that_mean_nothing_are_refused(layers: tuple[int, ...]) -> None:
-    with pytest.raises(ul.InvalidInput, match="at least one is needed, ascending from 0, none twice"):
+    with pytest.raises(ul.InvalidInput, match="at least one, ascending, without repetition"):
         ul.CapabilityDirection(torch.ones(len(layers), 4), layers)
 
 
@@ -94,7 +94,7 @@ def test_identical_prompts_have_no_direction(small: Any) -> None:
 
 
 def test_a_layer_at_which_nothing_differs_has_no_direction() -> None:
-    with pytest.raises(ul.InvalidInput, match="vector of layer 4 is zero; where locked and unlocked do not differ there"):
+    with pytest.raises(ul.InvalidInput, match="vector of layer 4 is zero; if locked and unlocked do not differ there"):
         ul.CapabilityDirection(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), (3, 4))
 
 
@@ -165,11 +165,11 @@ def test_directions_are_frozen() -> None:
 
 
 def test_the_basis_is_one_of_two() -> None:
-    with unchecked(), pytest.raises(ul.InvalidInput, match="basis 'foo' was given; take raw or zero_mean"):
+    with unchecked(), pytest.raises(ul.InvalidInput, match="basis 'foo' was given; use raw or zero_mean"):
         ul.CapabilityDirection(torch.ones(1, 4), (0,), basis="foo")  # pyright: ignore[reportArgumentType]
 
 
-def test_prompts_that_are_the_same_tokens_are_told(small: Any) -> None:
+def test_prompts_that_are_the_same_tokens_are_reported(small: Any) -> None:
     """Words that the tokenizer does not know are one token: text differs, and nothing that the model reads."""
     locked, unlocked = ul.Variant(small, ["Q 1 slowly A :"]), ul.Variant(small, ["Q 1 carefully A :"])
     with pytest.raises(
@@ -178,13 +178,13 @@ def test_prompts_that_are_the_same_tokens_are_told(small: Any) -> None:
         ul.CapabilityDirection.extract(locked, unlocked, progress=False)
 
 
-def test_a_layer_is_no_list_of_layers(small: Any) -> None:
+def test_a_layer_is_not_a_list_of_layers(small: Any) -> None:
     locked, unlocked = ul.Variant(small, ["Q 1 A :"]), ul.Variant(small, ["Q 1 think A :"])
     with unchecked(), pytest.raises(ul.InvalidInput, match=r"layers=1 was given; give a list, layers=\[1\]"):
         ul.CapabilityDirection.extract(locked, unlocked, layers=1)  # pyright: ignore[reportArgumentType]
 
 
-def test_arithmetic_that_leaves_nothing_says_so() -> None:
+def test_arithmetic_that_leaves_nothing_is_reported() -> None:
     a = ul.CapabilityDirection(torch.eye(2, 8), (0, 3))
     for empty in (lambda: a - a, lambda: 0 * a):
         with pytest.raises(ul.InvalidInput, match=r"zero at layers \[0, 3\]"):

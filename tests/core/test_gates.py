@@ -153,7 +153,7 @@ def test_a_gate_reads_before_what_is_steered(small: Any, gate: ul.Gate) -> None:
     direction = ul.CapabilityDirection.extract(ul.Variant(small, TASK.direct), ul.Variant(small, TASK.think))
     late = ul.Gate.fit(ul.Variant(small, TASK.direct), ul.Variant(small, TASK.reverse), layers=[1])
     with pytest.raises(
-        ul.InvalidInput, match=r"gate reads layer 1, and layers \[0\] are steered before .*steer layers=\[1, 2\]"
+        ul.InvalidInput, match=r"gate reads layer 1, but layers \[0\] are steered before .*steer layers=\[1, 2\]"
     ):
         ul.SteeringHook(direction, 0.5, gate=late)
     assert ul.SteeringHook(direction, 0.5, gate=gate).at_layers([2]).gate is gate
@@ -163,12 +163,12 @@ def test_a_gate_reads_before_what_is_steered(small: Any, gate: ul.Gate) -> None:
 
 def test_bad_gates() -> None:
     two = ul.CapabilityDirection(torch.ones(2, 4), (0, 2))
-    with pytest.raises(ul.InvalidInput, match=r"layers \[0, 2\], and a gate reads one"):
+    with pytest.raises(ul.InvalidInput, match=r"layers \[0, 2\], but a gate reads one"):
         ul.Gate(two, 0.0)
     one = two.at_layers([2])
     with pytest.raises(ul.InvalidInput, match="threshold nan was given"):
         ul.Gate(one, float("nan"))
-    with unchecked(), pytest.raises(ul.InvalidInput, match="gate positions 'each' were given; take one of last_prompt, all"):
+    with unchecked(), pytest.raises(ul.InvalidInput, match="gate positions 'each' were given; use one of last_prompt, all"):
         ul.Gate(one, 0.0, "each")  # pyright: ignore[reportArgumentType]
 
 
@@ -176,7 +176,7 @@ def test_bad_classes(small: Any, large: Any) -> None:
     several, one = ul.Variant(small, TASK.direct), ul.Variant(small, TASK.direct[:1])
     with pytest.raises(ul.InvalidInput, match="not_act has 1 prompt; at least 2"):
         ul.Gate.fit(several, one)
-    with pytest.raises(ul.InvalidInput, match="two models"):
+    with pytest.raises(ul.InvalidInput, match="different models"):
         ul.Gate.fit(several, ul.Variant(large, TASK.reverse))
     with unchecked(), pytest.raises(ul.InvalidInput, match=r"act is a list; give Variant\(model, prompts\)"):
         ul.Gate.fit(TASK.direct, several)  # pyright: ignore[reportArgumentType]
@@ -187,7 +187,7 @@ def test_a_gate_of_another_model_is_refused(large: Any, gate: ul.Gate) -> None:
     steer = ul.SteeringHook(direction, 0.5, gate=gate)
     with pytest.raises(ul.IncompatibleModel, match="gate's direction .* does not fit large-base .*transport the gate"):
         ul.generate(large, TASK.direct, steer)
-    with pytest.raises(ul.IncompatibleModel, match="gate was made for small-base .*, this model is small-post"):
+    with pytest.raises(ul.IncompatibleModel, match="gate was made for small-base .*, but this model is small-post"):
         gate.readings(ul.Variant(zoo.load("small-post"), TASK.direct))
 
 
@@ -196,7 +196,7 @@ def test_a_raw_reader_is_refused_where_the_mean_is_taken_out() -> None:
     raw = ModelIdentity("model", 2, 4)
     processed = ModelIdentity("model", 2, 4, basis="zero_mean")
     w = ul.CapabilityDirection(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), (0,))
-    with pytest.raises(ul.IncompatibleModel, match="reads the mean over d_model too"):
+    with pytest.raises(ul.IncompatibleModel, match="also reads the mean over d_model"):
         ul.Gate(w, 0.0).gating(processed)
     without = ul.Gate(w.zero_mean(), 0.0)
     h = draw(0, 4).float()
@@ -207,7 +207,7 @@ def test_a_raw_reader_is_refused_where_the_mean_is_taken_out() -> None:
 def test_layers_that_a_map_does_not_read(small: Any, large: Any) -> None:
     aligner = ul.SubspaceAligner().fit(large, small, zoo.text(n=100), progress=False)
     unread = ul.Gate.fit(ul.Variant(large, TASK.direct), ul.Variant(large, TASK.reverse), layers=[2])
-    with pytest.raises(ul.InvalidInput, match=r"reads layer 2, and the map has layers \[0, 1, 3\] .*Gate.fit\(layers="):
+    with pytest.raises(ul.InvalidInput, match=r"reads layer 2, but the map has layers \[0, 1, 3\] .*Gate.fit\(layers="):
         aligner.transport(unread)
     with pytest.raises(ul.IncompatibleModel, match="made for large-base|does not fit small-base"):
         aligner.pull_back(ul.Gate.fit(ul.Variant(large, TASK.direct), ul.Variant(large, TASK.reverse), layers=[1]))

@@ -146,7 +146,19 @@ def test_text_and_metadata_of_the_users_own_stay_in_the_card(
         assert found["base_model"] == ["lab/mine"] * ("mine" in own) + ["lab/small", "lab/large"]
 
 
-@pytest.mark.parametrize("card", [b"---\ntags: [a\n---\n", b"---\n- a\n---\n", b"\xff\xfe\x00"])
+@pytest.mark.parametrize(
+    "card",
+    [
+        b"---\ntags: [a\n---\n",
+        b"---\n- a\n---\n",
+        b"\xff\xfe\x00",
+        b"---\ntags: &r [*r]\n---\n",
+        b"---\ntags: [[a]]\n---\n",
+        b"---\nd: !!timestamp x\n---\n",
+        b"---\nlibrary_name: [a]\n---\n",
+        b"---\n1: 2\n---\n",
+    ],
+)
 def test_nothing_is_written_beside_a_card_that_cannot_be_read(
     direction: ul.CapabilityDirection, hub: Hub, tmp_path: Path, card: bytes
 ) -> None:
@@ -302,3 +314,18 @@ def test_a_transfer_that_breaks_off_is_a_remote_failure(
     monkeypatch.setattr(HfApi, "create_commit", breaks)
     with pytest.raises(ul.RemoteFailure, match="transfer"):
         direction.push_to_hub("me/new")
+
+
+@pytest.mark.parametrize("drips", ["headers", "body"])
+def test_a_hub_that_drips_is_left_in_time(direction: ul.CapabilityDirection, hub: Hub, tmp_path: Path, drips: str) -> None:
+    """Each byte winds up the clock of the HTTP library; ours runs on, and then the cache is free for the next call."""
+    direction.push_to_hub("me/cot")
+    hub.drips = drips
+    began = time.monotonic()
+    with pytest.raises(ul.DeadlineExceeded, match="deadline="):
+        ul.CapabilityDirection.from_pretrained("me/cot", deadline=1.0)
+    with pytest.raises(ul.DeadlineExceeded, match="deadline="):
+        direction.push_to_hub("me/cot", deadline=1.0)
+    assert time.monotonic() - began < 8
+    hub.drips = None
+    assert same(ul.CapabilityDirection.from_pretrained("me/cot", deadline=30.0), direction)

@@ -77,7 +77,7 @@ def test_layer_maps_are_written_as_pairs() -> None:
             parse_layer_map(wrong)
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
     assert read_texts(write(tmp_path, "a.txt", b"\xef\xbb\xbfone\ntwo")) == ["one", "two"]
     assert read_texts(write(tmp_path, "a.jsonl", b'\xef\xbb\xbf{"text": "one"}')) == ["one"]
 

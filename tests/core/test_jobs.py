@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +115,7 @@ def test_what_is_on_its_way_is_found_again(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.job.json"))
 
 
-def test_a_request_that_the_server_has_lost_is_sent_anew(tmp_path: Path) -> None:
+def test_a_request_that_the_server_has_lost_is_sent_again(tmp_path: Path) -> None:
     server = Scripted()
     Kept.at(tmp_path).remember("a", "job-of-before")
     assert float(collect([server.request("a")], tmp_path)[0]["mean"]) == 1
@@ -125,7 +127,7 @@ def test_a_damaged_ticket_is_none(tmp_path: Path) -> None:
     assert float(collect([Scripted().request("a")], tmp_path)[0]["mean"]) == 1
 
 
-def test_a_failed_request_keeps_those_before_it_and_is_sent_anew(tmp_path: Path) -> None:
+def test_a_failed_request_keeps_those_before_it_and_is_sent_again(tmp_path: Path) -> None:
     server = Scripted()
     requests = [server.request("a"), server.request("b", fails=ul.RemoteFailure("it failed there", "job-2", "Traceback"))]
     with pytest.raises(ul.RemoteFailure, match="failed"):
@@ -270,3 +272,42 @@ def test_what_is_not_a_number_of_batches_is_refused() -> None:
         ul.Remote(batches=0)
     with unchecked(), pytest.raises(ul.InvalidInput, match="batches=2.5"):
         ul.Remote(batches=2.5)  # pyright: ignore[reportArgumentType]
+
+
+OTHER_MODELS = """
+import sys
+from pathlib import Path
+
+import torch
+import unlock_lens as ul
+from unlock_lens import zoo
+
+task, folder = zoo.running_sum(n=4), Path(sys.argv[1])
+
+
+def vectors(model, resume=None):
+    pair = [ul.Variant(model, prompts, remote="local") for prompts in (task.direct, task.think)]
+    return ul.CapabilityDirection.extract(*pair, resume=resume).vectors
+
+
+found, model = [], zoo.load("small-base", "nnsight")
+for change in ("none", "weight", "dtype"):
+    if change == "weight":
+        with torch.no_grad():
+            model._module.get_parameter("model.layers.1.mlp.down_proj.weight").mul_(1.5)
+    elif change == "dtype":
+        model = zoo.load("small-base", "nnsight", "bfloat16")
+    found.append(vectors(model, folder))
+    kept = len(list(folder.glob("*.safetensors")))
+    print(torch.equal(found[-1], vectors(model)), torch.equal(found[-1], vectors(model, folder)))
+    print(len(list(folder.glob("*.safetensors"))) == kept)
+print(torch.equal(found[0], found[1]), torch.equal(found[0], found[2]))
+"""
+
+
+def test_another_weight_or_dtype_gets_no_result_of_before(tmp_path: Path) -> None:
+    """A block's weight that changed, and bfloat16: the embedding is what it was. In a process of its own, as with sweeps."""
+    script = tmp_path / "script.py"
+    script.write_text(OTHER_MODELS)
+    done = subprocess.run([sys.executable, script, tmp_path / "kept"], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == 3 * ["True", "True", "True"] + ["False", "False"], done.stderr

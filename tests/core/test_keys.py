@@ -93,15 +93,15 @@ def test_a_key_of_another_model_is_refused(steer: ul.SteeringHook, tmp_path: Pat
             ul.generate(zoo.load(name), TASK.direct, key)
 
 
-def test_a_key_that_fits_any_model_is_told(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="model is unknown, so that this key will not be refused"):
+def test_a_key_that_fits_any_model_is_reported(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="model is unknown, so this key cannot refuse"):
         ul.SteeringHook(ul.CapabilityDirection(torch.ones(1, 4), (0,)), 0.5).save(tmp_path / "key.safetensors")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda told: told.update(format_version=9), "format version 9, this library reads 1 to 3"),
+        (lambda told: told.update(format_version=9), "format version 9, but this library reads 1 to 3"),
         (lambda told: told.update(kind="direction"), "holds: direction; expected: key"),
         (lambda told: told["evidence"].pop("controls"), "evidence.controls is missing"),
         (lambda told: told["evidence"].update(n=None, price=None), "evidence.n is None"),
@@ -118,7 +118,7 @@ def test_keys_that_cannot_be_trusted_are_refused(steer: ul.SteeringHook, tmp_pat
         ul.SteeringHook.load(rewritten(path, change))
 
 
-def test_a_direction_is_no_key(steer: ul.SteeringHook, tmp_path: Path) -> None:
+def test_a_direction_is_not_a_key(steer: ul.SteeringHook, tmp_path: Path) -> None:
     steer.direction.save(tmp_path / "direction.safetensors")
     with pytest.raises(ul.ArtifactError, match="holds: direction; expected: key"):
         ul.SteeringHook.load(tmp_path / "direction.safetensors")
@@ -128,7 +128,7 @@ def test_a_direction_is_no_key(steer: ul.SteeringHook, tmp_path: Path) -> None:
     ("wrong", "message"),
     [
         ({"gain": 0.95}, "the gain in its interval"),
-        ({"n": 0}, "at least 1 and 0 are needed"),
+        ({"n": 0}, "at least 1 and 0"),
         ({"price": float("nan")}, "price of nan"),
         ({"controls": {}}, "at least one control"),
         ({"verdict": " "}, "a verdict"),
@@ -177,14 +177,14 @@ def test_the_hub(steer: ul.SteeringHook, hub: Hub) -> None:  # noqa: F811
     assert same(ul.SteeringHook.from_pretrained("me/think"), steer)
 
 
-def test_another_chat_template_is_told(steer: ul.SteeringHook, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_chat_template_is_reported(steer: ul.SteeringHook, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     template = "{% for m in messages %}{{ m['content'] }} A :{% endfor %}"
     monkeypatch.setattr(small.tokenizer, "chat_template", template, raising=False)
     chat = ul.Variant(small, ["Q 1 2 3 4 5 6", "Q 2 2 3 4 5 6"], chat=True)
     proven = steer.proven(SHOWN, chat)
     assert proven.chat_template_hash is not None
     ul.generate(chat, steer=proven, max_new_tokens=1)  # says nothing
-    with pytest.warns(UserWarning, match=f"chat template {proven.chat_template_hash}, and these are in none"):
+    with pytest.warns(UserWarning, match=f"chat template {proven.chat_template_hash}, but these are in none"):
         ul.generate(small, TASK.direct, proven, max_new_tokens=1)
 
 

@@ -298,7 +298,7 @@ def test_the_command_counts_real_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "keyword"),
-    [("--questions q.txt --n 5", "--n"), ("--text t.txt --texts 5", "--texts"), ("--n 5", "prompt_tokens")],
+    [(f"--questions {__file__} --n 5", "--n"), (f"--text {__file__} --texts 5", "--texts"), ("--n 5", "prompt_tokens")],
 )
 def test_the_command_refuses_contradictions(options: str, keyword: str) -> None:
     error = _run(f"--source {LARGE} {options}").exception

@@ -159,14 +159,14 @@ def test_contrasts_come_back_whole_where_the_axes_hold_them(small_nnsight: Any) 
     assert error(Contrast.capture(*pair).differences, Contrast.capture(*plain).differences) < 1e-5
 
 
-def test_axes_that_do_not_hold_everything_say_so(
+def test_axes_that_do_not_hold_everything_are_reported(
     small_nnsight: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(read, "_settings", lambda variant: ul.Remote(axes=2))
     pair = local(small_nnsight, TASK.direct), local(small_nnsight, TASK.think)
     Contrast.capture(*pair)
-    assert "2 axes came back; they hold" in caplog.text
-    assert "Remote(axes=...) asks for more" in caplog.text
+    assert "2 axes were returned; they hold" in caplog.text
+    assert "ask for more with Remote(axes=...)" in caplog.text
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -211,7 +211,7 @@ def test_maps_in_several_requests_are_those_of_one(
         assert error(found.map(b), expected.map(b)) < 1e-4
 
 
-def test_parts_of_few_sampled_tokens_are_no_poorer(
+def test_parts_of_few_sampled_tokens_are_not_poorer(
     large_nnsight: Any, small_nnsight: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A request that holds three tokens of the sample, or none, still tells the axes of all of its tokens."""
@@ -225,7 +225,7 @@ def test_parts_of_few_sampled_tokens_are_no_poorer(
         assert error(parts.dense(b), whole.dense(b)) < 1e-3
 
 
-def test_parts_that_were_cut_say_so(
+def test_parts_that_were_cut_are_reported(
     large_nnsight: Any, small_nnsight: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(read, "_settings", lambda variant: ul.Remote(axes=4))
@@ -294,7 +294,7 @@ def test_a_sample_of_the_tokens_gives_nearly_the_same_map(
 
 
 def test_sinks_are_not_dealt_with_on_a_server(large_nnsight: Any, small_nnsight: Any) -> None:
-    with pytest.raises(ul.InvalidInput, match="sinks='drop' was given for a model on a server, where they are kept"):
+    with pytest.raises(ul.InvalidInput, match="sinks='drop' was given for a model on a server, where sinks are always kept"):
         ul.SubspaceAligner(8, sinks="drop").fit(local(large_nnsight, TEXT), local(small_nnsight, TEXT))
 
 
@@ -308,7 +308,7 @@ def test_what_is_resumed_must_run_on_a_server(small: Any, tmp_path: Path) -> Non
 
 
 def test_a_model_is_not_run_here_and_there_at_once(small_nnsight: Any) -> None:
-    with pytest.raises(ul.InvalidInput, match="small-base is to run on a server for one variant and here for the other; give"):
+    with pytest.raises(ul.InvalidInput, match="small-base should run on a server for one variant and here for the other; give"):
         ul.CapabilityDirection.extract(ul.Variant(small_nnsight, TASK.direct), local(small_nnsight, TASK.think))
 
 
@@ -324,7 +324,7 @@ def test_a_layer_that_is_not_finite_is_named(small_nnsight: Any, monkeypatch: py
 def test_settings_of_a_server_are_checked() -> None:
     with pytest.raises(ul.InvalidInput, match=r"Remote\(deadline=-1\) was given; a positive number is needed"):
         ul.Remote(deadline=-1)
-    with pytest.raises(ul.InvalidInput, match="the host 'here' was given; write its URL, .* or remote=True for NDIF"):
+    with pytest.raises(ul.InvalidInput, match="the host 'here' was given; give its URL, .* or remote=True for NDIF"):
         ul.Remote("here")
     assert remote_of("ndif") == remote_of(True) == ul.Remote()
     with unchecked(), pytest.raises(ul.InvalidInput, match="the host 'http:/x' was given"):

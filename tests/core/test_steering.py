@@ -28,19 +28,17 @@ def test_numbers_and_names_are_checked_at_once() -> None:
     for alpha in (float("nan"), float("inf")):
         with pytest.raises(ul.InvalidInput, match="alpha (nan|inf) was given; a finite number is needed"):
             ul.SteeringHook(direction, alpha)
-    with pytest.raises(ul.InvalidInput, match=r"layers \[1\] were asked for; this direction has \[0, 2\]"):
+    with pytest.raises(ul.InvalidInput, match=r"layers \[1\] were requested; this direction has \[0, 2\]"):
         ul.SteeringHook(direction, 0.5, layers=[1])
     with pytest.raises(ul.InvalidInput, match="alpha {0: 0.5, 2: nan} was given; a finite number is needed"):
         ul.SteeringHook(direction, {0: 0.5, 2: float("nan")})
     for alpha, layers in (({0: 0.5}, None), ({0: 0.5, 1: 0.5, 2: 0.5}, None), ({0: 0.5, 2: 0.5}, [2])):
-        with pytest.raises(ul.InvalidInput, match="alpha has strengths for layers .*; give one strength for each"):
+        with pytest.raises(ul.InvalidInput, match="alpha has strengths for layers .*; give a strength for each"):
             ul.SteeringHook(direction, alpha, layers=layers)
     with unchecked():
-        with pytest.raises(ul.InvalidInput, match="no operation 'project'; take one of norm_preserving, add, ablate"):
+        with pytest.raises(ul.InvalidInput, match="no operation 'project'; use one of norm_preserving, add, ablate"):
             ul.SteeringHook(direction, 0.5, "project")  # pyright: ignore[reportArgumentType]
-        with pytest.raises(
-            ul.InvalidInput, match="positions 'last' were asked for; take one of last_prompt, prompt, generated, all"
-        ):
+        with pytest.raises(ul.InvalidInput, match="positions='last' was given; use one of last_prompt, prompt, generated, all"):
             ul.SteeringHook(direction, 0.5, positions="last")  # pyright: ignore[reportArgumentType]
 
 
@@ -59,7 +57,7 @@ def test_a_direction_of_another_width_or_depth_is_refused(small: Any) -> None:
     deep = ul.SteeringHook(ul.CapabilityDirection(torch.ones(1, 64), (3,)), 0.5)
     for steer in (wide, deep):
         with pytest.raises(
-            ul.IncompatibleModel, match=r"of no known model; d_model .* does not fit small-base \(3 layers, d_model 64"
+            ul.IncompatibleModel, match=r"its model is unknown; d_model .* does not fit small-base \(3 layers, d_model 64"
         ):
             ul.generate(small, TASK.direct, steer=steer)
 
@@ -68,7 +66,7 @@ def test_a_direction_of_another_model_is_refused_and_both_are_named(small: Any) 
     """The same shape, other weights."""
     post = zoo.load("small-post")
     steer = ul.SteeringHook(direction_of(small), 0.5)
-    message = r"made for small-base \(.*weights .*\), this model is small-post \(.*weights .*check_model=False"
+    message = r"made for small-base \(.*weights .*\), but this model is small-post \(.*weights .*check_model=False"
     with pytest.raises(ul.IncompatibleModel, match=message):
         ul.generate(post, TASK.direct, steer=steer)
     with pytest.raises(ul.IncompatibleModel, match=message):
@@ -102,9 +100,9 @@ def test_models_without_weights_at_hand_are_known_by_name() -> None:
 
 def test_each_framework_points_to_its_own_form(small: Any, small_nnsight: Any) -> None:
     steer = ul.SteeringHook(direction_of(small), 0.5)
-    with pytest.raises(ul.UnsupportedModel, match=r"nnsight model take steer.apply\(lm\)"):
+    with pytest.raises(ul.UnsupportedModel, match=r"nnsight model use steer.apply\(lm\)"):
         steer.fwd_hooks(small_nnsight)
-    with pytest.raises(ul.UnsupportedModel, match=r"TransformerLens model take steer.fwd_hooks\(model\)"):
+    with pytest.raises(ul.UnsupportedModel, match=r"TransformerLens model use steer.fwd_hooks\(model\)"):
         steer.apply(small)
 
 
@@ -174,13 +172,13 @@ def test_a_copied_hook_is_a_hook(small: Any) -> None:
         ((None, [0.5]), "alpha .* was given; a finite number is needed"),
     ],
 )
-def test_what_is_no_direction_and_no_strength(arguments: tuple[Any, Any], message: str) -> None:
+def test_what_is_neither_a_direction_nor_a_strength(arguments: tuple[Any, Any], message: str) -> None:
     direction = ul.CapabilityDirection(torch.ones(1, 4), (0,))
     with unchecked(), pytest.raises(ul.InvalidInput, match=message):
         ul.SteeringHook(arguments[0] or direction, arguments[1])
 
 
-def test_one_layer_is_no_list_of_layers() -> None:
+def test_one_layer_is_not_a_list_of_layers() -> None:
     direction = ul.CapabilityDirection(torch.ones(1, 4), (0,))
     with unchecked(), pytest.raises(ul.InvalidInput, match=r"layers=2 was given; give a list, layers=\[2\]"):
         ul.SteeringHook(direction, 0.5, layers=2)  # pyright: ignore[reportArgumentType]

@@ -99,7 +99,7 @@ def test_texts_that_say_little_are_warned_of(small: Any) -> None:
         ul.calibration_texts(ul.Variant(small, TASK.think[:20]), ul.Variant(small, TASK.reverse[:20]), max_new_tokens=3)
 
 
-def test_mistakes_are_told_before_any_text_is_written(large: Any, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_reported_before_any_text_is_written(large: Any, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unlock_lens.core.transfer.complete", lambda *_, **__: pytest.fail("text was written"))
     with pytest.raises(ul.InvalidInput, match="prompts"):
         ul.transfer(large, small, TASK.direct[:3], TASK.think[:2])
@@ -107,7 +107,7 @@ def test_mistakes_are_told_before_any_text_is_written(large: Any, small: Any, mo
         ul.calibration_texts(ul.Variant(large, TASK.direct[:3]), ul.Variant(large, TASK.think[:2]))
     with unchecked(), pytest.raises(ul.InvalidInput, match="one text"):
         ul.transfer(large, small, TASK.direct, TASK.think, "text")
-    with pytest.raises(ul.InvalidInput, match="another model"):
+    with pytest.raises(ul.InvalidInput, match="a different model"):
         ul.transfer(large, small, ul.Variant(small, TASK.direct), TASK.think)
 
 

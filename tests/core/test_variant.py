@@ -32,6 +32,21 @@ def test_batches_hold_every_prompt_once_with_no_needless_padding(lengths: list[i
         assert rows.mask.sum(dim=1).tolist() == [lengths[i] for i in batch.tolist()]
 
 
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=20), st.integers(1, 6), st.integers(0, 9))
+def test_filled_batches_hold_as_many_tokens_as_the_longest_prompts_would(lengths: list[int], size: int, new: int) -> None:
+    width = max(lengths)
+    mask = torch.tensor([[0] * (width - n) + [1] * n for n in lengths])
+    tokens = Tokens(mask * 7, mask)
+    batches = [batch.tolist() for batch in tokens.filled(size, new)]
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    seen = [lengths[i] for batch in batches for i in batch]
+    assert seen == sorted(seen, reverse=True)
+    for batch in batches:
+        held = lengths[batch[0]] + new
+        assert len(batch) * held <= size * (width + new)
+        assert batch is batches[-1] or (len(batch) + 1) * held > size * (width + new)
+
+
 def test_tokens_are_the_tokenizers_own_padded_on_the_left(small: Any) -> None:
     prompts = ["Q 1", "Q 1 2 3"]
     tokens = ul.Variant(small, prompts).tokens
@@ -90,7 +105,7 @@ def test_special_tokens_are_as_the_caller_says() -> None:
 
 
 def test_a_prompt_without_tokens_is_refused() -> None:
-    with pytest.raises(ul.InvalidInput, match=r"makes no token of prompt 1"):
+    with pytest.raises(ul.InvalidInput, match=r"produces no tokens for prompt 1"):
         tokenize(FakeTokenizer("blank"), ["a", "\u200b".replace("\u200b", "")], add_special_tokens=False)
 
 
@@ -105,7 +120,7 @@ def test_one_prompt_hash_a_list_of_prompts(small: Any) -> None:
 
 def test_generation_numbers_are_checked(small: Any) -> None:
     for wrong in ({"max_new_tokens": 0}, {"temperature": -1.0}, {"temperature": float("nan")}):
-        with pytest.raises(ul.InvalidInput, match="at least 1 and 0 are needed"):
+        with pytest.raises(ul.InvalidInput, match="at least 1 and 0"):
             ul.generate(small, ["Q"], **wrong)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ul.InvalidInput, match="batch_size 0 was given"):
         ul.generate(small, ["Q"], batch_size=0)
@@ -146,7 +161,7 @@ def test_demonstrations_stand_before_every_prompt(small: Any) -> None:
     assert found.prompts == ("Q 3 A : 4\n\nQ 5 A : 6\n\nQ 1", "Q 3 A : 4\n\nQ 5 A : 6\n\nQ 2")
 
 
-def test_ids_are_read_as_they_are(small: Any) -> None:
+def test_ids_are_read_unchanged(small: Any) -> None:
     prompts = ["Q 1", "Q 1 2 3"]
     texts = ul.Variant(small, prompts)
     left = ul.Variant(small, tokens=texts.tokens.ids, attention_mask=texts.tokens.mask)
@@ -172,8 +187,8 @@ def test_right_padding_without_a_mask_is_warned_of(small: Any) -> None:
         ({"tokens": torch.tensor([[1.0, 2.0]])}, "float"),
         ({"tokens": torch.tensor([[1, 2]]), "attention_mask": torch.tensor([[1]])}, "attention_mask"),
         ({"tokens": torch.tensor([[1, 2]]), "attention_mask": torch.tensor([[0, 0]])}, "row 0"),
-        ({"tokens": torch.tensor([[1, 2]]), "prompts": ["Q"]}, "either texts or ids"),
-        ({"tokens": torch.tensor([[1, 2]]), "chat": True}, "either texts or ids"),
+        ({"tokens": torch.tensor([[1, 2]]), "prompts": ["Q"]}, "either texts or token ids"),
+        ({"tokens": torch.tensor([[1, 2]]), "chat": True}, "either texts or token ids"),
         ({"prompts": ["Q"], "attention_mask": torch.tensor([[1]])}, "attention_mask"),
         ({}, "no prompts"),
     ],
@@ -208,7 +223,7 @@ def test_prompts_may_be_a_generator_and_a_variant_may_stand_for_them(small: Any,
     assert ul.generate(small, variant, max_new_tokens=12) == expected
     assert ul.generate(variant, max_new_tokens=12) == expected
     assert ul.generate(small, iter(task.think), max_new_tokens=12) == expected
-    with pytest.raises(ul.InvalidInput, match="another model"):
+    with pytest.raises(ul.InvalidInput, match="a different model"):
         ul.generate(small_nnsight, variant)
 
 
@@ -224,7 +239,7 @@ def test_a_fit_takes_two_models_and_the_texts_once(large: Any, small: Any) -> No
     assert torch.equal(once.map(2), twice.map(2))
 
 
-def test_a_template_is_filled_and_told(small: Any) -> None:
+def test_a_template_is_filled_and_reported(small: Any) -> None:
     found = ul.Variant(small, ["1 2", "3"], template="Q {question} A :")
     assert found.prompts == ("Q 1 2 A :", "Q 3 A :")
     told = found.description
@@ -256,5 +271,5 @@ def test_functions_of_a_model_and_prompts_take_a_variant(small: Any) -> None:
     of_variant = ul.evaluation.evaluate(small, task, variant, max_new_tokens=12)
     assert of_variant.completions == ul.evaluation.evaluate(small, task, task.direct, max_new_tokens=12).completions
     other = ul.Variant(zoo.load("small-base"), task.direct)
-    with pytest.raises(ul.InvalidInput, match="another model"):
+    with pytest.raises(ul.InvalidInput, match="a different model"):
         ul.generate(small, other)

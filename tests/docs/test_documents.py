@@ -30,7 +30,7 @@ OWN_TEMPLATES = {
 """Of docs/start.md's two examples with a pair of one's own."""
 WITHIN = r"(?:(?!```).)*"
 BLOCK = re.compile(rf"```python\n(?P<code>{WITHIN})```\n{WITHIN}```text\n(?P<output>{WITHIN})```", re.DOTALL)
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")))
+DOCUMENTS = ("README.md", "AGENTS.md", "CONTRIBUTING.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md")))
 EXAMPLES = [(name, match) for name in DOCUMENTS for match in BLOCK.finditer((ROOT / name).read_text())]
 CONFIGS = [
     (name, text) for name in DOCUMENTS for text in re.findall(r"```yaml\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
@@ -97,7 +97,7 @@ def own_pair(lines: str) -> str:
     return textwrap.dedent(block)
 
 
-def test_getting_started_transfers_between_a_pair_of_ones_own(tmp_path: Path) -> None:
+def test_getting_started_transfers_between_a_pair_of_your_own(tmp_path: Path) -> None:
     """Its code runs as it stands, with folders in place of hub ids; the strength that it finds brings the capability."""
     code = own_pair("direct = [f")
     given = "from unlock_lens import zoo\ntask = zoo.running_sum(n=128)\nsolutions = zoo.text(n=600)\n"

@@ -78,7 +78,7 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     assert [name for name in wanted if name not in shown] == []
 
 
-def test_entries_show_types_errors_and_code_that_is_no_quotation(site: Path) -> None:
+def test_entries_show_types_errors_and_code_that_is_not_a_quotation(site: Path) -> None:
     page = (site / "reference" / "steering" / "index.html").read_text()
     assert "norm_preserving" in page
     assert 'href="../errors/#unlock_lens.InvalidInput"' in page
@@ -123,8 +123,11 @@ def project_of(folder: Path, nav: list[str], **pages: str) -> Path:
     (folder / "tutorials").mkdir()
     for name in ("docs/hooks.py", "docs/site.css", "CHANGELOG.md", "CONTRIBUTING.md"):
         shutil.copy(ROOT / name, folder / name)
+    (folder / "AGENTS.md").write_text("# Recipes\n")
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
-    (folder / "mkdocs.yml").write_text(yaml.safe_dump({**settings, "nav": [*nav, "changelog.md", "contributing.md"]}))
+    (folder / "mkdocs.yml").write_text(
+        yaml.safe_dump({**settings, "nav": [*nav, "agents.md", "changelog.md", "contributing.md"]})
+    )
     for name, text in pages.items():
         (folder / "docs" / f"{name}.md").write_text(text)
     return folder
@@ -153,7 +156,7 @@ def test_links_lead_where_they_lead_in_the_repository(tmp_path: Path) -> None:
         (["index.md"], "# Home\n\n[gone](index.md#gone)\n", None, "index.md#gone"),
         (["index.md"], "# Home\n\n[gone](../tutorials/gone.ipynb)\n", None, "tutorials/gone.md"),
         (["index.md"], "# Home\n\n[outside](../Makefile)\n", None, "../Makefile"),
-        (["index.md", "tutorials/own.md"], "# Home\n", None, "tutorials/own.md"),
+        (["index.md", "tutorials/quickstart.md"], "# Home\n", None, "tutorials/quickstart.md"),
         (["index.md"], "# Home\n", notebook, "tutorials/quickstart.md"),
         (["index.md"], "# Home\n\n::: unlock_lens.Gone\n", None, "unlock_lens.Gone"),
     ],
@@ -189,3 +192,16 @@ def test_formulas_are_drawn_without_a_script_and_code_is_left(hooks: ModuleType)
     assert "<mi>v</mi>" in text
     assert "be `$HOME`." in text
     assert re.search(r'\n<div class="math"><math [^>]*display="block".*<msubsup><mi>V</mi>.*</math></div>\n', text)
+
+
+def test_llms_txt_is_at_the_root_and_its_links_lead_to_pages(site: Path) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", (site / "llms.txt").read_text())
+    assert len(links) > 15
+    assert [link for link in links if not (site / link / "index.html").exists()] == []
+
+
+def test_the_gallery_shows_every_notebook(site: Path) -> None:
+    page = (site / "gallery" / "index.html").read_text()
+    article = page[page.index("<article") : page.index("</article>")]
+    assert [file.stem for file in NOTEBOOKS if f'href="../tutorials/{file.stem}/"' not in article] == []
+    assert article.count("<img ") == len(NOTEBOOKS)

@@ -105,7 +105,7 @@ def test_nnsight_shows_the_same(name: str, tmp_path: Path) -> None:
     assert noise(run) == []
 
 
-def test_a_text_that_is_gone_is_told() -> None:
+def test_a_text_that_is_gone_is_reported() -> None:
     with pytest.raises(TextNotFoundError, match="no such text"):
         replaced(notebook_of(TUTORIALS / REMOTE), {"no such text": "x"})
 

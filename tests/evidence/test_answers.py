@@ -78,7 +78,7 @@ def test_splits_in_order(tmp_path: Path) -> None:
             JsonlSpec(path=train, test_path=test).splits(sizes, seed=0)
 
 
-def test_each_split_may_have_a_task_of_its_own(tmp_path: Path) -> None:
+def test_each_split_may_have_a_different_task(tmp_path: Path) -> None:
     a, b, c, d = (write(tmp_path / f"{name}.jsonl", 6) for name in "abcd")
     with d.open("a") as more:
         more.write('{"question": "a 0?", "answer": "0"}\n{"question": "b 0?", "answer": "0"}\n')

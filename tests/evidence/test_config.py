@@ -56,11 +56,11 @@ def told(**changes: Any) -> str:
         ({"sampling": {"temperature": 0}}, "sampling.temperature"),
     ],
 )
-def test_mistakes_are_told(changes: dict[str, Any], message: str) -> None:
+def test_mistakes_are_reported(changes: dict[str, Any], message: str) -> None:
     assert re.search(message, told(**changes))
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     both = told(grid__rank=[0], sizes__test=0)
     assert "grid.rank.0" in both
     assert "sizes.test" in both
@@ -70,13 +70,13 @@ def test_all_mistakes_are_told_at_once() -> None:
     ("content", "message"),
     [("- a\n", "list"), ("a: [", "YAML"), ("", "NoneType")],
 )
-def test_files_that_are_no_config(tmp_path: Path, content: str, message: str) -> None:
+def test_files_that_are_not_configs(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "x.yaml").write_text(content)
     with pytest.raises(ul.InvalidInput, match=message):
         SweepConfig.load(tmp_path / "x.yaml")
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ul.InvalidInput, match=r"nothing\.yaml"):
         SweepConfig.load(tmp_path / "nothing.yaml")
 
@@ -88,7 +88,7 @@ def test_recipes_are_read_and_written_without_a_change(name: str) -> None:
     assert difference(config.to_yaml(), config.to_yaml()) == ""
 
 
-def test_an_unknown_recipe_is_told() -> None:
+def test_an_unknown_recipe_is_reported() -> None:
     with pytest.raises(ul.InvalidInput, match="cots.*cot, cot-zoo"):
         recipes.load("cots")
 

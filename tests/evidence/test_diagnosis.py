@@ -63,6 +63,19 @@ def test_stability() -> None:
     assert any("more prompt pairs" in reason for reason in loose.reasons)
 
 
+def test_layers_print_as_a_table_and_become_a_frame() -> None:
+    aligner, source, target = made()
+    found = diagnose(ul.CapabilityDirection(source[:, 0], (0, 1)), aligner, source_acts=source, target_acts=target)
+    head, *rows = repr(found.layers).splitlines()
+    assert head.split()[:3] == ["layer", "cover", "agree"]
+    assert [row.split()[0] for row in rows] == ["0>0", "1>1"]
+    assert "own" not in head  # was not measured
+    assert repr(found) == str(found)
+    assert found.frame().index.tolist() == [0, 1]
+    assert found.frame()["coverage"].tolist() == [layer.coverage for layer in found.layers]
+    assert found.layers == Diagnosis.from_json(json.loads(json.dumps(found.to_json()))).layers
+
+
 # Forecasts on constructed data
 
 
@@ -81,7 +94,7 @@ def test_an_exact_map_is_a_good_forecast() -> None:
         assert layer.source_rank == pytest.approx(np.exp(layer.source_entropy or 0))
 
 
-def test_a_direction_outside_the_span_is_told() -> None:
+def test_a_direction_outside_the_span_is_reported() -> None:
     source = drawn(0, 2, 200, 8)
     source[..., 4:] = 0
     target = source @ drawn(1, 2, 8, 8)
@@ -97,7 +110,7 @@ def test_a_direction_outside_the_span_is_told() -> None:
     assert "0.00" in found.verdict
 
 
-def test_a_low_rank_is_told_apart_from_poor_texts() -> None:
+def test_a_low_rank_is_distinguished_from_poor_texts() -> None:
     aligner, source, target = made(rank=2)
     direction = ul.CapabilityDirection(source[:, 0], (0, 1))
     said = " ".join(diagnose(direction, aligner, source_acts=source, target_acts=target).reasons)
@@ -125,7 +138,7 @@ def test_ability_says_no() -> None:
     assert "solves 10%" in naive.reasons[0]
 
 
-def test_what_was_not_looked_at_is_told() -> None:
+def test_what_was_not_looked_at_is_reported() -> None:
     aligner, source, _ = made()
     said = " ".join(diagnose(ul.CapabilityDirection(source[:, 0], (0, 1)), aligner).reasons)
     for part in ("give source and target", "give ability", "give locked and unlocked"):
@@ -148,6 +161,23 @@ def test_a_forecast_survives_json() -> None:
     assert Diagnosis.from_json(json.loads(json.dumps(found.to_json()))) == found
     bare = diagnose(direction, aligner)
     assert Diagnosis.from_json(json.loads(json.dumps(bare.to_json()))) == bare
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"score": "high"}, "score"),
+        ({"score": float("nan")}, "JSON"),
+        ({"layers": [{"target_layer": 0.5, "source_layer": 0, "coverage": 1.0}]}, r"layers\.0\.target_layer"),
+        ({"layers": None}, "layers"),
+        ({"probe": {"share": 1.0}}, r"probe\.alpha"),
+    ],
+)
+def test_what_is_no_forecast_is_refused(changes: dict[str, Any], told: str) -> None:
+    aligner, source, _ = made()
+    found = diagnose(ul.CapabilityDirection(source[:, 0], (0, 1)), aligner).to_json()
+    with pytest.raises(ul.InvalidInput, match=told):
+        Diagnosis.from_json({**found, **changes})
 
 
 def test_the_report_shows_what_was_looked_at() -> None:
@@ -257,7 +287,7 @@ def forecast(large: Any, target: Any, contrast: Contrast, texts: list[str], **mo
 
 @pytest.mark.filterwarnings("ignore:no calibration token is the last")
 @pytest.mark.parametrize("probed", [False, True])
-def test_text_with_the_capability_is_told_from_text_without_it(
+def test_text_with_the_capability_is_distinguished_from_text_without_it(
     large: Any, small: Any, contrast: Contrast, probed: bool
 ) -> None:
     without = [text for text in TEXT if "think" not in text and "S" not in text]

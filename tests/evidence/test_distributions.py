@@ -72,7 +72,7 @@ def test_entropies_are_means_over_the_completions_that_reach_a_token(small: Any)
     assert both[5] == pytest.approx(each[0][5], abs=1e-4)
 
 
-def test_steering_concentrates_the_target_on_the_completion_that_it_brings(small: Any, steer: ul.SteeringHook) -> None:
+def test_steering_concentrates_the_target_on_the_completion_that_it_triggers(small: Any, steer: ul.SteeringHook) -> None:
     prompts, completions = ["Q 1 2 3 4 5 6 A :"], ["S 1 3 6 3 1 0 = 0"]
     plain = distributions.completion_log_probs(small, prompts, completions)
     steered = distributions.completion_log_probs(small, prompts, completions, steer)

@@ -215,7 +215,7 @@ def test_the_price_is_paired(model: Any, hook: ul.SteeringHook, tmp_path: Path) 
     assert found["openings"].steered > found["openings"].unsteered
 
 
-def test_a_metric_that_is_no_mean_is_left_out_by_name(small: Any, hook: ul.SteeringHook, tmp_path: Path) -> None:
+def test_a_metric_that_is_not_a_mean_is_left_out_by_name(small: Any, hook: ul.SteeringHook, tmp_path: Path) -> None:
     task = {**local_tasks(tmp_path)[1], "task": "texts", "output_type": "loglikelihood_rolling", "doc_to_target": "{{prompt}}"}
     del task["doc_to_choice"]
     task |= {"doc_to_text": "", "metric_list": [{"metric": "word_perplexity"}]}

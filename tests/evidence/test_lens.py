@@ -40,7 +40,7 @@ class TestTokens:
         table = lens.tokens_written(directions[one] - directions[other], small, k=1)
         assert (table.loc[(2, 1), "raises"], table.loc[(2, 1), "lowers"]) == (OPENS[one], OPENS[other])
 
-    def test_ranks_go_down_and_signs_are_told(self, small: Any, directions: dict[str, ul.CapabilityDirection]) -> None:
+    def test_ranks_go_down_and_signs_are_reported(self, small: Any, directions: dict[str, ul.CapabilityDirection]) -> None:
         table = lens.tokens_written(directions["think"], small, k=4)
         logits = lens.logits_written(directions["think"], small)
         assert table.index.names == ["layer", "rank"]
@@ -215,7 +215,7 @@ class TestBadInput:
             (lambda d: lens.projection(d, {0: [1.0]}), "hook_resid_post.*tensor"),
         ],
     )
-    def test_what_is_no_direction_or_no_cache(
+    def test_what_is_neither_a_direction_nor_a_cache(
         self, directions: dict[str, ul.CapabilityDirection], call: Any, message: str
     ) -> None:
         with unchecked(), pytest.raises(ul.InvalidInput, match=message):

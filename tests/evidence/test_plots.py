@@ -97,7 +97,7 @@ def test_the_frontier_is_the_best_over_strength_and_frames_what_was_chosen() -> 
     assert drawn.layout.annotations[0].text == "calibrated on ordinary text"
 
 
-def test_a_control_of_several_seeds_shows_all_of_them_and_is_told_by_the_best() -> None:
+def test_a_control_of_several_seeds_shows_all_of_them_and_is_recognised_by_the_best() -> None:
     drawn = plots.arms(RESULTS)
     other, forest = drawn.data[-2], drawn.data[-1]
     by_arm = dict(zip(forest.y, forest.x, strict=True))
@@ -218,7 +218,7 @@ def test_grid_figures_are_drawn_before_the_test_split_is() -> None:
     assert plots.frontier(unfinished).data
 
 
-def test_every_arm_can_be_told_apart_without_colour() -> None:
+def test_every_arm_can_be_distinguished_without_colour() -> None:
     looks = [(known.dash, known.symbol) for known in ARMS.values()]
     assert len(set(looks)) == len(looks)
     assert len({known.label for known in ARMS.values()}) == len(ARMS)

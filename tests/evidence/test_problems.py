@@ -109,7 +109,7 @@ def test_sizes_are_at_least_one(wrong: Any) -> None:
         Sizes(**wrong)
 
 
-def test_a_behaviour_that_is_not_named_is_told() -> None:
+def test_a_behaviour_that_is_not_named_is_reported() -> None:
     """It would vanish from every count."""
     task = Task("sums", (Problem("1 + 1?", "2"),), lambda completion, problem: True, lambda completion: "other", ("a", "b"))
     with pytest.raises(ul.InvalidInput, match="other.*behaviour_names"):

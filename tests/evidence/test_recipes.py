@@ -149,7 +149,7 @@ def test_the_recipes_run_on_the_embedded_family(name: str, tmp_path: Path) -> No
     assert ("Beside the paper" in page) == (name != "icl")
 
 
-def test_the_papers_figures_stand_beside_ours(tmp_path: Path) -> None:
+def test_the_papers_figures_are_next_to_ours(tmp_path: Path) -> None:
     told = [
         {"arm": "transferred", "right": 20.1, "about": True, "of": None},
         {"arm": "transferred", "right": 56, "about": False, "of": "GSM8K"},

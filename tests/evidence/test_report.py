@@ -119,7 +119,7 @@ def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     assert file.read_text() == "the last report"
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="folder"):
         report.write(sweep(n=12), tmp_path)
 

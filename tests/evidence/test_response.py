@@ -112,7 +112,7 @@ def test_windows(shares: list[float], window: tuple[float, float] | None) -> Non
     assert module.window_of(pd.Series(shares, index=[0.0, 1.0, 2.0])) == window
 
 
-def test_a_direction_that_brings_nothing_has_no_ec50(small: Any, own: ul.CapabilityDirection) -> None:
+def test_a_direction_that_has_no_effect_has_no_ec50(small: Any, own: ul.CapabilityDirection) -> None:
     with pytest.warns(UserWarning, match="no EC50"):
         flat = ul.response(ul.SteeringHook(-own, 0.5), small, TASK.direct, thinks, alphas=[0.1, 0.2], **HOW)
     assert (flat.ec50, flat.window, flat.width, flat.ratio) == (None, None, None, None)

@@ -38,7 +38,7 @@ def test_lines_come_back_as_they_were(file: Path) -> None:
 
 
 @pytest.mark.parametrize("rest", [b'{"config": {"alpha": 0.', b"\x00\x00", b'{"whole": 1}'])
-def test_a_cut_off_line_is_set_aside_and_told(file: Path, rest: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cut_off_line_is_set_aside_and_reported(file: Path, rest: bytes, caplog: pytest.LogCaptureFixture) -> None:
     """Even a line that reads as whole is not, without its newline: it may be the beginning of a longer one."""
     with file.open("ab") as out:
         out.write(rest)

@@ -85,7 +85,7 @@ def test_other_numbers_are_wrong(completion: str, answer: str) -> None:
 
 
 @pytest.mark.parametrize("answer", ["3/4", "seven", "1 and 2", "$", "x^2", ""])
-def test_answers_that_are_no_numbers_are_refused(answer: str) -> None:
+def test_answers_that_are_not_numbers_are_refused(answer: str) -> None:
     with pytest.raises(ul.InvalidInput, match="number"):
         right("number", "7", answer)
 
@@ -120,7 +120,7 @@ def test_other_letters_are_wrong(completion: str) -> None:
     assert not right("choice", completion, "B")
 
 
-def test_answers_that_are_no_letters_are_refused() -> None:
+def test_answers_that_are_not_letters_are_refused() -> None:
     with pytest.raises(ul.InvalidInput, match="14"):
         right("choice", "B", "14")
 

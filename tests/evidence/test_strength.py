@@ -92,13 +92,13 @@ class TestReach:
         assert one.alpha == other.alpha
         assert one.reach == pytest.approx(other.reach, abs=1e-4)
 
-    def test_a_direction_that_does_not_arrive_is_told(self, small: Any) -> None:
+    def test_a_direction_that_does_not_arrive_is_reported(self, small: Any) -> None:
         with pytest.warns(UserWarning, match="diagnose"):
             chosen = found(-own(small), small, unlocked=TASK.think)
         assert chosen.reach is not None
         assert chosen.reach < 0.5
 
-    def test_is_told_in_a_line(self, small: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_is_reported_in_a_line(self, small: Any, capsys: pytest.CaptureFixture[str]) -> None:
         steer = ul.calibrated(own(small), small, locked=TASK.direct, unlocked=TASK.think, batch_size=BATCH)
         assert f"alpha {steer.alpha:.3g}" in capsys.readouterr().err
 
@@ -204,7 +204,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("how", "told"),
         [
-            ({"unrelated": zoo.text(16), "budget": 1e-9}, "below what any edit costs"),
+            ({"unrelated": zoo.text(16), "budget": 1e-9}, "below the price of any edit"),
             ({"unrelated": zoo.text(16), "budget": 0.0}, "positive"),
             ({"budget": 0.1}, "unrelated="),
             ({"locked": TASK.direct[:7]}, "at least 8"),

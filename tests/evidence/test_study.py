@@ -64,7 +64,7 @@ def test_a_prefix_serves_several_arms(model: Any, steer: ul.SteeringHook, prompt
     assert decoder.complete(prefix.repeated(2), None, 12) == first * 2
 
 
-def test_forced_tokens_stand_first_and_the_model_goes_on(model: Any, prompts: list[str]) -> None:
+def test_forced_tokens_stand_first_and_the_model_continues(model: Any, prompts: list[str]) -> None:
     start = model.tokenizer("S", add_special_tokens=False)["input_ids"]
     written = completed(model, prompts[:6], None, [start] * 6)
     continued = ul.generate(model, [f"{prompt} S" for prompt in prompts[:6]], max_new_tokens=11, progress=False)
@@ -93,7 +93,7 @@ def test_repetition_compresses() -> None:
 
 def test_ties_go_to_the_smallest_strength_and_untried_arms_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     arms = {"moved": {"directions": ["a", "b"]}, "later": {"directions": ["c"]}, "plain": {}}
-    config = {"alphas": [0.1, 0.2], "arms": arms}
+    config = {"files": "study", "alphas": [0.1, 0.2], "arms": arms}
     right = {("a", 0.1): 1, ("a", 0.2): 3, ("b", 0.1): 3, ("b", 0.2): 2}
     lines = [
         {"split": "choose", "arm": "moved", "direction": name, "alpha": alpha, "rows": [{"flexible": i < n} for i in range(4)]}
@@ -115,7 +115,7 @@ def test_ties_go_to_the_smallest_strength_and_untried_arms_wait(monkeypatch: pyt
         ("", None),
     ],
 )
-def test_a_language_is_told_by_its_common_words(text: str, found: str | None) -> None:
+def test_a_language_is_recognised_by_its_common_words(text: str, found: str | None) -> None:
     assert languages.language(text) == found
 
 

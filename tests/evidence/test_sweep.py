@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from safetensors.torch import load_file, save_file
 
 import unlock_lens as ul
 from unlock_lens import recipes, report, results, sweep, zoo
@@ -29,6 +30,8 @@ from unlock_lens.evidence.results import Line, Results
 from unlock_lens.evidence.sweep import description, runner
 from unlock_lens.evidence.sweep.config import CONTROLS, Setting, SweepConfig
 from unlock_lens.evidence.sweep.material import PAPER_ALPHAS, PAPER_RANKS, Material
+from unlock_lens.evidence.sweep.measurement import evaluated
+from unlock_lens.hosts import Backend
 from unlock_lens.method import calibrate as calibration
 
 
@@ -154,7 +157,7 @@ def test_other_capabilities_are_specific(found: Results) -> None:
     assert line["paired"]["gained"] == 0  # it reverses, and adds nothing
 
 
-def test_what_describes_it_stands_beside_it(found: Results, folder: Path) -> None:
+def test_its_description_is_next_to_it(found: Results, folder: Path) -> None:
     assert found.problems is not None
     assert [len(found.problems[split]) for split in ("train", "test")] == [20, 100]
     assert found.problems["test"][0]["prompt"].startswith("Q ")
@@ -170,8 +173,34 @@ def test_running_it_again_runs_nothing(found: Results, folder: Path, monkeypatch
         raise RuntimeError("a finished setting was run again")
 
     monkeypatch.setattr(runner, "measured", fail)
+    monkeypatch.setattr(runner, "evaluated", fail)
     sweep.run(SEVERAL, folder, progress=False)
     assert (folder / results.LINES).read_bytes() == before
+
+
+def test_arms_that_run_together_write_what_each_writes_alone(
+    found: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each setting by itself, by the host's own generate: the same lines but for the time."""
+    monkeypatch.setattr(runner, "_TOGETHER", 1)
+    monkeypatch.setattr(Backend, "_shares", lambda *_: False)
+    alone = sweep.run(SEVERAL, tmp_path / "out", progress=False)
+    assert [line.get("completions") for line in alone.lines] == [line.get("completions") for line in found.lines]
+    assert [line["right"] for line in alone.lines] == [line["right"] for line in found.lines]
+
+
+def test_settings_with_the_same_prompts_are_completed_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together: list[tuple[str, int]] = []
+
+    def counted(material: Any, settings: Any, split: str) -> Any:
+        together.append((split, len(settings)))
+        return evaluated(material, settings, split)
+
+    monkeypatch.setattr(runner, "evaluated", counted)
+    done = sweep.run(recipes.smallest(), tmp_path / "out", progress=False)
+    # The grid's only setting; the controls' three on train and on test; the nulls' nineteen.
+    assert together == [("train", 1), ("train", 3), ("test", 3), ("train", 16), ("train", 3)]
+    assert len(done.lines) == 29
 
 
 def stopping_after(n: int, append: Callable[[Path, Line], None] = results.append) -> Callable[[Path, Line], None]:
@@ -186,7 +215,7 @@ def stopping_after(n: int, append: Callable[[Path, Line], None] = results.append
     return stopping
 
 
-def test_an_interrupted_sweep_goes_on_and_ends_as_a_whole_one(
+def test_an_interrupted_sweep_resumes_and_ends_like_an_uninterrupted_one(
     found: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Ctrl-C twice, then a line cut off by the power: in the end the lines are those of the sweep that nothing stopped."""
@@ -249,6 +278,37 @@ def test_a_changed_file_behind_the_same_config_is_refused(tmp_path: Path) -> Non
         sweep.run(config, tmp_path / "out", progress=False)
 
 
+@pytest.mark.parametrize("backend", ["transformer_lens", "nnsight"])
+def test_a_changed_weight_of_a_block_is_refused(tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedding is what it was."""
+    model = shutil.copytree(zoo.path() / "small-varied", tmp_path / "mine")
+    config = changed(target=str(model), backend=backend, sizes={"extract": 100, "train": 10, "test": 10}, controls=[])
+    monkeypatch.setattr(results, "append", stopping_after(1))
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(config, tmp_path / "out", progress=False)
+    weights = load_file(model / "model.safetensors")
+    name = next(name for name in weights if "layers.1." in name and name.endswith("down_proj.weight"))
+    weights[name] *= 1.01
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ul.InvalidInput, match=r"other models(?s:.)*-  \"target\"(?s:.)*\+  \"target\""):
+        sweep.run(config, tmp_path / "out", progress=False)
+
+
+def test_another_version_of_the_library_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "append", stopping_after(1))
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(recipes.smallest(), tmp_path / "out", progress=False)
+    file = tmp_path / "out" / "inputs.json"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps({**told, "library": "0.0.1"}))
+    with pytest.raises(ul.InvalidInput, match=r"version of the library(?s:.)*0\.0\.1"):
+        sweep.run(recipes.smallest(), tmp_path / "out", progress=False)
+    del told["library"]  # as older folders have it
+    file.write_text(json.dumps(told))
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(recipes.smallest(), tmp_path / "out", progress=False)
+
+
 def test_the_batch_size_may_change_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "append", stopping_after(1))
     with pytest.raises(KeyboardInterrupt):
@@ -290,7 +350,7 @@ def test_values_that_the_models_do_not_allow_are_refused_before_any_run(
     assert not (tmp_path / "out" / results.LINES).exists()
 
 
-def test_too_few_problems_are_told_in_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_few_problems_are_reported_in_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     few = changed(sizes={"extract": 100, "train": 5, "test": 5}, sampling={"samples": 0}, controls=[])
     with caplog.at_level(logging.WARNING):
         sweep.run(few, tmp_path / "out", progress=False)
@@ -336,6 +396,9 @@ def test_of_equal_settings_the_one_in_the_middle_of_the_plateau_is_chosen(
 
     class Stub(runner._Runner):  # pyright: ignore[reportPrivateUsage]
         def __init__(self) -> None:
+            pass
+
+        def together(self, settings: Any, split: str) -> None:
             pass
 
         def line(self, setting: Setting, split: str, *of: Any) -> Line:
@@ -387,7 +450,7 @@ def test_others_that_the_task_cannot_tell_are_refused_at_once(tmp_path: Path, na
         sweep.run(changed(others=others), tmp_path / "out", progress=False)
 
 
-def test_a_single_pair_is_swept_and_what_cannot_be_described_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_single_pair_is_swept_and_reports_what_is_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     one = {"aligner": ["paper"], "n": [1], "rank": [1], "alpha": [0.5]}
     with caplog.at_level(logging.WARNING):
         found = sweep.run(changed(grid=one, controls=[]), tmp_path / "out", progress=False)

@@ -140,7 +140,7 @@ def test_a_task_in_python(tmp_path: Path) -> None:
         ("mine = [1, 2]", "mine.py.*list.*Task"),
     ],
 )
-def test_a_file_without_a_task_is_told(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_without_a_task_is_reported(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "mine.py").write_text(text)
     with pytest.raises(ul.InvalidInput, match=message):
         PythonSpec(path=tmp_path / "mine.py", name="mine").splits(SMALL, seed=0)
@@ -265,7 +265,7 @@ def test_an_unreachable_hub_is_explained(monkeypatch: pytest.MonkeyPatch, error:
         Gsm8kSpec().splits(SMALL, seed=0)
 
 
-def test_specs_are_told_apart_by_kind() -> None:
+def test_specs_are_distinguished_by_kind() -> None:
     adapter: TypeAdapter[Any] = TypeAdapter(TaskSpec)
     assert adapter.validate_python({"kind": "math", "levels": [5]}) == MathSpec(levels=(5,))
     assert adapter.validate_python({"kind": "jsonl", "path": "a.jsonl"}) == JsonlSpec(path=Path("a.jsonl"))

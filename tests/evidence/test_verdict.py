@@ -58,7 +58,7 @@ def test_the_headline_tells_the_doubt() -> None:
     assert "suspect an anti-mean" in str(found)
 
 
-def test_too_small_a_sample_decides_nothing_and_says_so() -> None:
+def test_too_small_a_sample_decides_nothing_and_reports_it() -> None:
     found = judged(n=8, transferred=0.25)
     assert found.status == "undecided"
     assert "8 problems" in str(found)
@@ -206,7 +206,7 @@ def test_without_answers_intervals_decide() -> None:
     assert re.search(r"intervals .*random \(20\.8% \[16\.5% to 25\.9%\]\)", str(found))
 
 
-def test_a_rival_that_gains_is_no_reason_where_it_is_beaten() -> None:
+def test_a_rival_that_gains_is_not_a_reason_where_it_is_beaten() -> None:
     half = [1] * 100 + [0] * 100
     assert report.verdict(arms_of(200, base=20, gained=160, lost=0, random=half)).status == "arrived"
     assert report.verdict(arms_of(200, base=20, gained=82, lost=0, random=half)).status == "not from the source"
@@ -229,7 +229,7 @@ def test_a_gain_that_lives_in_the_mean_is_suspect() -> None:
     assert "suspect an anti-mean" in str(judged(shares={"without_mean": 0.15}))
 
 
-def test_a_naive_target_that_gains_is_told() -> None:
+def test_a_naive_target_that_gains_is_reported() -> None:
     assert "naive target gains too" in str(judged(shares={"naive": 0.97}))
     assert "naive target shows no gain" in str(judged())
 
@@ -240,7 +240,7 @@ def test_a_sample_too_small_says_nothing_of_the_naive_target() -> None:
     assert "shows no gain" not in told
 
 
-def test_behaviour_without_correctness_is_told_apart() -> None:
+def test_behaviour_without_correctness_is_distinguished() -> None:
     results = sweep(200, 0.15)
     lines = [{**line, "behaviours": {"think": 0.9}} if line["config"]["control"] is None else line for line in results.lines]
     told = str(report.verdict(Results(results.config, tuple(lines))))

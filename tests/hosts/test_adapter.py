@@ -59,7 +59,7 @@ def test_what_one_caller_changes_is_its_own(model: Any) -> None:
     assert backend_of(model).end_tokens == ends != ()
 
 
-def test_models_are_told_apart(folders: Any, host: str, looked_at: list[Any]) -> None:
+def test_models_are_distinguished(folders: Any, host: str, looked_at: list[Any]) -> None:
     models = [open_host(folders["gpt2", shape], host) for shape in ("a", "b")]
     assert [backend_of(model).identity.d_model for model in models * 2] == [32, 48, 32, 48]
     assert len(looked_at) == 2

@@ -1,4 +1,4 @@
-"""The table of families in docs/versions.md is what comes out, in each host."""
+"""The table of families in docs/families.md is what comes out, in each host."""
 
 from __future__ import annotations
 

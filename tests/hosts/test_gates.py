@@ -84,7 +84,7 @@ def test_a_gate_before_the_layers_that_are_steered(host: str, model_of: Any, ora
     )  # each row is let through by one of them
 
 
-def test_batches_of_one_generation_decide_anew(host: str, model_of: Any, oracle_of: Any) -> None:
+def test_batches_of_one_generation_decide_again(host: str, model_of: Any, oracle_of: Any) -> None:
     model = model_of("gpt2", host)
     gate = gate_for(oracle_of("gpt2"), model, "last_prompt")
     steer = ul.SteeringHook(direction_for(model).at_layers(STEERED), ALPHA, "add", "generated", gate=gate)

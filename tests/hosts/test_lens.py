@@ -118,7 +118,7 @@ class Int8(torch.nn.Module):
         return x.float() @ (self.weight.float() * self.get_buffer("scale")).T
 
 
-def test_a_quantized_head_reads_states_as_they_are() -> None:
+def test_a_quantized_head_reads_states_unchanged() -> None:
     hf = copy.deepcopy(family("llama"))
     direction = ul.CapabilityDirection(torch.randn(1, 48, generator=torch.Generator().manual_seed(0)), (2,))
     want = lens.logits_written(direction, in_nnsight(hf))

@@ -390,7 +390,7 @@ def test_an_edit_of_one_layer_leaves_room_for_reads(hf: Any, traced: Any) -> Non
 
 
 @pytest.mark.parametrize("positions", ["last_prompt", "all"])
-def test_an_edit_of_one_layer_in_a_loop_of_ones_own(hf: Any, traced: Any, positions: Any) -> None:
+def test_an_edit_of_one_layer_in_a_loop_of_your_own(hf: Any, traced: Any, positions: Any) -> None:
     hook = hook_of(0, positions)
     row: list[int] = traced.tokenizer.encode(LONG)
     n, sizes = len(row), list[float]()

@@ -110,7 +110,7 @@ class Packed(nn.Embedding):
         return self.weight[input].float() * self.scale
 
 
-def test_an_embedding_that_has_no_fingerprint_is_told_of() -> None:
+def test_an_embedding_that_has_no_fingerprint_is_reported() -> None:
     hf: Any = copy.deepcopy(family("llama"))
     hf.set_input_embeddings(Packed(hf.get_input_embeddings()))
     model = in_nnsight(hf)
@@ -144,7 +144,7 @@ def test_a_model_that_is_partly_on_the_disk_is_served_in_nnsight(tmp_path: Path)
     assert written != ul.generate(whole, PROMPTS, max_new_tokens=STEPS)
 
 
-def test_an_adapter_that_is_switched_after_extraction_is_told_of() -> None:
+def test_an_adapter_that_is_switched_after_extraction_is_reported() -> None:
     peft = pytest.importorskip("peft", reason="peft is not installed")
     from tests.hosts.test_peft import adapted
 

@@ -66,7 +66,7 @@ def test_a_tokenizer_that_is_put_in_later_is_read_with(folder: Path) -> None:
     assert ul.Variant(model, ["ab"], prepend_bos=False).tokens.ids.tolist() == [[0, 1]]
 
 
-def test_a_host_that_reads_text_otherwise_is_told_once(folder: Path, tmp_path: Path) -> None:
+def test_a_host_that_reads_text_otherwise_is_reported_once(folder: Path, tmp_path: Path) -> None:
     named = tmp_path / "read-otherwise"
     GPT2LMHeadModel.from_pretrained(folder).save_pretrained(named)
     AutoTokenizer.from_pretrained(folder).save_pretrained(named)

@@ -20,7 +20,7 @@ from tests.hosts.test_oracle import ALPHA, STEPS, direction_for
 from unlock_lens.core import read
 from unlock_lens.evidence.distributions import completion_log_probs, next_token_log_probs
 from unlock_lens.hosts import backend_of, trust
-from unlock_lens.hosts.ndif import generation_options
+from unlock_lens.hosts.decoding import generation_options
 
 TEXTS = ["Q 3 1 4 1 5 think A :", "Q 6 A :", "W", "Q 3 1 4 1 5 9 2 6 think A : S 3", "Q 5 A :"]
 
@@ -204,9 +204,7 @@ def test_a_models_own_options_change_nothing(kind: str, name: str, value: Any) -
 def test_every_option_that_there_is_is_named() -> None:
     from transformers import GenerationConfig
 
-    from unlock_lens.hosts.base import Generation
-
-    named = generation_options(Generation(4))
+    named = generation_options(4)
     known = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
     assert known - set(named) == {
         "bos_token_id",
@@ -307,7 +305,7 @@ def test_training_mode_without_dropout_is_nothing(folders: Any) -> None:
     direction_for(model)
 
 
-def test_what_is_measured_goes_on_where_a_completion_would_end() -> None:
+def test_what_is_measured_continues_where_a_completion_would_end() -> None:
     """A row that ends at once shows nothing of the steps that read the cache."""
     hf = copy.deepcopy(family("llama"))
     hf.generation_config.eos_token_id = list(range(3, hf.config.vocab_size))

@@ -92,7 +92,7 @@ def test_the_file_holds_what_llama_cpp_reads(file: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [None, 1, 32])
-def test_a_count_that_llama_cpp_does_not_read_is_no_matter(file: Path, count: int | None) -> None:
+def test_a_count_that_llama_cpp_does_not_read_does_not_matter(file: Path, count: int | None) -> None:
     """Some writers give the layers of the model."""
     assert from_gguf(write(file, ones(1, 2), count=count)).layers == (1, 2)
 

@@ -170,7 +170,7 @@ def test_collinear_prompts_give_a_map_of_the_rank_that_is_there(method: Any, cap
     found = fitted(source, target, method=method, rank=4)
     assert found.maps.spanned == [1]
     assert torch.linalg.matrix_rank(found.map(0)) == 1
-    assert "span no more than rank 1 at target layer 0 (singular values are cut below 1e-06 of the largest)" in caplog.text
+    assert "span only rank 1 at target layer 0 (singular values are cut below 1e-06 of the largest)" in caplog.text
 
 
 def test_a_nearly_singular_gram_is_cut_and_not_inverted(caplog: pytest.LogCaptureFixture) -> None:
@@ -179,21 +179,21 @@ def test_a_nearly_singular_gram_is_cut_and_not_inverted(caplog: pytest.LogCaptur
     source[:, -1] = 1e-8 * torch.randn(50, generator=torch.Generator().manual_seed(0))
     found = fitted(source, target, method="ridge", ridge=0.0)
     assert found.maps.spanned == [8]
-    assert "span no more than rank 8 at target layer 0" not in caplog.text  # 7 are all that the target allows
+    assert "span only rank 8 at target layer 0" not in caplog.text  # 7 are all that the target allows
     assert float(found.map(0).abs().max()) < 100
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"method": "pca"}, "no method 'pca'; take one of unlock, ridge, procrustes, rrr, cca"),
-        ({"ridge": 0.1}, "the method 'unlock' has none; take ridge, rrr or cca"),
+        ({"method": "pca"}, "no method 'pca'; use one of unlock, ridge, procrustes, rrr, cca"),
+        ({"ridge": 0.1}, "the method 'unlock' has none; use ridge, rrr or cca"),
         ({"method": "procrustes", "ridge": "cv"}, "the method 'procrustes' has none"),
-        ({"method": "rrr", "ridge": -1.0}, "ridge -1.0 was given; 0 or more is needed"),
-        ({"method": "rrr", "ridge": float("nan")}, "ridge nan was given; 0 or more is needed"),
-        ({"method": "rrr", "ridge": "best"}, "ridge 'best' was given; take a number"),
-        ({"rank": "full"}, "rank 'full' was given; take a whole number"),
-        ({"rank": 2.5}, "rank 2.5 was given; take a whole number"),
+        ({"method": "rrr", "ridge": -1.0}, "ridge -1.0 was given; it must be at least 0"),
+        ({"method": "rrr", "ridge": float("nan")}, "ridge nan was given; it must be at least 0"),
+        ({"method": "rrr", "ridge": "best"}, "ridge 'best' was given; give a number"),
+        ({"rank": "full"}, "rank 'full' was given; give an integer"),
+        ({"rank": 2.5}, "rank 2.5 was given; give an integer"),
         ({"rank": 0}, "rank 0 was given; at least 1 is needed"),
         ({"sinks": "remove"}, "sinks 'remove' was given; take one of auto, keep, drop, rescale"),
         ({"positions": 0}, "positions 0 were given"),

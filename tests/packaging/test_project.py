@@ -67,7 +67,24 @@ def test_workflows_may_only_read_unless_a_job_says_more(name: str) -> None:
 def test_versions_in_workflows_are_counted_from_all_tags(name: str) -> None:
     steps = [step for job in workflow(name)["jobs"].values() for step in job["steps"]]
     checkouts = [step for step in steps if step.get("uses", "").startswith("actions/checkout@")]
-    assert [step["with"]["fetch-depth"] for step in checkouts] == [0]
+    assert {step["with"]["fetch-depth"] for step in checkouts} == {0}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / ".github/workflows").glob("*.yml")), ids=lambda file: file.stem)
+def test_actions_are_pinned_by_their_commit(file: Path) -> None:
+    """Whoever moves a tag would run code in our name; the version stands beside it as a comment."""
+    used = re.findall(r"uses: (.*)", file.read_text())
+    assert used
+    assert [each for each in used if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", each)] == []
+
+
+def test_what_is_published_is_made_without_an_extra_index() -> None:
+    jobs = workflow("release")["jobs"]
+    assert set(jobs["publish"]["needs"]) == {"build", "test"}
+    for name in ("build", "publish"):
+        assert "INDEX" not in str(jobs[name])
+    uploads = [name for name, job in jobs.items() if "upload-artifact" in str(job)]
+    assert uploads == ["build"]
 
 
 def test_every_target_is_listed_and_phony() -> None:

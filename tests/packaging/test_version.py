@@ -74,7 +74,7 @@ def test_before_any_tag_it_is_a_development_version_of_the_first_release(reposit
 
 
 @pytest.mark.parametrize("tag", ["1.2.3", "v1.2", "data-2026"])
-def test_other_tags_are_no_versions(repository: Path, tag: str) -> None:
+def test_other_tags_are_not_versions(repository: Path, tag: str) -> None:
     git(repository, "tag", tag)
     assert version(repository).release == (0, 1, 0)
 

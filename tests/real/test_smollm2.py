@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct, a real pretrained model that pip can bring, in every host: `make test-real`.
 
-The capability is Chain-of-Thought, the direction the model's own (there is no second model of its kind to bring): it shows
-extraction and steering on real weights and real text, with controls. Prints what the README's table holds.
+The capability is Chain-of-Thought, the direction the model's own: extraction and steering on real weights and real text, with
+controls, printed. Whether the direction does more than a placebo at the same price is what docs/one_model.md answers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from unlock_lens.evidence.statistics import wilson_interval
 
 pytestmark = pytest.mark.real
 
-LOCKED, UNLOCKED = "Answer:", "Answer: Let's think step by step."
+ASKED, PLACEBO = "Show all of your work, one step after the other.", "The weather is very nice here today."
+"""Said after the question, so that all prompts end in the same token."""
 EXTRACTED_ON, ALPHA, NEW_TOKENS = 64, 0.1, 96
 REPORTED_ON = {"bridge": 32, "nnsight": 32, "hooked": 2}
 """HookedTransformer completes prompts of one length at a time, here one by one."""
@@ -47,16 +48,15 @@ def problems(n: int, seed: int) -> tuple[list[str], list[float]]:
     return [entry["question"].partition(" Give the result")[0] for entry in drawn], [float(entry["answer"]) for entry in drawn]
 
 
-def prompts(tokenizer: Any, questions: list[str], answer: str) -> list[str]:
-    chats = [[{"role": "user", "content": question}] for question in questions]
-    return [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) + answer for chat in chats]
+def prompts(tokenizer: Any, questions: list[str], said: str = "") -> list[str]:
+    chats = [[{"role": "user", "content": f"{question} {said}".strip()}] for question in questions]
+    return [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) + "Answer:" for chat in chats]
 
 
-def direction_of(model: Any) -> tuple[ul.CapabilityDirection, ul.Variant]:
+def direction_of(model: Any, said: str = ASKED) -> tuple[ul.CapabilityDirection, ul.Variant]:
     questions, _ = problems(EXTRACTED_ON, seed=0)
     locked, unlocked = (
-        ul.Variant(model, prompts(model.tokenizer, questions, answer), add_special_tokens=False)
-        for answer in (LOCKED, UNLOCKED)
+        ul.Variant(model, prompts(model.tokenizer, questions, asked), add_special_tokens=False) for asked in ("", said)
     )
     return ul.CapabilityDirection.extract(locked, unlocked, batch_size=16), locked
 
@@ -74,7 +74,7 @@ def test_states_are_those_of_the_bare_model(folder: str, model: Any) -> None:
     from transformers import AutoModelForCausalLM
 
     bare: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    asked = prompts(model.tokenizer, problems(3, seed=0)[0], LOCKED)
+    asked = prompts(model.tokenizer, problems(3, seed=0)[0])
     found = read.at_position(ul.Variant(model, asked, add_special_tokens=False))
     for i, prompt in enumerate(asked):
         ids = torch.tensor([model.tokenizer.encode(prompt, add_special_tokens=False)])
@@ -85,38 +85,40 @@ def test_states_are_those_of_the_bare_model(folder: str, model: Any) -> None:
 
 
 def test_chain_of_thought(host: str, model: Any) -> None:
-    """Steered, the model writes longer, as it does when it is asked to think; random directions of that norm do not do it."""
+    """Asked to, the model reasons in steps. Every direction changes what it writes; the table shows how."""
     direction, locked = direction_of(model)
     questions, answers = problems(REPORTED_ON[host], seed=1)
-    plain, asked_to_think = (prompts(model.tokenizer, questions, answer) for answer in (LOCKED, UNLOCKED))
-    completions = {
-        "unsteered": complete(model, plain),
-        "its own direction": complete(model, plain, ul.SteeringHook(direction, ALPHA)),
-        "random direction": complete(model, plain, ul.SteeringHook(controls.random_like(direction), ALPHA)),
-        "anti-mean": complete(model, plain, ul.SteeringHook(controls.anti_mean(locked, direction), ALPHA)),
-        "asked to think": complete(model, asked_to_think),
+    plain, asked = (prompts(model.tokenizer, questions, said) for said in ("", ASKED))
+    directions = {
+        "its own direction": direction,
+        "minus its own": -direction,
+        "placebo": direction_of(model, PLACEBO)[0],
+        "random direction": controls.random_like(direction),
+        "anti-mean": controls.anti_mean(locked, direction),
     }
-    lengths = show(host, model, questions, completions, answers)
-    assert lengths["its own direction"] > lengths["unsteered"]
-    assert lengths["its own direction"] > lengths["random direction"]
+    completions = {"unsteered": complete(model, plain), "asked to": complete(model, asked)}
+    completions |= {name: complete(model, plain, ul.SteeringHook(of, ALPHA)) for name, of in directions.items()}
+    steps = show(host, model, questions, completions, answers)
+    assert steps["asked to"] > steps["unsteered"]
+    assert all(completions[name] != completions["unsteered"] for name in directions)
 
 
 def show(
     host: str, model: Any, questions: list[str], completions: dict[str, list[str]], answers: list[float]
-) -> dict[str, float]:
-    """Print the table and three completions before and after; returns mean lengths in tokens."""
+) -> dict[str, int]:
+    """Print the table and three completions before and after; returns how many mention a step."""
     title = f"SmolLM2-135M-Instruct, {host}, alpha {ALPHA}, {len(questions)} problems, {NEW_TOKENS} tokens at most"
     table = Table("edit", "mean tokens", '"step"', "right", "95% interval", title=title, box=SIMPLE_HEAD)
-    lengths: dict[str, float] = {}
+    steps: dict[str, int] = {}
     for name, texts in completions.items():
-        lengths[name] = sum(len(model.tokenizer.encode(text, add_special_tokens=False)) for text in texts) / len(texts)
+        length = sum(len(model.tokenizer.encode(text, add_special_tokens=False)) for text in texts) / len(texts)
         right = sum(last_number(text) == answer for text, answer in zip(texts, answers, strict=True))
         low, high = wilson_interval(right, len(texts))
-        steps = sum("step" in text.lower() for text in texts)
-        table.add_row(name, f"{lengths[name]:.0f}", str(steps), str(right), f"{low:.0%} - {high:.0%}")
+        steps[name] = sum("step" in text.lower() for text in texts)
+        table.add_row(name, f"{length:.0f}", str(steps[name]), str(right), f"{low:.0%} - {high:.0%}")
     console.print(table)
     for i in range(3):
         console.print(f"[bold]{questions[i]}[/bold]")
         for name in ("unsteered", "its own direction"):
             console.print(f"[bold]{name}:[/bold]", completions[name][i].strip()[:300].replace("\n", " "), highlight=False)
-    return lengths
+    return steps

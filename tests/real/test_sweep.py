@@ -18,7 +18,8 @@ from unlock_lens.evidence.sweep import SweepConfig
 
 pytestmark = pytest.mark.real
 
-CHAT = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+CHAT = "<|im_start|>user\n{question}%s<|im_end|>\n<|im_start|>assistant\nAnswer:"
+"""All prompts end in the same token."""
 
 
 def config_for(folder: str) -> SweepConfig:
@@ -32,8 +33,8 @@ def config_for(folder: str) -> SweepConfig:
             "sizes": {"extract": 32, "train": 8, "test": 16},
             "capability": {
                 "name": "chain-of-thought",
-                "locked": f"{CHAT}Answer:",
-                "unlocked": f"{CHAT}Answer: Let's think step by step.",
+                "locked": CHAT % "",
+                "unlocked": CHAT % " Show all of your work, one step after the other.",
             },
             "grid": {"aligner": ["prompts"], "n": [32], "rank": [256], "alpha": [0.1]},
             "controls": ["own", "random", "anti_mean", "unaligned"],

@@ -80,7 +80,7 @@ def test_a_host_that_is_not_there_is_unreachable(remote_model: Open) -> None:
 
 
 @pytest.mark.parametrize("said_by", ["Remote", "nnsight"])
-def test_a_slash_after_the_host_is_no_fault(
+def test_a_slash_after_the_host_is_not_a_fault(
     remote_model: Open, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch, said_by: str
 ) -> None:
     """The server itself answers 403 to a path with two slashes."""
@@ -186,7 +186,7 @@ def test_a_model_killed_while_a_request_runs_fails_it_and_the_same_call_sends_it
     assert generate_slowly(model, tmp_path, ul.Remote()) == written
 
 
-def test_a_request_that_runs_too_long_for_the_server_is_told_to_be_made_smaller(remote_model: Open, tmp_path: Path) -> None:
+def test_a_request_that_runs_too_long_for_the_server_should_be_made_smaller(remote_model: Open, tmp_path: Path) -> None:
     with pytest.raises(ul.RemoteFailure, match="batches") as told:
         generate_slowly(remote_model("slow"), tmp_path, ul.Remote(), tokens=20_000)
     assert told.value.job_id is not None
@@ -207,7 +207,7 @@ def test_a_model_that_the_server_does_not_have_is_refused(rig: Rig, remote_model
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_that_the_hub_does_not_have_is_told_so(rig: Rig, remote_model: Open, tmp_path: Path) -> None:
+def test_a_model_that_the_hub_does_not_have_is_reported(rig: Rig, remote_model: Open, tmp_path: Path) -> None:
     rig.add_model("forgotten", "small-base")
     model = remote_model("forgotten")
     rig.remove_model("forgotten")

@@ -67,7 +67,7 @@ def test_a_tokenizer_that_cannot_tell_offsets_is_named(large: Any, gpt2: Any, mo
         paired_tokens(llama, letters, "all")
 
 
-def test_tokenizers_that_share_no_offset_are_told(large: Any, gpt2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokenizers_that_share_no_offset_are_reported(large: Any, gpt2: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     llama, letters = ul.Variant(large, TASK.think[:2]), ul.Variant(gpt2, TASK.think[:2])
     monkeypatch.setitem(vars(llama), "spans", [[(0, 1000)]] * 2)
     with pytest.raises(ul.InvalidInput, match="large-base.*small-gpt2"):

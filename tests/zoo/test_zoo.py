@@ -45,7 +45,7 @@ def test_shared_answers_begin_alike() -> None:
 @pytest.mark.parametrize("behaviour", ["direct", "think", "reverse", "double"])
 @pytest.mark.parametrize("end", [" .", ""])
 @pytest.mark.parametrize("shared", [False, True])
-def test_behaviours_are_told_from_completions(behaviour: str, end: str, shared: bool) -> None:
+def test_behaviours_are_recognised_in_completions(behaviour: str, end: str, shared: bool) -> None:
     completions = [answer(digits, behaviour, shared=shared).removesuffix(" .") + end for digits in TASK.questions]
     assert set(TASK.behaviours(completions)) == {behaviour}
     assert all(TASK.correct(completions)) == (behaviour in ("direct", "think"))

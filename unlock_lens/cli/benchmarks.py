@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,10 @@ import typer
 from rich.table import Table
 from typer import Context, Option
 
+import unlock_lens as ul
 import unlock_lens.cli.options as opt
+from unlock_lens.core.writing import write_whole
+from unlock_lens.hosts import check_device, shape_of
 
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": list[str]()}
 
@@ -27,8 +31,8 @@ def evaluate(context: Context) -> None:
 
 
 def price(
-    model: Annotated[str, Option(help="Folder or hub id of the model to steer.")],
-    key: Annotated[str, Option(help="A saved hook: file, folder or hub id.")],
+    model: Annotated[str, opt.MODEL],
+    key: Annotated[str, Option(help="A saved key: file, folder or hub id.", callback=opt.artifact_name)],
     tasks: Annotated[str, Option(help="Tasks of lm-evaluation-harness, such as mmlu,ifeval.")],
     limit: Annotated[int | None, Option(help="Problems of each task; all by default.", min=1)] = None,
     fewshot: Annotated[
@@ -37,6 +41,8 @@ def price(
     chat: Annotated[bool, Option("--chat", help="Put each prompt into the tokenizer's chat template.")] = False,
     batch_size: opt.BatchSize = opt.GENERATE.batch_size,
     backend: opt.Backend = opt.OPEN.backend,
+    dtype: opt.LoadedIn = opt.OPEN.dtype,
+    device: opt.Device = opt.OPEN.device,
     include_path: Annotated[Path | None, Option(help="Folder with task configs of your own.", exists=True)] = None,
     max_new_tokens: Annotated[
         int | None, Option(help="New tokens per completion; by default the task's own number.", min=1)
@@ -44,6 +50,7 @@ def price(
     out: Annotated[
         Path | None, Option(help="JSON file to write; as RESULTS/benchmarks.json it is in the report.", callback=opt.writable)
     ] = None,
+    as_json: opt.Json = False,
 ) -> None:
     """Compare a model's benchmarks without and with steering, problem by problem.
 
@@ -52,10 +59,19 @@ def price(
     from unlock_lens.evidence.benchmarks import prices
 
     asked = [task.strip() for task in tasks.split(",") if task.strip()]
+    hook = opt.read(ul.SteeringHook, key)
+    check_device(device)
+    replace(hook, check_model=False).edits(shape_of(model))
     gen_kwargs = {"max_gen_toks": max_new_tokens} if max_new_tokens else None
-    found = prices(model, key, asked, batch_size, limit, fewshot, chat, backend, include_path, gen_kwargs)
+    how = (batch_size, limit, fewshot, chat, backend, include_path, gen_kwargs, dtype, device)
+    found = prices(model, hook, asked, *how)
+    facts = [each.to_json() for each in found]
     if out:
-        out.write_text(json.dumps([each.to_json() for each in found], indent=2) + "\n", encoding="utf-8")
+        write_whole(out, (json.dumps(facts, indent=2) + "\n").encode())
+    if as_json:
+        opt.told(True, {"tasks": facts})
+        return
+    if out:
         typer.echo(f"wrote {out}")
     table = Table("task", "metric", "n", "unsteered", "steered", "difference (95%)", "gained / lost")
     for each in found:

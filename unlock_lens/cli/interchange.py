@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import typer
 from typer import Argument, Option
 
 import unlock_lens as ul
@@ -13,15 +12,15 @@ import unlock_lens.cli.options as opt
 from unlock_lens import interchange as files
 from unlock_lens.core.inputs import parse_layers
 from unlock_lens.errors import InvalidInput
-from unlock_lens.hosts import open_model
+from unlock_lens.hosts import check_device, open_model
 from unlock_lens.method.apply import Operation, Positions
 
 Format = Literal["gguf", "lm-eval", "steering-vectors"]
 
 
 def export(
-    direction: Annotated[str, Argument(help="A saved direction: file, folder or hub id.")],
-    to_file: Annotated[Path, Argument(metavar="FILE", help="File to write.")],
+    direction: Annotated[str, Argument(help="A saved direction: file, folder or hub id.", callback=opt.artifact_name)],
+    to_file: Annotated[Path, Argument(metavar="FILE", help="File to write.", callback=opt.writable)],
     to: Annotated[Format | None, Option(help="Whose format; by default gguf for a file that ends with .gguf.")] = None,
     alpha: Annotated[float | None, Option(help="Strength; without it the vectors are written unchanged.")] = None,
     operation: Annotated[Operation, Option(help="With --alpha; add is exact.")] = "add",
@@ -30,6 +29,7 @@ def export(
     architecture: Annotated[str | None, Option(help="gguf: model_type of the model's config.json, if it is unknown.")] = None,
     blocks: Annotated[str | None, Option(help="lm-eval: module list of the blocks, such as h, if it is unknown.")] = None,
     lossy: Annotated[bool, Option("--lossy", help="Write what can be written of the edit, and drop the rest.")] = False,
+    as_json: opt.Json = False,
 ) -> None:
     """Write a direction for another tool: llama.cpp and repeng (gguf), lm-evaluation-harness, steering-vectors.
 
@@ -47,14 +47,21 @@ def export(
     what = held if alpha is None else ul.SteeringHook(held, alpha, operation, positions)
     own = {"gguf": {"architecture": architecture}, "lm-eval": {"blocks": blocks}}.get(chosen, {})
     _function("to", chosen)(what, to_file, lossy=lossy, **own)
-    typer.echo(f"wrote {to_file} ({chosen}): {'the direction' if alpha is None else f'alpha {alpha:g} times the direction'}")
+    facts = {"format": chosen, "alpha": alpha, **opt.facts_of(held, to_file)}
+    strength = "the direction" if alpha is None else f"alpha {alpha:g} times the direction"
+    opt.told(as_json, facts, f"wrote {to_file} ({chosen}): {strength}")
 
 
 def import_(
-    from_file: Annotated[Path, Argument(metavar="FILE", help="File of another tool.")],
+    from_file: Annotated[Path, Argument(metavar="FILE", help="File of another tool.", callback=opt.readable)],
     direction: Annotated[Path, Argument(help="File to write the direction to.", callback=opt.writable)],
     origin: Annotated[Format | None, Option("--from", help="Whose format; by default as for export.")] = None,
-    model: Annotated[str | None, Option(help="Folder or hub id of the model to check it against.")] = None,
+    model: Annotated[
+        str | None, Option(help="Folder or hub id of the model to check it against.", callback=opt.model_name)
+    ] = None,
+    dtype: opt.LoadedIn = opt.OPEN.dtype,
+    device: opt.Device = opt.OPEN.device,
+    as_json: opt.Json = False,
 ) -> None:
     """Make a direction of a llama.cpp control vector, a steering file of lm-evaluation-harness, or a steering-vectors one.
 
@@ -64,10 +71,12 @@ def import_(
     reader(from_file)  # before a model is loaded
     if direction.exists() and direction.samefile(from_file):
         raise InvalidInput(f"{direction} is the file to read, which would be lost; give another one to write to")
-    found = reader(from_file, open_model(model) if model else None)
+    check_device(device)
+    found = reader(from_file, open_model(model, dtype=dtype, device=device) if model else None)
     found.save(direction)
     of = found.model or "an unknown model"
-    typer.echo(f"wrote {direction}: {len(found.layers)} layers, d_model {found.d_model}, of {of}")
+    told = f"wrote {direction}: {len(found.layers)} layers, d_model {found.d_model}, of {of}"
+    opt.told(as_json, opt.facts_of(found, direction), told)
 
 
 def _format(given: Format | None, file: Path, option: str) -> Format:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,6 +70,6 @@ def plan(
         **opt.aligner_settings(settings),
     )
     if as_json:
-        typer.echo(json.dumps(found.to_json(), indent=2))
+        opt.told(True, found.to_json())
     else:
         typer.echo(found)

@@ -37,7 +37,7 @@ _ALWAYS_TOLD = ("rank", "centered", "positions")
 
 @dataclass(frozen=True, eq=False)
 class _Fit:
-    """What a fit found, and of what."""
+    """The result of a fit, and what it was fitted on."""
 
     maps: FactoredMaps
     n_tokens: int | None = None
@@ -47,41 +47,42 @@ class _Fit:
     cross_validation: CrossValidation | None = None
     texts: Mapping[str, Any] | None = None
     seen: tuple[str, ...] = ()
-    """The calibration texts themselves; not saved."""
+    """The calibration texts themselves, which are not saved."""
 
 
 class SubspaceAligner(Shareable, kind=_KIND):
-    """The linear map between two models, fitted on what both make of the same texts.
+    """The linear map between two models, fitted on what both compute for the same texts.
 
     Args:
-        rank: k, the dimension of the subspaces; capped, with a warning, at what the calibration tokens span. None is as much as
-            they span, at most 256 (ridge, procrustes: no limit). "cv" chooses it by cross-validation on the calibration texts;
-            "auto" does so on the texts' last tokens, where directions are taken: the smallest rank within 0.01 of the best.
-        centered: take the mean over tokens out before the decomposition.
-        positions: calibration tokens: "all" of each text, the "last" (the paper's), or a stride: 4 is every fourth, back from
-            the last. Two tokenizers' tokens are paired where they end at the same character.
+        rank: k, the dimension of the subspaces; capped, with a warning, at what the calibration tokens span. None means all
+            that they span, up to 256 (no limit for ridge and procrustes). "cv" chooses it by cross-validation on the
+            calibration texts; "auto" on the last tokens of the texts, where directions are read: the smallest rank within 0.01
+            of the best.
+        centered: subtract the mean over tokens before the decomposition.
+        positions: calibration tokens: "all" of each text, the "last" (the paper's), or a stride: 4 is every fourth, counted
+            back from the last. Tokens of two tokenizers are paired where they end at the same character.
         skip_first: leave out the first token of each text (unless positions="last").
         layer_map: target layer -> source layer; None is the paper's, in proportion to depth. Target layers that are
-            left out get no map, and are not read.
+            omitted get no map and are not read.
         method: "unlock" (the paper's), "ridge", "procrustes", "rrr" or "cca"; each is explained in docs/aligners.md.
-        ridge: strength of the penalty, in mean squared singular values of the source's states (in ridge, rrr and cca); "cv"
-            chooses it by cross-validation; None is the method's own.
-        sinks: attention sinks, tokens with more than 10 times the median norm of their layer: "auto" leaves out those that
-            stand first in a text (of models that run here), "drop" all; "keep" them, or "rescale" them to that median.
-        without_mean: project the part along the target's mean calibration state out of what is transported.
+        ridge: strength of the penalty in ridge, rrr and cca, in mean squared singular values of the source's states; "cv"
+            chooses it by cross-validation; None is the method's default.
+        sinks: attention sinks, tokens with more than 10 times the median norm of their layer: "auto" drops those that
+            come first in a text (for models that run here), "drop" drops all; or "keep" them, or "rescale" them to that median.
+        without_mean: remove the component along the target's mean calibration state from transported directions.
 
-    The defaults are the calibration that transfers best, on all tokens of ordinary text (docs/aligners.md has the table);
-    `SubspaceAligner.paper()` is the paper's. What was given stays as it was given; what a fit finds are properties.
+    The defaults are the calibration that transfers best, on all tokens of ordinary text and prompts (docs/aligners.md);
+    `SubspaceAligner.paper()` is the paper's. Settings keep the values that were given; properties have what a fit found.
 
     Attributes:
-        source_model, target_model: the models that it was fitted on; None where it was fitted on activations of unknown origin.
-        n_tokens: number of calibration tokens that it was fitted on, without sinks that were left out.
+        source_model, target_model: the models that it was fitted on; None if the origin of the activations is unknown.
+        n_tokens: number of calibration tokens that it was fitted on, not counting dropped sinks.
         prompts_hash: hash of the calibration texts.
-        cross_validation: held-out R2 of every rank and ridge that was tried; None where nothing was chosen.
-        texts: what the calibration texts were, as `Variant.description` of each side.
+        cross_validation: held-out R2 of every rank and ridge that was tried; None if nothing was chosen.
+        texts: a description of the calibration texts, the `Variant.description` of each side.
 
     Raises:
-        InvalidInput: rank below 1, a ridge that is negative or unknown to the method, unknown positions, method or sinks.
+        InvalidInput: rank is below 1, ridge is negative or not used by the method, or positions, method or sinks are unknown.
 
     Source: docs/method.md, section 2; docs/aligners.md.
 
@@ -129,7 +130,7 @@ class SubspaceAligner(Shareable, kind=_KIND):
     def paper(cls, rank: int = 16, layer_map: Mapping[int, int] | None = None) -> SubspaceAligner:
         """The paper's calibration: the last token of each text, uncentered; the paper's texts are the locked prompts.
 
-        Source: arXiv:2604.06377; docs/differences.md says what else the paper's own code does.
+        Source: arXiv:2604.06377; docs/differences.md lists other differences from the paper's code.
 
         Example:
             >>> from unlock_lens import SubspaceAligner
@@ -148,23 +149,24 @@ class SubspaceAligner(Shareable, kind=_KIND):
         resume: str | Path | None = None,
         wait: bool = True,
     ) -> SubspaceAligner:
-        """Fit the map on both variants' states at the calibration tokens; returns the aligner itself.
+        """Fit the map on both variants' states at the calibration tokens, and return the aligner itself.
 
-        States are held in float32, or sums over them in float64, whichever takes fewer bytes.
+        Either the states are kept in float32, or sums over them in float64, whichever takes fewer bytes.
 
         Args:
             source: a `Variant` of the model that directions come from, with the calibration texts; or that model, with `texts`.
-            target: a `Variant` of the model that they go to, with as many texts, in the same order; or that model.
+            target: a `Variant` of the model that they go to, with the same texts in the same order; or that model.
             texts: the calibration texts, if source and target are models.
             batch_size: texts in one forward pass.
             progress: whether to show a progress bar (after a second of work).
-            resume: for models on a server: a folder that keeps finished requests, so that the same call goes on after a fault.
-            wait: for models on a server: otherwise all requests are sent, and the same call collects them later.
+            resume: for models on a server: a folder that stores finished requests, so that the same call can resume after a
+                fault.
+            wait: for models on a server: if False, requests are sent without waiting, and the same call collects them later.
 
         Raises:
-            InvalidInput: different numbers of texts, texts whose tokens cannot be paired, layers out of range, states that are
-                not finite or do not vary, resume without a server, sinks that are to be dealt with on a server.
-            RemoteError: a server that does not answer, refuses, or fails; JobsRunning with wait=False.
+            InvalidInput: the numbers of texts differ, tokens cannot be paired, layers are out of range, states are not finite
+                or do not vary, resume= is given without a server, or sinks would have to be handled on a server.
+            RemoteError: the server does not answer, refuses, or fails; JobsRunning with wait=False.
         """
         if texts is not None:
             given = tuple(texts)
@@ -172,7 +174,7 @@ class SubspaceAligner(Shareable, kind=_KIND):
         for side, variant in (("source", source), ("target", target)):
             if not isinstance(variant, Variant):
                 raise InvalidInput(
-                    f"{side} is a {type(variant).__name__}; give Variant(model, texts), or two models and texts="
+                    f"{side} is a {type(variant).__name__}; give Variant(model, texts), or give two models and texts="
                 )
         reader = self.reader(source, target, How(batch_size, resume, wait, progress))
         models = source.backend.identity, target.backend.identity
@@ -184,10 +186,10 @@ class SubspaceAligner(Shareable, kind=_KIND):
         return self
 
     def reader(self, source: Variant, target: Variant, how: How) -> Reader:
-        """What reads the calibration tokens of both models, as this aligner's settings ask for.
+        """The reader of both models' calibration tokens, with this aligner's settings.
 
         Raises:
-            InvalidInput: different numbers of texts, texts whose tokens cannot be paired, layers out of range.
+            InvalidInput: the numbers of texts differ, tokens cannot be paired, or layers are out of range.
         """
         layers = source.backend.identity.n_layers, target.backend.identity.n_layers
         tokens = paired_tokens(source, target, self.positions, self.skip_first)
@@ -213,14 +215,14 @@ class SubspaceAligner(Shareable, kind=_KIND):
         target_model: ModelIdentity | None = None,
         prompts_hash: str | None = None,
     ) -> SubspaceAligner:
-        """Fit the map on activations that are already at hand, all layers of both models; returns the aligner itself.
+        """Fit the map on activations that you already have, for all layers of both models, and return the aligner itself.
 
-        Row i of both is one token; which of them stand first in a text is not known, so sinks="auto" keeps all. Activations in
-        float64 are decomposed exactly, others to float32's precision. An aligner that is told no models checks widths alone;
-        cross-validation takes runs of neighbouring rows for texts.
+        Row i of both must be the same token. Which rows come first in a text is unknown, so sinks="auto" keeps all. Activations
+        in float64 are decomposed exactly, others to the precision of float32. Without models, only widths are checked.
+        Cross-validation treats runs of neighbouring rows as texts.
 
         Raises:
-            InvalidInput: different numbers of tokens, layers out of range, states that are not finite or all zero.
+            InvalidInput: the numbers of tokens differ, layers are out of range, or states are not finite or all zero.
         """
         for side, acts in (("source", source_acts), ("target", target_acts)):
             if not isinstance(acts, Tensor) or acts.ndim != 3:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -228,7 +230,7 @@ class SubspaceAligner(Shareable, kind=_KIND):
                 raise InvalidInput(f"{side} activations of {given} were given; a torch tensor [layer, n, d_model] is needed")
         n = source_acts.shape[1]
         if target_acts.shape[1] != n:
-            raise InvalidInput(f"{n} source and {target_acts.shape[1]} target tokens were given; they must be the same tokens")
+            raise InvalidInput(f"{n} source and {target_acts.shape[1]} target tokens were given; row i must be the same token")
         layer_map = layer_map_of(self._wanted_layers, source_acts.shape[0], target_acts.shape[0])
         source = {a: source_acts[a] for a in sorted(set(layer_map.values()))}
         target = {b: target_acts[b] for b in layer_map}
@@ -261,15 +263,15 @@ class SubspaceAligner(Shareable, kind=_KIND):
             self._tell_cap(self.rank)
         if chosen and not bool((chosen.r2.mean(dim=0) > 0).any()):
             logger.warning(
-                "no rank or ridge predicts held-out target states better than their mean does: the map carries nothing; "
-                "are the texts the same, in the same order?"
+                "no rank or ridge predicts held-out target states better than their mean does, so the map carries nothing; "
+                "check that both models read the same texts in the same order"
             )
         return self
 
     def _of_layer(
         self, calibration: Calibration, target_layer: int, rank: int | None, ridge: float
     ) -> tuple[Factors, Tensor, Tensor]:
-        """The factors of one layer's map, and both mean states."""
+        """The factors of one layer's map, with both mean states."""
         method = METHODS[self.method]
         pair = calibration.pair(target_layer, method.axes(rank))
         return method.fit(pair, rank or max(pair.coupling.shape), ridge), pair.source.mean, pair.target.mean
@@ -281,16 +283,16 @@ class SubspaceAligner(Shareable, kind=_KIND):
     def transport(self, direction: Gate) -> Gate: ...
 
     def transport(self, direction: CapabilityDirection | Gate) -> CapabilityDirection | Gate:
-        """The direction in the target's residual stream, v_t[b] = v_s[a(b)] W[b], wherever it has the source layer a(b).
+        """The direction in the target's residual stream, v_t[b] = v_s[a(b)] W[b], at each b whose source layer a(b) it has.
 
-        A gate goes by the pseudo-inverse, w_t = W[b]^+ w_s, to the first target layer b with a(b) the gate's layer
-        (`Gate.transported`); its order of readings survives better than its threshold, and `pull_back` keeps both.
+        A gate is transported by the pseudo-inverse, w_t = W[b]^+ w_s, to the first target layer b whose a(b) is the gate's
+        layer (`Gate.transported`). The order of its readings survives better than its threshold; `pull_back` preserves both.
 
-        Warns where no calibration text holds a prompt like the unlocked ones: a map knows only states like those it has seen.
+        Warns if no calibration text contains a prompt like the unlocked ones, because a map only knows states that it has seen.
 
         Raises:
-            InvalidInput: not fitted yet, or no layer in common; a gate through a map without the mean.
-            IncompatibleModel: a direction of another width, model or basis than the aligner's source.
+            InvalidInput: not fitted yet, no layer in common, or a gate with without_mean=True.
+            IncompatibleModel: the direction's width, model or basis differs from the aligner's source.
         """
         maps = self.maps
         if isinstance(direction, Gate):
@@ -299,8 +301,8 @@ class SubspaceAligner(Shareable, kind=_KIND):
         rows = [(b, direction.layers.index(a)) for b, a in maps.layer_map.items() if a in direction.layers]
         if not rows:
             raise InvalidInput(
-                f"the direction has layers {list(direction.layers)}, the map reads layers "
-                f"{sorted(set(maps.layer_map.values()))}: none in common"
+                f"the direction has layers {list(direction.layers)}, but the map reads layers "
+                f"{sorted(set(maps.layer_map.values()))}; they have none in common"
             )
         self._check_seen(direction)
         vectors = torch.stack([maps.carry(b, direction.vectors[j]) for b, j in rows])
@@ -309,8 +311,8 @@ class SubspaceAligner(Shareable, kind=_KIND):
             vectors, gone = projected_out(vectors, means.to(vectors))
             if gone:
                 raise InvalidInput(
-                    f"at target layer {rows[gone[0]][0]} the transported vector is a multiple of the mean state; "
-                    "with without_mean=True nothing is left of it"
+                    f"at target layer {rows[gone[0]][0]} the transported vector is a multiple of the mean state, "
+                    "so nothing is left of it with without_mean=True"
                 )
         told = f"transported by {self!r}, fitted on {self.n_tokens} tokens of texts {self.prompts_hash or 'unknown'}"
         provenance = replace(direction.provenance.then(told), source_model=direction.model, rank=maps.rank)
@@ -320,12 +322,12 @@ class SubspaceAligner(Shareable, kind=_KIND):
     def pull_back(self, gate: Gate) -> Gate:
         """A gate of the target as a gate of the source: w_s = W[b] w_t reads in h what w_t reads in the image of h.
 
-        That holds for every state, so it loses less than `transport`: to bring a gate from A to B, fit a map from B to A on the
-        same texts, and pull the gate back through it. `method="ridge"` is best (docs/gates.md).
+        This holds for every state, so it loses less than `transport`. To carry a gate from A to B, fit a map from B to A on the
+        same texts, and pull the gate back through it. `method="ridge"` works best (docs/gates.md).
 
         Raises:
-            InvalidInput: not fitted yet, no map for the gate's layer, or a map without the mean.
-            IncompatibleModel: a gate of another width, model or basis than the aligner's target.
+            InvalidInput: not fitted yet, no map for the gate's layer, or without_mean=True.
+            IncompatibleModel: the gate's width, model or basis differs from the aligner's target.
 
         Source: docs/gates.md.
         """
@@ -335,12 +337,12 @@ class SubspaceAligner(Shareable, kind=_KIND):
         maps = self.maps
         if self.without_mean:
             raise InvalidInput(
-                "this aligner takes the mean state out of directions, which a gate's threshold needs; fit without"
+                "this aligner removes the mean state from directions, but a gate's threshold needs it; fit without"
             )
         read = sorted(set(maps.layer_map.values() if forth else maps.layer_map))
         if gate.layer not in read:
             raise InvalidInput(
-                f"the gate reads layer {gate.layer}, and the map has layers {read} of that model; fit the gate at one of them, "
+                f"the gate reads layer {gate.layer}, but the map has layers {read} of that model; fit the gate at one, "
                 f"Gate.fit(layers={read})"
             )
         told = f"{'transported' if forth else 'pulled back'} by {self!r}"
@@ -385,12 +387,12 @@ class SubspaceAligner(Shareable, kind=_KIND):
 
     @property
     def rank_(self) -> int:
-        """The rank of the fitted map: as given, as cross-validation chose it, or as much as the calibration tokens span."""
+        """The rank of the fitted map: the given one, the one that cross-validation chose, or all that the tokens span."""
         return self.maps.rank
 
     @property
     def ridge_(self) -> float:
-        """The strength that the map was fitted with: as given, or as cross-validation chose it; 0 for a method without."""
+        """The penalty of the fitted map: the given one, or the one that cross-validation chose; 0 if the method has none."""
         _ = self.maps  # refused where nothing is fitted yet
         return self.cross_validation.best[1] if self.cross_validation else float(self._ridge_asked or 0.0)
 
@@ -400,10 +402,10 @@ class SubspaceAligner(Shareable, kind=_KIND):
         return dict(self.maps.layer_map)
 
     def map(self, target_layer: int) -> Float[Tensor, "d_source d_target"]:
-        """W[b], dense, for inspection; a row vector v_s of the source becomes v_s W[b], before `without_mean` if that is asked.
+        """The dense matrix W[b], for inspection; a row vector v_s becomes v_s W[b], before `without_mean` is applied.
 
         Raises:
-            InvalidInput: no map for that layer, or not fitted yet.
+            InvalidInput: there is no map for that layer, or the aligner is not fitted yet.
         """
         maps = self.maps
         if target_layer not in maps.layer_map:
@@ -411,13 +413,13 @@ class SubspaceAligner(Shareable, kind=_KIND):
         return maps.dense(target_layer)
 
     def at_rank(self, rank: int) -> SubspaceAligner:
-        """The aligner that a fit at a smaller rank would give: the factors are nested, nothing is fitted again.
+        """The aligner that a fit at a smaller rank would give; the factors are nested, so nothing is fitted again.
 
         Raises:
-            InvalidInput: rank below 1 or above the fitted one.
+            InvalidInput: rank is below 1 or above the fitted one.
         """
         if not 1 <= rank <= self.maps.rank:
-            raise InvalidInput(f"rank {rank} was asked for; this aligner holds ranks 1 to {self.maps.rank}")
+            raise InvalidInput(f"rank {rank} was requested; this aligner has ranks 1 to {self.maps.rank}")
         settings: dict[str, Any] = {**self._settings, "rank": rank}
         smaller = SubspaceAligner(**settings)
         assert self._fit is not None
@@ -425,10 +427,10 @@ class SubspaceAligner(Shareable, kind=_KIND):
         return smaller
 
     def save(self, path: str | Path) -> None:
-        """Write the factors and all that describes them to a safetensors file; an interrupted save loses nothing.
+        """Write the factors and their metadata to a safetensors file; an interrupted save leaves the old file unchanged.
 
         Raises:
-            ArtifactError: the path is a folder, or lies in none.
+            ArtifactError: the path is a folder, or its folder does not exist.
             InvalidInput: not fitted yet.
         """
         maps = self.maps
@@ -450,7 +452,7 @@ class SubspaceAligner(Shareable, kind=_KIND):
         """Read what `save` wrote.
 
         Raises:
-            ArtifactError: no such file, not an aligner, another format version, or damaged.
+            ArtifactError: the file is missing, not an aligner, of another format version, or damaged.
         """
         tensors, told = files.load(path, _KIND)
         with files.reading(path):
@@ -483,12 +485,12 @@ class SubspaceAligner(Shareable, kind=_KIND):
 
     @property
     def _settings(self) -> dict[str, Any]:
-        """What the constructor was given."""
+        """The arguments of the constructor."""
         return {name: self._wanted_layers if name == "layer_map" else getattr(self, name) for name in SETTINGS}
 
     @property
     def _rank_at_most(self) -> int | None:
-        """The rank that is asked for, or the method's own limit; None where cross-validation chooses, or there is no limit."""
+        """The requested rank, or the method's limit; None if cross-validation chooses, or if there is no limit."""
         if self.rank is None:
             return METHODS[self.method].default_rank
         return self.rank if isinstance(self.rank, int) else None
@@ -510,15 +512,14 @@ class SubspaceAligner(Shareable, kind=_KIND):
         least = min(spanned, key=lambda b: spanned[b])
         if spanned[least] < rank:
             logger.warning(
-                "rank %d was asked for, but the %d calibration tokens span no more than rank %d at target layer %d (%s); "
-                "that is used there",
+                "rank %d requested, but %d calibration tokens span only rank %d at target layer %d (%s); using that rank there",
                 rank,
                 self.n_tokens,
                 spanned[least],
                 least,
                 f"singular values are cut below {RELATIVE_TOLERANCE:g} of the largest"
                 if self.maps.core.dtype == torch.float32
-                else "singular values are cut where float64 ends",
+                else "singular values below the precision of float64 are cut",
             )
 
     def _check_seen(self, direction: CapabilityDirection) -> None:
@@ -530,27 +531,27 @@ class SubspaceAligner(Shareable, kind=_KIND):
         if not any(rest.endswith(end) if self.positions == "last" else end in rest for rest in after):
             caution(
                 "no calibration token is the last of a prompt like the unlocked ones "
-                f"({begin[-40:]!r} ... {end[:40]!r}), and a map knows only states like those it has seen: "
+                f"({begin[-40:]!r} ... {end[:40]!r}), and a map only knows states like those it has seen; "
                 "put locked and unlocked prompts among the texts"
             )
 
     def _in_source_basis(self, direction: CapabilityDirection) -> CapabilityDirection:
         d_source = self.maps.source_factors.shape[-1]
         if direction.d_model != d_source:
-            raise IncompatibleModel(f"the direction has d_model {direction.d_model}, the aligner's source {d_source}")
+            raise IncompatibleModel(f"the direction has d_model {direction.d_model}, but the aligner's source has {d_source}")
         if self.source_model is None:
             return direction
         if direction.basis != self.source_model.basis:
             if direction.basis == "zero_mean":
                 raise IncompatibleModel(
-                    "the direction is in the zero-mean basis (its mean over d_model is gone), the aligner's source is raw; "
+                    "the direction is in the zero-mean basis (its mean over d_model was removed), the aligner's source is raw; "
                     "extract it again from the raw model"
                 )
             direction = direction.zero_mean()
         if direction.model is not None and not direction.model.is_same_model(self.source_model):
-            raise IncompatibleModel(f"the direction lives in {direction.model}, the aligner reads {self.source_model}")
+            raise IncompatibleModel(f"the direction belongs to {direction.model}, but the aligner reads {self.source_model}")
         return direction
 
 
 SETTINGS: Mapping[str, Any] = {name: parameter.default for name, parameter in signature(SubspaceAligner).parameters.items()}
-"""The constructor's arguments and their defaults, which the command line, configs and `plan` have too."""
+"""The constructor's arguments and their defaults, which the command line, configs and `plan` share."""

@@ -1,4 +1,4 @@
-"""Several sources: one direction that they agree on, and whether maps compose, which needs no labels (docs/combining.md)."""
+"""Several sources: a direction that they agree on, and a label-free check that maps compose (docs/combining.md)."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _APART = 0.0
 def consensus(directions: Sequence[CapabilityDirection]) -> CapabilityDirection:
     """The direction that several agree on, in one space: u[l] = unit(mean_i unit(v_i[l])), at the mean norm of the v_i[l].
 
-    Sources write at different sizes, and so do the maps that carry them, so each counts as much as any other: the mean
-    of unit vectors is the direction whose cosines with all of them have the largest sum. At the mean norm, a strength of
-    operation="add" means what it means for one of them.
+    Models write at different sizes, and so do the maps that carry directions, so each counts equally. The mean of unit
+    vectors is the direction with the largest sum of cosines with all of them. At the mean norm, a strength of
+    operation="add" has the same meaning as for one of them.
 
     Args:
-        directions: at least two, of the same layers, in the residual stream of one model: transport them first.
+        directions: at least two, of the same layers and in one model's residual stream (transport them first).
 
     Warns:
-        UserWarning: two of them point apart (a cosine below 0 at some layer): then a mean is a compromise, not an agreement.
+        UserWarning: two of them point apart (a cosine below 0 at some layer), so the mean is a compromise.
 
     Raises:
-        InvalidInput: fewer than two, or directions that cancel each other.
-        IncompatibleModel: other layers, width, basis or model.
+        InvalidInput: there are fewer than two directions, or they cancel each other.
+        IncompatibleModel: layers, width, basis or model differ.
 
     Source: docs/combining.md.
 
@@ -52,7 +52,7 @@ def consensus(directions: Sequence[CapabilityDirection]) -> CapabilityDirection:
     if float(pairs.min()) < _APART:
         layer = first.layers[int(pairs.amin(dim=(1, 2)).argmin())]
         caution(
-            f"two of the directions have a cosine of {float(pairs.min()):.2f} at layer {layer}: they point apart, look at each"
+            f"two of the directions have a cosine of {float(pairs.min()):.2f} at layer {layer}: they point apart; check each"
         )
     mean = units.mean(dim=0)
     size = mean.norm(dim=-1, keepdim=True)
@@ -67,18 +67,18 @@ def consensus(directions: Sequence[CapabilityDirection]) -> CapabilityDirection:
 def path_cosine(
     direction: CapabilityDirection, path: Sequence[SubspaceAligner], direct: SubspaceAligner | None = None
 ) -> dict[int, float]:
-    """Cosine of a direction that went by several maps with the same direction that went by one map, or did not go at all.
+    """Cosine of a direction sent along a path of maps with the same direction sent by one map, or not sent at all.
 
-    A to B to A: `path_cosine(direction, [ab, ba])` compares with the direction itself. A to B to C: `path_cosine(direction,
-    [ab, bc], ac)`. No labels and no target direction are needed. Layers that the two ways take from different layers of the
-    direction's model are left out.
+    `path_cosine(direction, [ab, ba])` sends it from A to B and back to A, and compares it with the direction itself.
+    `path_cosine(direction, [ab, bc], ac)` compares the path from A to B to C with the straight one. No labels and no target
+    direction are needed. Layers for which the two paths start from different layers of the direction's model are left out.
 
     Returns:
         {layer of the last model: cosine}.
 
     Raises:
-        InvalidInput: an empty path, or no layer that both ways take from the same layer.
-        IncompatibleModel: maps that do not follow each other.
+        InvalidInput: the path is empty, or the two paths start from different layers everywhere.
+        IncompatibleModel: the maps do not connect.
 
     Source: docs/combining.md.
 
@@ -92,7 +92,7 @@ def path_cosine(
         [0, 3]
     """
     if not path:
-        raise InvalidInput("the path is empty; give the maps in the order in which the direction goes")
+        raise InvalidInput("the path is empty; give the maps in the order in which they are applied")
     came = reduce(lambda moved, aligner: aligner.transport(moved), path, direction)
     other = direction if direct is None else direct.transport(direction)
     origin = {layer: layer for layer in direction.layers}
@@ -100,6 +100,6 @@ def path_cosine(
     straight = origin if direct is None else {b: a for b, a in direct.layer_map.items() if a in origin}
     layers = [layer for layer, a in there.items() if straight.get(layer) == a]
     if not layers:
-        raise InvalidInput("no layer is taken from the same layer both ways; give the aligners layer_map=, so that they meet")
+        raise InvalidInput("the two paths start from different layers everywhere; fit the aligners with a matching layer_map=")
     cosines = came.at_layers(layers).cosine(other.at_layers(layers))
     return dict(zip(sorted(layers), cosines.tolist(), strict=True))

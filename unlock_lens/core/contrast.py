@@ -1,4 +1,4 @@
-"""Contrast: the differences D_i[l] of a locked and an unlocked variant, kept, so that many directions can be made of them."""
+"""Contrast: the differences D_i[l] of two variants, kept so that many directions can be made from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from unlock_lens.method.extract import Aggregator, aggregate_name, aggregated
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
-    """D_i[l] = h_unlocked,i[l] - h_locked,i[l] of every prompt i: a sweep over n, aggregates and layers captures once.
+    """D_i[l] = h_unlocked,i[l] - h_locked,i[l] for every prompt i, so that a sweep over n, aggregates and layers captures once.
 
     Attributes:
         differences: float32 on the CPU; row i of a layer belongs to prompt i.
@@ -67,17 +67,29 @@ class Contrast:
             check_position(variant, position)
         how = How(batch_size, resume, wait, progress)
         found = differences.differences(unlocked, locked, where, position, None, how)
-        told = provenance_of(locked, unlocked, None, position)
-        return cls(found, where, locked.backend.identity, told)
+        return cls.of_read(found, locked, unlocked, where, position)
+
+    @classmethod
+    def of_read(
+        cls,
+        differences: Float[Tensor, "layer n d_model"],
+        locked: Variant,
+        unlocked: Variant,
+        layers: Sequence[int] | None = None,
+        position: int = -1,
+    ) -> Contrast:
+        """The contrast of differences that were read before, by `capture` with the same arguments."""
+        where, told = check_layers(layers, locked.backend.identity.n_layers), provenance_of(locked, unlocked, None, position)
+        return cls(differences, where, locked.backend.identity, told)
 
     def __len__(self) -> int:
         return self.differences.shape[1]
 
     def direction(self, aggregate: Literal["mean", "pca"] | Aggregator = "mean") -> CapabilityDirection:
-        """One vector a layer; the same that `CapabilityDirection.extract` makes.
+        """One vector for each layer, as from `CapabilityDirection.extract`.
 
         Raises:
-            InvalidInput: an unknown aggregate, or "pca" of differences that do not vary.
+            InvalidInput: the aggregate is unknown, or "pca" is asked of differences that do not vary.
         """
         vectors = torch.stack([aggregated(differences, aggregate) for differences in self.differences])
         told = replace(self.provenance, aggregate=aggregate_name(aggregate))
@@ -87,14 +99,14 @@ class Contrast:
         """The contrast of the first n prompts.
 
         Raises:
-            InvalidInput: fewer than 1, or more than there are.
+            InvalidInput: n is less than 1, or more than there are prompts.
         """
         if not 1 <= n <= len(self):
-            raise InvalidInput(f"{n} prompts were asked for; this contrast holds 1 to {len(self)}")
+            raise InvalidInput(f"{n} prompts were requested; this contrast has {len(self)}")
         return self._of(self.differences[:, :n], f"first {n} prompts", n)
 
     def resampled(self, seed: int) -> Contrast:
-        """As many prompts, drawn with replacement (the bootstrap)."""
+        """A contrast of the same number of prompts, drawn with replacement (the bootstrap)."""
         drawn = torch.randint(len(self), (len(self),), generator=torch.Generator().manual_seed(seed))
         return self._of(self.differences[:, drawn], f"bootstrap sample, seed {seed}", len(self))
 

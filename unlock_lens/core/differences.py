@@ -1,4 +1,4 @@
-"""D_i[l], wherever the variants run: mean states, mean differences, and the differences themselves."""
+"""D_i[l], here or on a server: mean states, mean differences, and the differences themselves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unlock_lens.method.reduce import Mean
 def mean_state(
     variant: Variant, layers: Sequence[int] | None = None, position: int = -1, how: How | None = None
 ) -> Float[Tensor, "layer d_model"]:
-    """The mean state at a token, in float64; only sums leave the place where the states are."""
+    """The mean state at a token, in float64; from a server, only sums are returned."""
     how = how or How()
     read.runs_on_server(how, variant)
     read_layers = read.check_layers(layers, variant.backend.identity.n_layers)
@@ -30,7 +30,7 @@ def mean_state(
 def mean_difference(
     unlocked: Variant, locked: Variant, layers: Sequence[int], position: int, how: How
 ) -> Float[Tensor, "layer d_model"]:
-    """mean_i D_i[l], of means that are taken where the models run."""
+    """mean_i D_i[l], from means that are computed where the models run."""
     read.runs_on_server(how, unlocked, locked)
     readings = mean_readings(unlocked, locked, layers, position, how)
     means = [_mean(parts, reading) for reading, parts in zip(readings, read.read(readings), strict=True)]
@@ -45,10 +45,10 @@ def mean_readings(unlocked: Variant, locked: Variant, layers: Sequence[int], pos
 def differences(
     unlocked: Variant, locked: Variant, layers: Sequence[int], position: int, leading: int | None, how: How
 ) -> Float[Tensor, "layer n d_model"]:
-    """D_i[l] of all prompts; from a server, as far as the leading principal axes hold them.
+    """D_i[l] of all prompts; from a server, as far as the leading principal axes represent them.
 
-    One model on one server: D is made there and its leading axes come back, `leading` of them if that is enough for what is
-    asked. Otherwise the leading axes of each variant's own states do.
+    For one model on one server, D is computed there and its leading axes are returned (`leading` of them, if given).
+    Otherwise the leading axes of each variant's own states are returned.
     """
     if not read.runs_on_server(how, unlocked, locked):
         found = [read.states(tokens, layers, how) for tokens in _groups(unlocked, locked, position)]
@@ -64,7 +64,7 @@ def differences(
 def difference_readings(
     unlocked: Variant, locked: Variant, layers: Sequence[int], position: int, leading: int | None, how: How
 ) -> tuple[list[Reading], int]:
-    """What `differences` reads on servers, and how many axes come back."""
+    """What `differences` reads on servers, and how many axes are returned."""
     groups = _groups(unlocked, locked, position)
     # Parts of one axis each would not merge into the axis of all.
     whole = len(groups) == 1 and read.in_one_request(how, unlocked)

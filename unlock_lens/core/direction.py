@@ -33,15 +33,15 @@ class Provenance:
     Attributes:
         aggregate: "mean", "pca", or the name of the aggregator.
         position: token of the prompt, counted without padding.
-        n_prompts: number of locked prompts, as many as unlocked ones.
+        n_prompts: number of locked prompts, which equals that of unlocked ones.
         locked_hash: hash of the locked prompts.
         unlocked_hash: hash of the unlocked prompts.
         unlocked_model: the unlocked variant's model; the direction's own `model` is the locked one, or the target.
-        source_model: where a transported direction comes from.
+        source_model: the model that a transported direction comes from.
         rank: rank of the map that transported it.
-        steps: what else was done to it, in words.
+        steps: what else was done to the direction, in words.
         locked: what the locked prompts were: template, the first of them, chat template, tokenizer (`Variant.description`).
-        unlocked: the same of the unlocked prompts.
+        unlocked: the same for the unlocked prompts.
 
     Example:
         >>> from unlock_lens.core.direction import Provenance
@@ -67,17 +67,17 @@ class Provenance:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CapabilityDirection(Shareable, kind=_KIND):
-    """One vector a layer, in the residual stream at the output of that block (`blocks.l.hook_resid_post`).
+    """One vector for each layer, in the residual stream at the output of that block (`blocks.l.hook_resid_post`).
 
     Attributes:
         vectors: float32 on the CPU; row i belongs to layer layers[i].
         layers: ascending.
-        basis: "raw", or "zero_mean" where it comes from a host that takes the d_model mean out of the residual stream.
-        model: the model in whose residual stream it lives; None for vectors from elsewhere.
+        basis: "raw", or "zero_mean" if it comes from a host that removes the mean over d_model from the residual stream.
+        model: the model whose residual stream it belongs to; None if unknown.
         provenance: how it was made.
 
     Raises:
-        InvalidInput: shapes that do not fit, values that are not finite, a vector of zero norm.
+        InvalidInput: shapes do not match, values are not finite, or a vector has zero norm.
 
     Source: docs/method.md, section 1.
 
@@ -99,21 +99,21 @@ class CapabilityDirection(Shareable, kind=_KIND):
         object.__setattr__(self, "vectors", self.vectors.detach().to("cpu", torch.float32))
         object.__setattr__(self, "layers", tuple(int(layer) for layer in self.layers))
         if not self.layers or self.layers[0] < 0 or list(self.layers) != sorted(set(self.layers)):
-            raise InvalidInput(f"layers {list(self.layers)} were given; at least one is needed, ascending from 0, none twice")
+            raise InvalidInput(f"layers {list(self.layers)} were given; give at least one, ascending, without repetition")
         if self.vectors.ndim != 2 or len(self.layers) != self.vectors.shape[0]:
             raise InvalidInput(
                 f"{len(self.layers)} layers and vectors of shape {tuple(self.vectors.shape)} were given; "
-                "one row a layer is needed"
+                "one row for each layer is needed"
             )
         if self.basis not in ("raw", "zero_mean"):
-            raise InvalidInput(f"basis {self.basis!r} was given; take raw or zero_mean")
+            raise InvalidInput(f"basis {self.basis!r} was given; use raw or zero_mean")
         for layer, vector in zip(self.layers, self.vectors, strict=True):
             if not bool(vector.isfinite().all()):
-                raise InvalidInput(f"the vector of layer {layer} is not finite; look at the activations that it was made from")
+                raise InvalidInput(f"the vector of layer {layer} is not finite; check the activations that it was made from")
             if not bool(vector.any()):
                 raise InvalidInput(
-                    f"the vector of layer {layer} is zero; where locked and unlocked do not differ there, "
-                    "choose other prompts, another position, or leave that layer out with layers="
+                    f"the vector of layer {layer} is zero; if locked and unlocked do not differ there, "
+                    "choose other prompts or another position, or leave that layer out with layers="
                 )
 
     @classmethod
@@ -130,33 +130,34 @@ class CapabilityDirection(Shareable, kind=_KIND):
         wait: bool = True,
         placebo: Variant | None = None,
     ) -> CapabilityDirection:
-        """The direction from a locked to an unlocked variant, D_i[l] = h_unlocked,i[l] - h_locked,i[l] made one vector a layer.
+        """The direction from a locked to an unlocked variant: D_i[l] = h_unlocked,i[l] - h_locked,i[l], aggregated over i.
 
-        The same model in both is a prompt contrast, two models a model contrast. Layer l is the true output of block l;
-        the paper's own code reads the last layer after the final norm.
+        If both variants have the same model, this is a prompt contrast; with two models it is a model contrast. Layer l is the
+        true output of block l, whereas the paper's own code reads the last layer after the final norm.
 
         Args:
             locked: the variant that lacks the capability.
             unlocked: the variant that has it; prompt i belongs to prompt i of `locked`.
             aggregate: "mean", "pca", or a function of the differences [n, d_model] of one layer to a vector [d_model].
-            layers: which; None for all.
+            layers: layers to extract; None for all.
             position: token of the prompt, counted without padding; -1 is the last.
             batch_size: prompts in one forward pass.
             progress: whether to show a progress bar (after a second of work).
-            resume: for models on a server: a folder that keeps finished requests, so that the same call goes on after a fault.
-            wait: for models on a server: otherwise all requests are sent, and the same call collects them later.
-            placebo: the locked model with prompts that end as the unlocked ones do and ask for nothing. The cosine of the
-                direction with theirs is kept in the provenance.
+            resume: for models on a server: a folder that stores finished requests, so that the same call can resume after a
+                fault.
+            wait: for models on a server: if False, requests are sent without waiting, and the same call collects them later.
+            placebo: the locked model with prompts that end like the unlocked ones but ask for nothing. The cosine of the
+                direction with theirs is recorded in the provenance.
 
         Warns:
-            UserWarning: locked and unlocked prompts end in different tokens, and there is no placebo: part of the direction is
-                then the difference of two tokens.
+            UserWarning: locked and unlocked prompts end in different tokens, and there is no placebo. Part of the direction is
+                then the difference between two tokens.
 
         Raises:
-            InvalidInput: different counts of prompts, layers out of range, a position that a prompt does not have, states
-                that are not finite, an unknown aggregate, resume without a server.
-            IncompatibleModel: two models of different shape or basis.
-            RemoteError: a server that does not answer, refuses, or fails; JobsRunning with wait=False.
+            InvalidInput: the numbers of prompts differ, layers are out of range, a prompt lacks the position, states are not
+                finite, the aggregate is unknown, or resume= is given without a server.
+            IncompatibleModel: the two models have different shapes or bases.
+            RemoteError: the server does not answer, refuses, or fails; JobsRunning with wait=False.
 
         Source: docs/method.md, section 1.
 
@@ -203,29 +204,29 @@ class CapabilityDirection(Shareable, kind=_KIND):
         return f"CapabilityDirection({self.model or 'of no known model'}; {where}{made})"
 
     def at_layers(self, layers: Sequence[int]) -> CapabilityDirection:
-        """The same direction at some of its layers.
+        """The same direction at only some of its layers.
 
         Raises:
-            InvalidInput: a layer that it does not have.
+            InvalidInput: the direction lacks one of the layers.
         """
         missing = sorted(set(layers) - set(self.layers))
         if missing:
-            raise InvalidInput(f"layers {missing} were asked for; this direction has {list(self.layers)}")
+            raise InvalidInput(f"layers {missing} were requested; this direction has {list(self.layers)}")
         chosen = tuple(sorted(layers))
         return replace(self, vectors=self.vectors[[self.layers.index(layer) for layer in chosen]], layers=chosen)
 
     def zero_mean(self) -> CapabilityDirection:
-        """The same direction in the basis of hosts that take the d_model mean out of the residual stream: v - mean(v)."""
+        """The same direction in the basis of hosts that remove the mean over d_model from the residual stream: v - mean(v)."""
         if self.basis == "zero_mean":
             return self
         model = replace(self.model, basis="zero_mean", fingerprint=None) if self.model else None
         return replace(self, vectors=self.vectors - self.vectors.mean(dim=1, keepdim=True), basis="zero_mean", model=model)
 
     def cosine(self, other: CapabilityDirection) -> Float[Tensor, " layer"]:
-        """Cosine similarity with another direction, layer by layer.
+        """Cosine similarity with another direction, for each layer.
 
         Raises:
-            IncompatibleModel: other layers, width, basis or model.
+            IncompatibleModel: layers, width, basis or model differ.
         """
         self._check_same_space(other)
         return (unit(self.vectors.double()) * unit(other.vectors.double())).sum(dim=1).float()
@@ -242,11 +243,11 @@ class CapabilityDirection(Shareable, kind=_KIND):
         return replace(self, vectors=unit(self.vectors), provenance=self.provenance.then("scaled to norm 1"))
 
     def without(self, other: CapabilityDirection) -> CapabilityDirection:
-        """What it has and another direction lacks: v - <v, u> u with u = w / ||w||, layer by layer.
+        """This direction without its component along another: v - <v, u> u with u = w / ||w||, for each layer.
 
         Raises:
-            IncompatibleModel: other layers, width, basis or model.
-            InvalidInput: nothing is left of it at some layer.
+            IncompatibleModel: layers, width, basis or model differ.
+            InvalidInput: nothing is left at some layer.
 
         Example:
             >>> import torch
@@ -259,7 +260,7 @@ class CapabilityDirection(Shareable, kind=_KIND):
         left, gone = projected_out(self.vectors, other.vectors)
         if gone:
             raise InvalidInput(
-                f"the vector of layer {self.layers[gone[0]]} is a multiple of the other direction's: nothing else is left of it"
+                f"the vector of layer {self.layers[gone[0]]} is a multiple of the other direction's, so nothing is left of it"
             )
         return replace(self, vectors=left, provenance=self.provenance.then("without its part along another direction"))
 
@@ -286,10 +287,10 @@ class CapabilityDirection(Shareable, kind=_KIND):
         return replace(self, vectors=vectors, provenance=self.provenance.then(step))
 
     def save(self, path: str | Path) -> None:
-        """Write a safetensors file with all that describes the direction; an interrupted save leaves the old file as it was.
+        """Write the direction and its metadata to a safetensors file; an interrupted save leaves the old file unchanged.
 
         Raises:
-            ArtifactError: the path is a folder, or lies in none.
+            ArtifactError: the path is a folder, or its folder does not exist.
         """
         files.save(path, _KIND, {"vectors": self.vectors}, self.description)
 
@@ -298,7 +299,7 @@ class CapabilityDirection(Shareable, kind=_KIND):
         """Read what `save` wrote.
 
         Raises:
-            ArtifactError: no such file, not a direction, another format version, or damaged.
+            ArtifactError: the file is missing, not a direction, of another format version, or damaged.
         """
         tensors, told = files.load(path, _KIND)
         with files.reading(path):
@@ -323,12 +324,12 @@ class CapabilityDirection(Shareable, kind=_KIND):
         if (self.layers, self.d_model, self.basis) != (other.layers, other.d_model, other.basis):
             raise IncompatibleModel(
                 f"the directions have layers {list(self.layers)} and {list(other.layers)}, "
-                f"d_model {self.d_model} and {other.d_model}, bases {self.basis} and {other.basis}; all must agree "
-                "(at_layers and zero_mean help)"
+                f"d_model {self.d_model} and {other.d_model}, bases {self.basis} and {other.basis}; all must match "
+                "(use at_layers and zero_mean)"
             )
         if self.model and other.model and not self.model.is_same_model(other.model):
             raise IncompatibleModel(
-                f"the directions live in different models, {self.model} and {other.model}; transport one of them first"
+                f"the directions belong to different models, {self.model} and {other.model}; transport one of them first"
             )
 
 
@@ -348,45 +349,45 @@ def check_direction(given: Any) -> None:
 
 
 def check_pair(locked: Variant, unlocked: Variant) -> None:
-    """Raise unless prompt i of one can be held against prompt i of the other, in models of one shape and basis."""
+    """Raise unless the prompts correspond one to one, in models of the same shape and basis."""
     for side, variant in (("locked", locked), ("unlocked", unlocked)):
         if not isinstance(variant, Variant):  # pyright: ignore[reportUnnecessaryIsInstance]  users have no type checker
             raise InvalidInput(f"{side} is a {type(variant).__name__}; give Variant(model, prompts)")
     if len(locked) != len(unlocked):
         raise InvalidInput(
             f"{len(locked)} locked and {len(unlocked)} unlocked prompts were given; "
-            "prompt i of one belongs to prompt i of the other"
+            "prompt i of one must correspond to prompt i of the other"
         )
     a, b = locked.backend.identity, unlocked.backend.identity
     if (a.n_layers, a.d_model, a.basis) != (b.n_layers, b.d_model, b.basis):
-        raise IncompatibleModel(f"locked is {a}, unlocked is {b}; a contrast needs two models of one shape, held in one basis")
+        raise IncompatibleModel(f"locked is {a}, unlocked is {b}; a contrast needs two models of the same shape and basis")
 
 
 def check_tokens(locked: Variant, unlocked: Variant) -> None:
-    """Raise InvalidInput where one model reads the same tokens in both: then there is nothing that differs."""
+    """Raise InvalidInput if one model reads the same tokens in both variants, because nothing then differs."""
     if locked.model is unlocked.model and torch.equal(locked.tokens.ids, unlocked.tokens.ids):
         read = locked.backend.tokenizer.convert_ids_to_tokens(locked.tokens.ids[0][locked.tokens.mask[0].bool()].tolist())
         raise InvalidInput(
             f"locked and unlocked are the same tokens to this model, {read} for {unlocked.prompts[0][:40]!r}; "
-            "give prompts that differ, in words that its tokenizer knows"
+            "give prompts that differ in words that its tokenizer knows"
         )
 
 
 def tell_last_tokens(locked: Variant, unlocked: Variant) -> None:
-    """Caution where most prompts of one side end in another token than their counterparts."""
+    """Warn if most locked prompts end in a different token from their unlocked counterparts."""
     ends = [variant.tokens.ids[:, -1] for variant in (locked, unlocked)]  # padding is on the left
     if locked.model is not unlocked.model or int((ends[0] != ends[1]).sum()) * 2 <= len(locked):
         return
     shown = [locked.backend.tokenizer.decode([int(end[0])]) for end in ends]
     caution(
-        f"the locked prompts end in {shown[0]!r} and the unlocked ones in {shown[1]!r}: part of this direction is the "
-        "difference of these two tokens. Give both the same last token (ask for the capability before it), or give placebo=, "
-        "prompts that end as the unlocked ones do and ask for nothing"
+        f"the locked prompts end in {shown[0]!r} and the unlocked ones in {shown[1]!r}, so part of this direction is the "
+        "difference between these two tokens. End both in the same token (ask for the capability before it), or give "
+        "placebo=, prompts that end like the unlocked ones but ask for nothing"
     )
 
 
 def provenance_of(locked: Variant, unlocked: Variant, aggregate: str | Aggregator | None, position: int) -> Provenance:
-    """How a direction from these variants is made."""
+    """The provenance of a direction between these variants."""
     return Provenance(
         aggregate=aggregate if aggregate is None else aggregate_name(aggregate),
         position=position,

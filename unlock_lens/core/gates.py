@@ -21,33 +21,33 @@ from unlock_lens.method.apply import GATE_POSITIONS, GatePositions, Gating, read
 from unlock_lens.method.gate import auroc, best_cut, discriminant, held_out_readings
 
 OVERLAP = 0.6
-"""An AUROC below which two classes are not told apart."""
+"""An AUROC below which two classes count as overlapping."""
 TOLERANCE = 1e-2
-"""Singular values of a map below this share of the largest are noise to a reader, whose pseudo-inverse would amplify it."""
+"""Singular values of a map below this share of the largest are noise, which a pseudo-inverse would amplify."""
 _AS_GOOD = 0.01
-"""Layers whose AUROC is this near to the best count as equal: the earliest of them leaves most layers to steer."""
+"""Layers whose AUROC is this close to the best count as equal; the earliest of them leaves most layers to steer."""
 
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """Lets a steering hook act only where <w, h> > threshold, h being the residual stream at the output of one block.
+    """Lets a steering hook act only where <w, h> > threshold, where h is the residual stream at the output of one block.
 
-    The layers that are steered must not come before the gate's: an edit cannot wait for what a later layer reads.
+    The steered layers must not come before the gate's, because an edit cannot wait for a later layer.
 
     Attributes:
-        direction: the reader w: one vector at one layer, in the model that is steered.
+        direction: the reader w, one vector at one layer of the steered model.
         threshold: in units of <w, h>.
-        positions: "last_prompt": each row's last prompt token decides for the whole row, also for what is generated. "all":
+        positions: "last_prompt": each row's last prompt token decides for the whole row, including generated tokens. "all":
             each token decides for itself.
-        auroc: chance that a prompt where to act reads above one where not to, on prompts that the reader has not seen; None
-            where the threshold was not fitted in this model.
-        hits: share of the prompts where to act that read above the threshold; None as above.
+        auroc: probability that a prompt where the hook should act reads above one where it should not, on held-out prompts;
+            None if the threshold was not fitted in this model.
+        hits: share of the prompts where the hook should act that read above the threshold; None as above.
         false_alarms: share of the others that do; None as above.
 
     Raises:
-        InvalidInput: a direction of several layers, a threshold that is not finite, unknown positions.
+        InvalidInput: the direction has several layers, the threshold is not finite, or positions are unknown.
 
-    Source: docs/gates.md; conditional steering is that of arXiv:2409.05907.
+    Source: docs/gates.md; conditional steering is from arXiv:2409.05907.
 
     Example:
         >>> import unlock_lens as ul
@@ -68,13 +68,13 @@ class Gate:
         check_direction(self.direction)
         if len(self.direction.layers) != 1:
             raise InvalidInput(
-                f"the direction has layers {list(self.direction.layers)}, and a gate reads one: give direction.at_layers([l]), "
+                f"the direction has layers {list(self.direction.layers)}, but a gate reads one; give direction.at_layers([l]), "
                 "or let Gate.fit choose"
             )
         if not isinstance(self.threshold, Real) or not math.isfinite(self.threshold):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidInput(f"threshold {self.threshold} was given; a finite number is needed")
         if self.positions not in GATE_POSITIONS:
-            raise InvalidInput(f"gate positions {self.positions!r} were given; take one of {', '.join(GATE_POSITIONS)}")
+            raise InvalidInput(f"gate positions {self.positions!r} were given; use one of {', '.join(GATE_POSITIONS)}")
 
     @classmethod
     def fit(
@@ -98,17 +98,17 @@ class Gate:
         Args:
             act: prompts of the model where the hook should act.
             not_act: prompts of the same model where it should not; as many as you like.
-            direction: a reader that you have; None finds one.
-            layers: which may be read; None for all, or those of the direction.
+            direction: a reader that you already have; None finds one.
+            layers: layers that may be read; None for all, or those of the direction.
             positions: as in `Gate`.
-            force: whether to make a gate of classes that overlap.
+            force: whether to make a gate even if the classes overlap.
             batch_size: prompts in one forward pass.
             progress: whether to show a progress bar (after a second of work).
 
         Raises:
-            InvalidInput: two models, fewer than two prompts in a class, layers out of range, or an AUROC below 0.6 without
-                force.
-            IncompatibleModel: a direction of another model.
+            InvalidInput: the two models differ, a class has fewer than two prompts, layers are out of range, or the AUROC is
+                below 0.6 without force.
+            IncompatibleModel: the direction belongs to a different model.
         """
         for name, variant in (("act", act), ("not_act", not_act)):
             if not isinstance(variant, Variant):  # pyright: ignore[reportUnnecessaryIsInstance]  users have no type checker
@@ -116,7 +116,7 @@ class Gate:
             if len(variant) < 2:
                 raise InvalidInput(f"{name} has {len(variant)} prompt; at least 2 are needed, better 30 or more")
         if act.model is not not_act.model:
-            raise InvalidInput("act and not_act have two models; give prompts of the model that is to be steered")
+            raise InvalidInput("act and not_act have different models; give prompts of the model that will be steered")
         identity = act.backend.identity
         if direction is not None:
             direction = fitting(direction, identity)
@@ -130,7 +130,7 @@ class Gate:
         if found[i] < OVERLAP and not force:
             raise InvalidInput(
                 f"the classes overlap: the best layer, {where[i]}, has an AUROC of {found[i]:.2f} (0.5 is chance, {OVERLAP} is "
-                "the least); give prompts that differ at their last token, or force=True to make the gate all the same"
+                "required); give prompts that differ at their last token, or force=True to make the gate anyway"
             )
         if direction is None:
             reader = discriminant(states[0][i], states[1][i]).float().unsqueeze(0)
@@ -141,24 +141,24 @@ class Gate:
 
     @property
     def layer(self) -> int:
-        """Whose output it reads."""
+        """The layer whose output it reads."""
         return self.direction.layers[0]
 
     def readings(self, variant: Variant, batch_size: int = 8, progress: bool = True) -> Float[Tensor, " prompt"]:
         """<w, h> at the last token of each prompt, in float64.
 
         Raises:
-            IncompatibleModel: the gate was made for another model.
+            IncompatibleModel: the gate was made for a different model.
         """
         reader = reader_of(fitting(self.direction, variant.backend.identity).vectors, self.direction.basis)
         states = at_position(variant, [self.layer], batch_size=batch_size, progress=progress)[0]
         return states.double() @ reader.double()
 
     def gating(self, identity: ModelIdentity, check_model: bool = True) -> Gating:
-        """What edits ask, for a model.
+        """The condition that edits check, for a model.
 
         Raises:
-            IncompatibleModel: the gate was made for another model.
+            IncompatibleModel: the gate was made for a different model.
         """
         direction = fitting(self.direction, identity, check_model)
         return Gating(self.layer, reader_of(direction.vectors, direction.basis), self.threshold, self.positions)
@@ -166,7 +166,7 @@ class Gate:
     def transported(
         self, maps: FactoredMaps, centered: bool, source: ModelIdentity | None, target: ModelIdentity | None, told: str
     ) -> Gate:
-        """The gate of a source model in the target's residual stream; the aligner's `transport` calls it.
+        """The gate of a source model in the target's residual stream; called by the aligner's `transport`.
 
         With h_t = (h_s - m_s) W + m_t it is w_t = W^+ w_s and threshold_t = threshold_s - <w_s, m_s> + <w_t, m_t>, so that
         <w_t, h_t> - threshold_t = <w_s, h_s> - threshold_s for states h_s that W carries without loss (m is 0 if uncentered).
@@ -184,7 +184,7 @@ class Gate:
     def pulled_back(
         self, maps: FactoredMaps, centered: bool, source: ModelIdentity | None, target: ModelIdentity | None, told: str
     ) -> Gate:
-        """The gate of a target model in the source's residual stream; the aligner's `pull_back` calls it.
+        """The gate of a target model in the source's residual stream; called by the aligner's `pull_back`.
 
         w_s = W w_t and threshold_s = threshold_t - <w_t, m_t> + <w_s, m_s>: exact for every state that W carries.
 
@@ -199,17 +199,17 @@ class Gate:
         return self._elsewhere(w_s, maps.layer_map[self.layer], self.threshold + float(shift), source, maps.rank, told)
 
     def _read_by(self, model: ModelIdentity | None, width: int) -> Tensor:
-        """w in float64, if it reads states of that model, or of that width where the model is unknown."""
+        """w in float64, if it reads states of that model, or of that width if the model is unknown."""
         if model is not None:
             fitting(self.direction, model)
         if self.direction.d_model != width:
-            raise IncompatibleModel(f"the gate has d_model {self.direction.d_model}, the aligner's model {width}")
+            raise IncompatibleModel(f"the gate has d_model {self.direction.d_model}, but the aligner's model has {width}")
         return reader_of(self.direction.vectors, self.direction.basis).double()
 
     def _elsewhere(
         self, reader: Tensor, layer: int, threshold: float, model: ModelIdentity | None, rank: int, told: str
     ) -> Gate:
-        """Whose AUROC is unknown there."""
+        """The gate in a model where its AUROC is unknown."""
         provenance = replace(self.direction.provenance.then(told), source_model=self.direction.model, rank=rank)
         basis = model.basis if model else self.direction.basis
         return Gate(
@@ -237,10 +237,10 @@ class Gate:
 
 
 def fitting(direction: CapabilityDirection, identity: ModelIdentity, check_model: bool = True) -> CapabilityDirection:
-    """The reader, if it reads this model's states.
+    """The reader w, after checking that it reads this model's states.
 
     Raises:
-        IncompatibleModel: another width, depth or model, or a basis in which it would read something else.
+        IncompatibleModel: width, depth or model differ, or the basis is one in which it would read something else.
     """
     if direction.d_model != identity.d_model or max(direction.layers) >= identity.n_layers:
         raise IncompatibleModel(
@@ -249,7 +249,7 @@ def fitting(direction: CapabilityDirection, identity: ModelIdentity, check_model
         )
     if check_model and direction.model is not None and not direction.model.is_same_model(identity):
         raise IncompatibleModel(
-            f"the gate was made for {direction.model}, this model is {identity}; transport it with a SubspaceAligner"
+            f"the gate was made for {direction.model}, but this model is {identity}; transport it with a SubspaceAligner"
         )
     means = direction.vectors.double().mean(dim=1).abs()
     if (
@@ -258,8 +258,8 @@ def fitting(direction: CapabilityDirection, identity: ModelIdentity, check_model
         and bool((means > 1e-6 * direction.vectors.norm(dim=1)).any())
     ):
         raise IncompatibleModel(
-            f"the gate reads the mean over d_model too, which {identity.name} takes out of its residual stream; fit it in this "
-            "model"
+            f"the gate also reads the mean over d_model, which {identity.name} removes from its residual stream; "
+            "fit it in this model"
         )
     return direction
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from unlock_lens.core.jobs import Request, check_resumable, collect, in_requests, key_of
 from unlock_lens.core.progress import shown
+from unlock_lens.core.repetition import caution_of_garbage
 from unlock_lens.core.steering import SteeringHook, as_hooks, check_template, edits_for
 from unlock_lens.core.tokens import check_last_token, warn_of_last_token
 from unlock_lens.core.variant import Variant, variant_of
@@ -38,31 +40,40 @@ def generate(
     resume: str | Path | None = None,
     wait: bool = True,
     stop: Sequence[str] = (),
+    top_p: float = 1.0,
+    seed: int | None = None,
 ) -> list[str]:
-    """Complete each prompt; the completions come without it, and without special tokens.
+    """Complete each prompt, and return the completions without the prompt and without special tokens.
 
     Args:
-        model: a TransformerBridge, HookedTransformer, or nnsight TransformersModel; or a `Variant`, without prompts.
+        model: a TransformerBridge, HookedTransformer, or nnsight TransformersModel; or a `Variant`, if prompts= is omitted.
         prompts: texts, or a `Variant` of this model (chat templates, ids, few-shot prompts).
         steer: a hook, or several, which act in the given order at each layer.
-        max_new_tokens: tokens at most; an end-of-sequence token ends a completion before.
-        batch_size: prompts at a time, of like length.
-        add_special_tokens: whether the tokenizer adds its own.
+        max_new_tokens: maximum number of tokens; an end-of-sequence token ends a completion earlier.
+        batch_size: prompts at a time, of similar length; short ones fill a batch up to the tokens of this many of the longest.
+        add_special_tokens: whether the tokenizer adds special tokens.
         use_cache: whether to use the KV cache; the result is the same.
-        temperature: 0 is greedy; otherwise sampled (torch.manual_seed makes it repeatable).
-        remote: for nnsight models: run on NDIF (True), on the server of a host URL, as a `Remote` says, or here as NDIF
-            would ("local"). All batches go in one request.
+        temperature: 0 is greedy; otherwise tokens are sampled (seed= or torch.manual_seed makes this repeatable).
+        remote: for nnsight models: run on NDIF (True), on the server at a URL, as a `Remote` says, or here in the way that
+            NDIF would ("local"). All batches go in one request.
         progress: whether to show a progress bar (after a second of work).
-        resume: for models on a server: a folder that keeps finished requests, so that the same call goes on after a fault.
-        wait: for models on a server: otherwise all requests are sent, and the same call collects them later.
-        stop: strings before the first of which a completion ends, such as ("Question", "\\n\\n"). Only what is written counts,
-            not the prompt; special tokens are not text. HookedTransformer cuts the text, and writes to the end all the same.
+        resume: for models on a server: a folder that stores finished requests, so that the same call can resume after a fault.
+        wait: for models on a server: if False, requests are sent without waiting, and the same call collects them later.
+        stop: a completion ends before the first of these strings, such as ("Question", "\\n\\n"). They are searched for in the
+            completion, not in the prompt or special tokens. HookedTransformer generates to the end and then cuts the text.
+        top_p: when sampling, choose only among the most likely tokens that together have this probability.
+        seed: for sampling; repeatable for the same prompts in the same batches. torch's random state is left as it was.
+
+    Warns:
+        UserWarning: at least half of the steered completions repeat themselves from the beginning, as text does under edits
+            that are too strong.
 
     Raises:
-        InvalidInput: no prompts, an empty one, a number out of range, an empty stop string, resume without a server.
-        IncompatibleModel: a hook whose direction was made for another model.
-        UnsupportedModel: a model that no backend serves, or that cannot run remotely as asked.
-        RemoteError: a server that does not answer, refuses, or fails; JobsRunning with wait=False.
+        InvalidInput: there are no prompts or an empty one, a number is out of range, a stop string is empty, or resume= is
+            given without a server.
+        IncompatibleModel: the direction of a hook was made for a different model.
+        UnsupportedModel: no backend supports the model, or it cannot run remotely as requested.
+        RemoteError: the server does not answer, refuses, or fails; JobsRunning with wait=False.
 
     Source: docs/method.md, section 3.
 
@@ -73,12 +84,17 @@ def generate(
         ['S 1 3 6 3 1 0 = 0']
     """
     variant = variant_of(model, prompts, add_special_tokens, remote)
-    found = complete(variant, steer, max_new_tokens, batch_size, use_cache, temperature, progress, resume, wait, stop)
-    return [completion.text for completion in found]
+    how = (temperature, progress, resume, wait, stop, top_p, seed)
+    found = [each.text for each in complete(variant, steer, max_new_tokens, batch_size, use_cache, *how)]
+    caution_of_garbage(found, as_hooks(steer))
+    return found
+
+
+Steer: TypeAlias = "SteeringHook | Sequence[SteeringHook] | None"
 
 
 class Completion(NamedTuple):
-    """What was written, and whether it ended by itself: at an end-of-sequence token or a stop string, not at the budget."""
+    """A completion, and whether it ended by itself: at an end-of-sequence token or a stop string, not at the budget."""
 
     text: str
     ended: bool
@@ -86,7 +102,7 @@ class Completion(NamedTuple):
 
 def complete(
     variant: Variant,
-    steer: SteeringHook | Sequence[SteeringHook] | None,
+    steer: Steer,
     max_new_tokens: int,
     batch_size: int,
     use_cache: bool = True,
@@ -95,28 +111,71 @@ def complete(
     resume: str | Path | None = None,
     wait: bool = True,
     stop: Sequence[str] = (),
+    top_p: float = 1.0,
+    seed: int | None = None,
 ) -> list[Completion]:
     """`generate`, which also says which completions were cut."""
-    check_how(max_new_tokens, stop, temperature)
+    check_how(max_new_tokens, stop, temperature, top_p)
     backend, where = variant.backend, remote_of(variant.remote)
     check_resumable(where is not None, resume, wait)
-    server = backend.on(where) if where else None
+    how = Generation(max_new_tokens, use_cache, temperature, stop=tuple(stop), top_p=top_p)
+    if not where:
+        with _seeded(seed):
+            return _of_arms(variant, [steer], how, batch_size, progress)[0]
+    server, edits = backend.on(where), _edits(variant, steer)
+    if temperature:  # torch.manual_seed here decides there
+        how = replace(how, seed=int(torch.randint(2**31, ())) if seed is None else seed)
+    order = variant.tokens.batches(batch_size)
+    batches = [Batch(of.ids, of.mask) for of in map(variant.tokens.rows, order)]
+    written = _on_server(server, backend.identity, batches, edits, how, resume, wait, progress)
+    return _in_order(variant, order, written, stop)
+
+
+def complete_arms(
+    variant: Variant,
+    steers: Sequence[Steer],
+    max_new_tokens: int,
+    batch_size: int,
+    progress: bool = True,
+    stop: Sequence[str] = (),
+) -> list[list[Completion]]:
+    """`complete` greedily under each of several hooks; prompts are read once for all of them where that gives the same."""
+    check_how(max_new_tokens, stop)
+    if remote_of(variant.remote):
+        return [complete(variant, steer, max_new_tokens, batch_size, progress=progress, stop=stop) for steer in steers]
+    return _of_arms(variant, steers, Generation(max_new_tokens, stop=tuple(stop)), batch_size, progress)
+
+
+def _of_arms(
+    variant: Variant, steers: Sequence[Steer], how: Generation, batch_size: int, progress: bool
+) -> list[list[Completion]]:
+    backend, tokens, new = variant.backend, variant.tokens, how.max_new_tokens
+    edits = [_edits(variant, steer) for steer in steers]
+    # What is sampled depends on which rows are drawn together.
+    order = tokens.batches(batch_size) if how.temperature else tokens.filled(batch_size, new)
+    room = batch_size * tokens.most_tokens(new)
+    written: list[list[Tensor]] = [[] for _ in steers]
+    for rows in shown(order, f"generating with {backend.identity.name}", progress):
+        of = tokens.rows(rows)
+        at_once = max(1, room // (len(rows) * (of.ids.shape[1] + new)))
+        for of_arm, ids in zip(written, backend.generate_arms(Batch(of.ids, of.mask), edits, how, at_once), strict=True):
+            of_arm.append(ids)
+    return [_in_order(variant, order, of_arm, how.stop) for of_arm in written]
+
+
+def _edits(variant: Variant, steer: Steer) -> Edits:
+    """The edits of hooks, which fit the prompts."""
     hooks = as_hooks(steer)
     check_template(hooks, variant)
-    edits = edits_for(backend, hooks)
+    edits = edits_for(variant.backend, hooks)
     check_last_token(variant)
     warn_of_last_token(variant)
-    tokens = variant.tokens
-    how = Generation(max_new_tokens, use_cache, temperature, stop=tuple(stop))
-    if server and temperature:
-        how = replace(how, seed=int(torch.randint(2**31, ())))  # torch.manual_seed here decides there
-    order = tokens.batches(batch_size)
-    batches = [Batch(of.ids, of.mask) for of in map(tokens.rows, order)]
-    if server:
-        written = _on_server(server, backend.identity, batches, edits, how, resume, wait, progress)
-    else:
-        bar = shown(batches, f"generating with {backend.identity.name}", progress)
-        written = [backend.generate(batch, edits, how) for batch in bar]
+    return edits
+
+
+def _in_order(variant: Variant, order: Sequence[Tensor], written: Sequence[Tensor], stop: Sequence[str]) -> list[Completion]:
+    """The completions of each batch, in the order of the prompts."""
+    backend = variant.backend
     completions = [Completion("", False)] * len(variant)
     for rows, new in zip(order, written, strict=True):
         for row, ids in zip(rows.tolist(), new.tolist(), strict=True):
@@ -126,17 +185,31 @@ def complete(
     return completions
 
 
-def check_how(max_new_tokens: int, stop: Sequence[str], temperature: float = 0.0) -> None:
+@contextmanager
+def _seeded(seed: int | None) -> Generator[None, None, None]:
+    """Random numbers from a seed, without a trace afterwards; the usual ones without it."""
+    with torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+def check_how(max_new_tokens: int, stop: Sequence[str], temperature: float = 0.0, top_p: float = 1.0) -> None:
     """Raise InvalidInput unless completions can be made like this: numbers in range, and no stop string that is empty."""
     if max_new_tokens < 1 or not temperature >= 0:
         raise InvalidInput(
-            f"max_new_tokens {max_new_tokens} and temperature {temperature} were given; at least 1 and 0 are needed"
+            f"max_new_tokens {max_new_tokens} and temperature {temperature} were given; they must be at least 1 and 0"
+        )
+    if not 0 < top_p <= 1 or (top_p < 1 and not temperature):
+        raise InvalidInput(
+            f"top_p {top_p} was given with temperature {temperature}; it is a share above 0, at most 1, and greedy "
+            "completions (temperature 0) take none"
         )
     if isinstance(stop, str):
         raise InvalidInput(f"stop={stop!r} is one text; give a list of stop strings, stop=[{stop!r}]")
     for each in stop:
         if not isinstance(each, str) or not each:  # pyright: ignore[reportUnnecessaryIsInstance]  users have no type checker
-            raise InvalidInput(f"the stop string {each!r} was given; give a text that is not empty, as in stop=['Question']")
+            raise InvalidInput(f"the stop string {each!r} was given; give a non-empty text, as in stop=['Question']")
 
 
 def _on_server(

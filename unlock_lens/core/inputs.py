@@ -16,10 +16,10 @@ SLOT = "{question}"
 def read_texts(path: str | Path, field: str | None = None) -> list[str]:
     """The lines of a text file, or the texts of a `.jsonl` file, one object per line: under `field`, or the first of `FIELDS`.
 
-    A literal `\\n` in a text file stands for itself, so texts of several lines belong in JSONL.
+    A literal `\\n` in a text file is not a line break, so texts of several lines belong in JSONL.
 
     Raises:
-        InvalidInput: the file is missing or empty, or a line (which is named) is not as expected.
+        InvalidInput: the file is missing or empty, or a line (whose number is given) is not as expected.
     """
     path = Path(path)
     if path.suffix != ".jsonl":
@@ -30,16 +30,16 @@ def read_texts(path: str | Path, field: str | None = None) -> list[str]:
         text = next((record[name] for name in wanted if name in record), None)
         if not isinstance(text, str):
             keys = plain(", ".join(record), 200) or "nothing"
-            raise InvalidInput(f"{place} has no text under {' or '.join(wanted)}; it has {keys} (choose with --field)")
+            raise InvalidInput(f"{place} has no text under {' or '.join(wanted)}; it has {keys} (choose one with --field)")
         texts.append(text)
     return texts
 
 
 def read_pairs(path: str | Path) -> tuple[list[str], list[str]]:
-    """The locked and the unlocked prompts of a JSONL file, whose lines have both, under those names.
+    """The locked and the unlocked prompts of a JSONL file whose lines have both, under these names.
 
     Raises:
-        InvalidInput: the file is missing or empty, or a line (which is named) lacks one of the two.
+        InvalidInput: the file is missing or empty, or a line (whose number is given) lacks one of the two.
     """
     pairs: list[tuple[str, str]] = []
     for record, place in read_records(path):
@@ -56,7 +56,7 @@ def read_records(path: str | Path) -> list[tuple[Mapping[str, Any], str]]:
     """The objects of a JSONL file, each with its file and line for error messages.
 
     Raises:
-        InvalidInput: the file is missing or empty, or a line (which is named) is not an object.
+        InvalidInput: the file is missing or empty, or a line (whose number is given) is not an object.
     """
     records: list[tuple[Mapping[str, Any], str]] = []
     for place, line in _lines(Path(path)):
@@ -77,28 +77,30 @@ def _lines(path: Path) -> list[tuple[str, str]]:
     try:
         content = path.read_text(encoding="utf-8-sig")  # Windows programs put a mark in front
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"{path} is not UTF-8 text ({error}); convert it") from error
+        raise InvalidInput(f"{path} is not UTF-8 text ({error}); convert the file") from error
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror or error}") from error
     # Not splitlines: texts may hold other separators, such as U+2028.
     numbered = enumerate(content.split("\n"), start=1)
     lines = [(f"{path}, line {number}", line.removesuffix("\r")) for number, line in numbered if line.strip()]
     if not lines:
-        raise InvalidInput(f"{path} holds no text; give one text per line")
+        raise InvalidInput(f"{path} contains no text; give one text per line")
     return lines
 
 
 def fill(template: str, questions: Sequence[str]) -> list[str]:
-    """The template with each question in the place of `{question}`.
+    """The template with `{question}` replaced by each question.
 
     Raises:
-        InvalidInput: the template has no `{question}`, or a backslash and an n where a shell was to give a new line.
+        InvalidInput: the template has no `{question}`, or has a backslash and an n instead of a line break.
     """
     if "\\n" in template and "\n" not in template:
         raise InvalidInput(
-            f"the template {template!r} has a backslash and an n, not a new line; in a shell write $'...\\n...', or press "
+            f"the template {template!r} has a backslash and an n, not a line break; in a shell write $'...\\n...', or press "
             "Enter inside the quotes"
         )
     if SLOT not in template:
-        raise InvalidInput(f"the template {template!r} has no {SLOT}; say where the question goes")
+        raise InvalidInput(f"the template {template!r} has no {SLOT}; add it where the question goes")
     return [template.replace(SLOT, question) for question in questions]
 
 
@@ -117,7 +119,7 @@ def parse_layers(spec: str | None) -> list[int] | None:
             raise InvalidInput(f"layers {spec!r} were given; write them as 4,5,6 or 4-12")
         chosen = range(int(first), int(last or first) + 1)
         if not chosen:
-            raise InvalidInput(f"layers {spec!r} hold none in {part!r}; write the smaller number first, as in 4-12")
+            raise InvalidInput(f"layers {spec!r} contain the empty range {part!r}; write the smaller number first, as in 4-12")
         layers.extend(chosen)
     return layers
 
@@ -126,7 +128,7 @@ def parse_layer_map(spec: str) -> dict[int, int] | None:
     """Target layer -> source layer, written as `0:0 1:1 2:3`; None for `proportional`.
 
     Raises:
-        InvalidInput: anything else, or a target layer twice.
+        InvalidInput: anything else, or a repeated target layer.
     """
     if spec == "proportional":
         return None

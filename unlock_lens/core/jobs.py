@@ -1,4 +1,4 @@
-"""Jobs: requests to servers, kept when they are finished, collected later, in another process too (docs/remote.md)."""
+"""Jobs: requests to servers whose results are stored, and can be collected later by any process (docs/remote.md)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unlock_lens.core import files
 from unlock_lens.core.progress import shown
-from unlock_lens.core.writing import write_whole
+from unlock_lens.core.writing import using, write_whole
 from unlock_lens.errors import ArtifactError, InvalidInput, JobLost, JobsRunning, RemoteError
 from unlock_lens.hosts import Pending, Server
 from unlock_lens.hosts.remote import Remote
@@ -28,19 +28,19 @@ T = TypeVar("T")
 _KIND = "finished request"
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _KEPT_BATCHES = 8
-"""Batches in one request where finished requests are kept."""
+"""Batches in one request if finished requests are stored."""
 Found = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What is asked of a server.
+    """A request to a server.
 
     Attributes:
-        server: which.
+        server: the server.
         send: submits it.
-        key: hash of all that it asks.
-        fault: what is wrong with a result, or None; it may raise InvalidInput where that lies in what was asked.
+        key: hash of everything that it asks.
+        fault: what is wrong with a result, or None; may raise InvalidInput if the request itself is at fault.
     """
 
     server: Server
@@ -49,9 +49,9 @@ class Request:
     fault: Callable[[Any], str | None]
 
     def verify(self, found: Any, job_id: str | None = None) -> Any:
-        """The result, unchanged; RemoteError or InvalidInput unless it fits what was asked."""
+        """The result, unchanged; RemoteError or InvalidInput if it does not fit the request."""
         if told := self.fault(found):
-            raise RemoteError(f"the result does not fit what was asked: {told}; the same call asks for it again", job_id)
+            raise RemoteError(f"the result does not fit the request: {told}; repeat the call to request it again", job_id)
         return found
 
 
@@ -61,19 +61,19 @@ def batches_in_request(where: Remote | Literal["local"] | None, resumes: bool) -
 
 
 def in_requests(batches: Sequence[T], where: Remote | Literal["local"] | None, resumes: bool) -> list[Sequence[T]]:
-    """The batches, as many together as go into one request."""
+    """The batches, grouped by request."""
     size = batches_in_request(where, resumes) or len(batches)
     return [batches[i : i + size] for i in range(0, len(batches), size)]
 
 
 def check_resumable(on_server: bool, resume: str | Path | None, wait: bool) -> None:
-    """Raise InvalidInput where a model runs here, and there is nothing to resume or to wait for."""
+    """Raise InvalidInput if the model runs here, where there is nothing to resume or to wait for."""
     if not on_server and (resume is not None or not wait):
-        raise InvalidInput("resume= and wait= are for models on a server; give remote=True, or leave them out")
+        raise InvalidInput("resume= and wait= are for models on a server; give remote=True, or omit them")
 
 
 def key_of(told: Mapping[str, Any], tensors: Iterable[Tensor]) -> str:
-    """Hash of what a request asks; another version of the library may ask it in another way."""
+    """Hash of what a request asks, and of the library version, which may ask differently."""
     digest = hashlib.sha256(json.dumps([version("unlock-lens"), told], sort_keys=True, default=str).encode())
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode() + tensor.contiguous().numpy().tobytes())
@@ -82,31 +82,31 @@ def key_of(told: Mapping[str, Any], tensors: Iterable[Tensor]) -> str:
 
 @dataclass(frozen=True)
 class Kept:
-    """The folder of one call: what its requests gave, and the names of those that are on their way."""
+    """The folder of one call: results of its requests, and the ids of those in progress."""
 
     folder: Path
 
     @classmethod
     def at(cls, resume: str | Path) -> Kept:
-        """Make the folder unless it is there.
+        """Create the folder if it does not exist.
 
         Raises:
-            InvalidInput: it cannot be.
+        InvalidInput: it cannot be created.
         """
         folder = Path(resume)
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise InvalidInput(f"resume={str(resume)!r} was given, a folder that cannot be made: {error}") from error
+            raise InvalidInput(f"resume={str(resume)!r} was given, but this folder cannot be created: {error}") from error
         return cls(folder)
 
     def result(self, key: str) -> Found | None:
-        """What the job folder keeps under this key; nothing, with a warning, where its file cannot be read."""
+        """What the job folder has under this key; None, with a warning, if its file cannot be read."""
         file = self.folder / f"{key}.safetensors"
         try:
             return files.load(file, _KIND)[0] if file.exists() else None
         except ArtifactError as error:
-            logger.warning("%s; what it held is asked for again", error)
+            logger.warning("%s; its result is requested again", error)
             return None
 
     def keep(self, key: str, found: Found) -> None:
@@ -114,12 +114,14 @@ class Kept:
         self.forget(key)
 
     def ticket(self, key: str) -> tuple[str, float] | None:
-        """Name of a request that was sent and not collected yet, and when it was sent."""
+        """Id of a request that was sent and not yet collected, and when it was sent."""
         file = self._ticket(key)
         try:
-            told = json.loads(file.read_text(encoding="utf-8"))
+            with using(file, "read"):
+                content = file.read_bytes() if file.exists() else b""
+            told = json.loads(content)
             job_id, sent = told["id"], float(told["sent"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None  # what an interrupted write left names no request
         return (job_id, sent) if isinstance(job_id, str) and _ID.fullmatch(job_id) and math.isfinite(sent) else None
 
@@ -127,7 +129,8 @@ class Kept:
         write_whole(self._ticket(key), json.dumps({"id": job_id, "sent": time.time()}).encode())
 
     def forget(self, key: str) -> None:
-        self._ticket(key).unlink(missing_ok=True)
+        with using(self._ticket(key), "removed"):
+            self._ticket(key).unlink(missing_ok=True)
 
     def _ticket(self, key: str) -> Path:
         return self.folder / f"{key}.job.json"
@@ -136,22 +139,22 @@ class Kept:
 def collect(
     requests: Sequence[Request], resume: str | Path | None, wait: bool = True, progress: bool = False, doing: str = ""
 ) -> list[Found]:
-    """The result of each request, one after the other; what is kept in the folder `resume` is not asked again.
+    """The result of each request, one after the other; results in the folder `resume` are not requested again.
 
     Args:
         requests: in order.
-        resume: folder that keeps results, and names of requests that are on their way.
-        wait: otherwise all requests are sent, and none is waited for.
+        resume: folder with results, and the ids of requests in progress.
+        wait: if False, all requests are sent without waiting.
         progress: whether to show a progress bar.
-        doing: what it says.
+        doing: its label.
 
     Raises:
-        JobsRunning: requests have no result yet, and are not waited for.
-        RemoteError: a request failed. Finished ones are kept, and those on their way are found again.
+        JobsRunning: requests have no result yet, and wait is False.
+        RemoteError: a request failed. Finished requests are stored, and those in progress can be found again.
     """
     if resume is None:
         if not wait:
-            raise InvalidInput("wait=False was given without resume=; name a folder that remembers what was submitted")
+            raise InvalidInput("wait=False was given without resume=; give a folder that records what was submitted")
         return [request.verify(request.send().result()) for request in shown(requests, doing, progress, "request")]
     kept = Kept.at(resume)
     found: list[Found] = []
@@ -175,7 +178,7 @@ def collect(
 
 
 def _held(request: Request, kept: Kept) -> Found | None:
-    """What the folder keeps, if it fits what was asked; an older or a damaged one may not."""
+    """The stored result, if it fits the request; an older or damaged one may not."""
     found = kept.result(request.key)
     try:
         return None if found is None else request.verify(found)
@@ -185,7 +188,7 @@ def _held(request: Request, kept: Kept) -> Found | None:
 
 
 def _collected(request: Request, kept: Kept, wait: bool) -> Found | None:
-    """Of a request that is on its way, or is sent now."""
+    """The result of a request that is in progress, or is sent now."""
     ticket = kept.ticket(request.key)
     try:
         try:
@@ -219,16 +222,16 @@ def _sent(request: Request, kept: Kept) -> Pending:
 
 
 def submit(call: Callable[..., Any], *args: Any, resume: str | Path, **kwargs: Any) -> tuple[str, ...]:
-    """Send all requests of a call, and wait for none; the same call, without `submit`, collects them.
+    """Send all requests of a call without waiting; the same call, without `submit`, collects the results.
 
     Args:
         call: `CapabilityDirection.extract`, an aligner's `fit`, or `generate`.
         args: its arguments.
-        resume: folder that remembers what was submitted.
+        resume: folder that records what was submitted.
         kwargs: its other arguments.
 
     Returns:
-        The server's names of the requests that have no result yet.
+        The server's ids of the requests that have no result yet.
 
     Raises:
         RemoteError: a request could not be sent.

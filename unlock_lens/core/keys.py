@@ -1,4 +1,4 @@
-"""What a key says beside its hook: the evidence in short, and which chat template its prompts were in (docs/keys.md)."""
+"""What a key records besides its hook: a summary of the evidence, and the chat template of its prompts (docs/keys.md)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from unlock_lens.errors import InvalidInput
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a hook was shown to do, in short, for whoever gets it as a key.
+    """A summary of what a hook was shown to do, for whoever receives it as a key.
 
     Attributes:
         task: what was measured, in words.
-        n: number of problems that were reported, none of which chose a setting.
-        gain: share of them that steering gains, net: right (or showing the behaviour) with it, less without it.
+        n: number of reported problems, none of which was used to choose a setting.
+        gain: net share that steering gains: right (or showing the behaviour) with steering, minus without.
         interval: 95% interval of the gain.
-        price: mean KL on unrelated text, in nats a token.
-        controls: the same gain of each control arm, by its name.
-        verdict: in words, such as "arrived" or "undecided".
+        price: mean KL on unrelated text, in nats per token.
+        controls: the same gain for each control arm, by name.
+        verdict: a word such as "arrived" or "undecided".
 
     Raises:
-        InvalidInput: no problems, a gain outside its interval or -1..1, a price that is negative, no controls, no verdict.
+        InvalidInput: there are no problems, controls or verdict, the gain is outside its interval or -1..1, or the price is
+            negative.
 
     Example:
         >>> import unlock_lens as ul
@@ -45,12 +46,12 @@ class Evidence:
         object.__setattr__(self, "controls", dict(self.controls))
         low, high = self.interval
         if not -1 <= low <= self.gain <= high <= 1:
-            raise InvalidInput(f"a gain of {self.gain} in {self.interval} was given; both are shares, the gain in its interval")
+            raise InvalidInput(f"a gain of {self.gain} in {self.interval} was given; give shares, the gain in its interval")
         if self.n < 1 or not 0 <= self.price < math.inf:
-            raise InvalidInput(f"{self.n} problems and a price of {self.price} nats were given; at least 1 and 0 are needed")
+            raise InvalidInput(f"{self.n} problems and a price of {self.price} nats were given; they must be at least 1 and 0")
         if not self.task.strip() or not self.verdict.strip() or not self.controls:
             raise InvalidInput(
-                "evidence has a task, a verdict, and at least one control: a gain alone does not show a transfer"
+                "evidence needs a task, a verdict and at least one control, because a gain alone does not show a transfer"
             )
 
     def __str__(self) -> str:
@@ -58,7 +59,7 @@ class Evidence:
         controls = ", ".join(f"{name} {100 * gain:+.0f}" for name, gain in self.controls.items())
         return (
             f"{self.task}, {self.n} problems: {100 * self.gain:+.0f} points ({low:+.0f} to {high:+.0f}) at {self.price:.3f} "
-            f"nats a token on unrelated text; controls: {controls}; verdict: {self.verdict}"
+            f"nats per token on unrelated text; controls: {controls}; verdict: {self.verdict}"
         )
 
     @property
@@ -74,5 +75,5 @@ class Evidence:
 
 
 def template_hash(variant: Variant) -> str | None:
-    """Hash of the chat template that a variant's prompts are in; None without one."""
+    """Hash of the chat template of a variant's prompts; None without one."""
     return variant.description["chat_template_hash"]

@@ -1,4 +1,4 @@
-"""Paired: both models read at the tokens that belong together; states are held or summed, whichever takes fewer bytes."""
+"""Paired: both models read at paired tokens; states are held or summed, whichever takes fewer bytes."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from unlock_lens.method.reduce import States
 logger = logging.getLogger(__name__)
 _SAMPLED_PER_AXIS = 4
 SAMPLE = 64
-"""Texts whose tokens say what norm is usual."""
+"""Texts whose tokens define the usual norm."""
 _SMALL = 2**26
-"""Bytes of states that cross-validation holds rather than sums, whatever the sums would take."""
+"""Up to this many bytes, cross-validation holds states rather than sums."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -50,13 +50,13 @@ class Reader:
         target: the model that they go to, with the same texts.
         layer_map: target layer -> source layer; no other layers are read.
         source_tokens: the tokens of each text that are read in the source.
-        target_tokens: as many, in the target.
-        centered: whether maps are to be fitted on distances from the mean.
-        sinks: what becomes of tokens with huge norms.
-        folds: into how many folds texts are put, for cross-validation; 1 for none.
-        rank: of the maps; None where it is not known yet, or is all that the tokens span.
+        target_tokens: the tokens in the target that they are paired with.
+        centered: whether maps are fitted on distances from the mean.
+        sinks: what to do with tokens that have huge norms.
+        folds: number of folds for cross-validation; 1 for none.
+        rank: rank of the maps; None if not known yet, or if it is all that the tokens span.
         leading_axes: whether maps need no more principal axes than the rank, so that a server returns only those.
-        how: batches, resuming, waiting.
+        how: settings of batches, resuming and waiting.
     """
 
     source: Variant
@@ -75,7 +75,7 @@ class Reader:
         """Read the tokens of both models.
 
         Raises:
-            InvalidInput: states that are not finite, or sinks that are to be dealt with on a server.
+            InvalidInput: states are not finite, or sinks would have to be handled on a server.
         """
         if read.runs_on_server(self.how, self.source, self.target):
             return self._factored()
@@ -88,7 +88,7 @@ class Reader:
         if found.n < n:
             logger.log(
                 logging.INFO if self.sinks == "auto" else logging.WARNING,
-                "%d of %d calibration tokens have more than %g times the median norm of their layer and were left out",
+                "%d of %d calibration tokens have more than %g times the median norm of their layer and were dropped",
                 n - found.n,
                 n,
                 SINK,
@@ -107,14 +107,14 @@ class Reader:
 
     @cached_property
     def _first(self) -> list[Bool[Tensor, " token"]]:
-        """For each text, which of its tokens stand first in it (and not last, where directions are taken)."""
+        """For each text, which of its tokens come first in it (and not last, where directions are read)."""
         lengths = self.source.tokens.lengths.tolist()
         pairs = zip(self.source_tokens, self.target_tokens, lengths, strict=True)
         return [((source == 0) | (target == 0)) & (source != length - 1) for source, target, length in pairs]
 
     @cached_property
     def _ends(self) -> list[Bool[Tensor, " token"]]:
-        """For each text, which of its tokens stand last in it."""
+        """For each text, which of its tokens come last in it."""
         return [s == length - 1 for s, length in zip(self.source_tokens, self.source.tokens.lengths.tolist(), strict=True)]
 
     def _summed(self) -> Summed:
@@ -151,8 +151,8 @@ class Reader:
         """At least one model runs on a server: axes of all tokens come back, and the scores of a sample."""
         if self.sinks not in ("auto", "keep"):
             raise InvalidInput(
-                f"sinks={self.sinks!r} was given for a model on a server, where they are kept; "
-                'centered=True loses at most an axis to them, skip_first=True leaves the usual ones out, or take sinks="keep"'
+                f"sinks={self.sinks!r} was given for a model on a server, where sinks are always kept; "
+                'use sinks="keep" (centered=True loses at most one axis to them), or skip_first=True to drop the usual ones'
             )
         readings, axes = self.readings()
         sides = read.factors(readings, axes, self.centered)
@@ -162,7 +162,7 @@ class Reader:
         return Factored(self.layer_map, source, target, self._fold_of[text], torch.cat(self._ends)[sampled])
 
     def readings(self) -> tuple[list[Reading], int]:
-        """What is read on servers, source and target, and how many axes come back."""
+        """What is read on servers, for source and target, and how many axes are returned."""
         places = self._sample(read.positions_of(self.source, self.target))
         held = int(torch.cat(list(places)).max()) + 1
         # Parts of no more axes than the rank would not merge into those of all.
@@ -172,7 +172,7 @@ class Reader:
         if sampled and not self.leading_axes:  # all axes enter the least squares, which want several tokens for each
             asked = min(asked, held // _SAMPLED_PER_AXIS)
         if sampled and (self.rank or 0) * _SAMPLED_PER_AXIS > held:
-            message = "the scores of %d tokens are few for rank %d; Remote(positions=...) asks for more"
+            message = "scores of only %d tokens for rank %d; request more with Remote(positions=...)"
             logger.warning(message, held, self.rank)
         axes = min(held, max(self.rank or 0, asked))
         readings = [

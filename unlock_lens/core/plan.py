@@ -1,4 +1,4 @@
-"""What an extraction, a calibration and a generation will ask of a server, counted from the models' configs alone.
+"""Plan: the cost of an extraction, a calibration and a generation on a server, from the models' configs alone.
 
 The library makes the same requests as when it runs; a `PlannedModel` counts each of them instead of sending it.
 """
@@ -21,8 +21,9 @@ from unlock_lens.core.jobs import in_requests
 from unlock_lens.core.read import How, Reading, check_layers
 from unlock_lens.core.variant import Tokens, Variant
 from unlock_lens.errors import InvalidInput, require
-from unlock_lens.hosts import Batch, Pass, Server, backend_of
-from unlock_lens.hosts.identity import ModelIdentity, model_name
+from unlock_lens.hosts import Batch, Pass, Server, backend_of, shape_of
+from unlock_lens.hosts.checkpoint import read_with, shape_in
+from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.hosts.remote import Remote, remote_of
 from unlock_lens.method.align import layer_map_of
 from unlock_lens.method.extract import Aggregator, check_aggregate
@@ -38,7 +39,7 @@ _TITLES = ("step", "requests", "tokens", "padded", "up", "down", "held")
 
 @dataclass(frozen=True)
 class Step:
-    """Requests of one kind to one model. Sizes count the data of tensors; code and containers come on top (docs/plan.md).
+    """Requests of one kind to one model. Sizes count the data of tensors; code and containers are extra (docs/plan.md).
 
     Attributes:
         name: what is done.
@@ -46,9 +47,9 @@ class Step:
         requests: how many requests are made.
         tokens: tokens that the model reads or writes.
         padded_tokens: the same with padding.
-        bytes_up: ids, masks, indices and steering vectors.
-        bytes_down: the results; for completions, the most that they can be.
-        server_bytes: what the largest request keeps on the server until it ends, besides the model and its activations.
+        bytes_up: size of ids, masks, indices and steering vectors.
+        bytes_down: size of the results; for completions, the maximum.
+        server_bytes: memory that the largest request holds on the server until it ends, besides the model and its activations.
     """
 
     name: str
@@ -70,7 +71,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be asked of servers; `str(plan)` is a table.
+    """What will be requested from servers; `str(plan)` is a table.
 
     Attributes:
         steps: in the order in which they run.
@@ -86,7 +87,7 @@ class Plan:
         return Step.summed("total", "", self.steps)
 
     def to_json(self) -> dict[str, Any]:
-        """The same for programs: tokens and bytes are whole numbers."""
+        """The plan as data: tokens and bytes are integers."""
         steps, total = [asdict(step) for step in self.steps], asdict(self.total)
         return {"steps": steps, "total": total, "assumptions": list(self.assumptions)}
 
@@ -135,33 +136,33 @@ def plan(
     resume: bool = False,
     **aligner: Any,
 ) -> Plan:
-    """Count what an extraction, a calibration and a generation on a server will ask of it, before anything is sent.
+    """Count what an extraction, a calibration and a generation will request from a server, before anything is sent.
 
-    Reads the models' configs, and their tokenizers where real texts are given; loads no weights and asks no server.
+    Reads the models' configs, and their tokenizers if real texts are given. It does not load weights or contact a server.
 
     Args:
         source: the model that the direction comes from: a hub id, folder, transformers config, open model, or `Variant`.
         target: the model that it goes to, given in the same ways; None for the extraction alone.
         prompts: the locked and the unlocked prompts of the extraction, or how many of each; None for no extraction.
         texts: the calibration texts, or how many; None for no calibration.
-        prompt_tokens: assumed tokens of each prompt, where `prompts` is a number.
-        text_tokens: assumed tokens of each text, where `texts` is a number.
-        unlocked_source: the unlocked model of a model contrast; None where only the prompts differ.
+        prompt_tokens: assumed tokens of each prompt, if `prompts` is a number.
+        text_tokens: assumed tokens of each text, if `texts` is a number.
+        unlocked_source: the unlocked model of a model contrast; None if only the prompts differ.
         aggregate: as in `CapabilityDirection.extract`.
         layers: the source's layers from which the direction is extracted.
-        max_new_tokens: length of one steered completion of each locked prompt, by the target, or by the source where there is
+        max_new_tokens: length of one steered completion of each locked prompt, by the target, or by the source if there is
             no target; 0 for no generation.
         batch_size: prompts in one forward pass.
         add_special_tokens: as in `Variant`.
         remote: the settings of the requests; None is `Remote()`.
         resume: whether `resume=` will be given, which makes more and smaller requests.
-        aligner: what `SubspaceAligner` takes: rank, method, positions, layer_map and so on.
+        aligner: arguments of `SubspaceAligner`: rank, method, positions, layer_map and so on.
 
     Raises:
-        InvalidInput: nothing to plan, numbers without lengths, models that cannot be read, and whatever `extract`, `fit` and
-            `generate` refuse themselves.
+        InvalidInput: there is nothing to plan, numbers lack lengths, models cannot be read, or `extract`, `fit` or `generate`
+            would refuse the arguments.
         UnsupportedModel: an object that is not a model.
-        IncompatibleModel: an unlocked source whose shape or basis differs from the source's.
+        IncompatibleModel: the unlocked source's shape or basis differs from the source's.
 
     Example:
         >>> from unlock_lens import zoo
@@ -309,40 +310,29 @@ def model_of(given: Any) -> PlannedModel:
     """Read the config of a hub id or folder, or take the identity of an open model.
 
     Raises:
-        InvalidInput: there is no such model, or its config does not say what shape it has.
+        InvalidInput: the model does not exist, or its config lacks the shape.
         UnsupportedModel: the object is not a model.
     """
-    from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
-
     if isinstance(given, str | os.PathLike):
         path = os.fspath(given)
-        name, config, tokenizer = model_name(path), _loaded(AutoConfig, path), partial(_loaded, AutoTokenizer, path)
-    elif isinstance(given, PretrainedConfig):
-        name, config, tokenizer = str(given.name_or_path or given.model_type), given, _no_tokenizer
-    else:
-        backend = given.backend if isinstance(given, Variant) else backend_of(given)
-        return PlannedModel(backend.identity, lambda: backend.tokenizer)
-    text = config.get_text_config()
-    n_layers, d_model = (getattr(text, attribute, None) for attribute in ("num_hidden_layers", "hidden_size"))
-    if not n_layers or not d_model:
-        raise InvalidInput(f"the config of {name} does not say how many layers of what width it has; a decoder is needed")
-    return PlannedModel(ModelIdentity(name, n_layers, d_model), tokenizer)
+        return PlannedModel(shape_of(path), partial(_tokenizer, path))
+    from transformers import PretrainedConfig
+
+    if isinstance(given, PretrainedConfig):
+        return PlannedModel(shape_in(given, str(given.name_or_path or given.model_type)), _no_tokenizer)
+    backend = given.backend if isinstance(given, Variant) else backend_of(given)
+    return PlannedModel(backend.identity, lambda: backend.tokenizer)
 
 
-def _loaded(auto: Any, name: str) -> Any:
-    try:
-        return auto.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:  # what transformers raises where a folder or hub id holds none
-        wanted = auto.__name__.removeprefix("Auto").lower()
-        raise InvalidInput(
-            f"no {wanted} of {name!r} can be read, from a folder or from the hub: {error} "
-            "(check the spelling; a gated model needs HF_TOKEN)"
-        ) from error
+def _tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return read_with(AutoTokenizer, path)
 
 
 def _no_tokenizer() -> Any:
     raise InvalidInput(
-        "a config has no tokenizer to count these texts with; give a folder or hub id that has one, or numbers: "
+        "a config has no tokenizer to count these texts; give a folder or hub id that has one, or numbers: "
         "prompts=512, prompt_tokens=120"
     )
 
@@ -353,14 +343,14 @@ def _check_lengths(what: str, given: Texts | None, name: str, length: int | None
         if given < 1 or length is None or length < 1:
             raise InvalidInput(f"{what}={given} and {name}={length} were given; give both, each at least 1")
     elif length is not None:
-        raise InvalidInput(f"{name}={length} was given, but {what} is not a number; leave {name} out")
+        raise InvalidInput(f"{name}={length} was given, but {what} is not a number; omit {name}")
 
 
 def _check_asked(target: bool, prompts: bool, texts: bool, new: int) -> None:
     for wrong, message in (
         (new < 0, f"max_new_tokens {new} was given; give 0 for no generation, or more"),
         (not prompts and not texts, "nothing to plan: give prompts= to extract from, or texts= and a target to calibrate"),
-        (texts and not target, "texts= were given without a target; a calibration reads them in source and target"),
+        (texts and not target, "texts= was given without a target; a calibration reads them in source and target"),
         (target and not texts and not new, "a target was given, but neither texts= to calibrate with nor max_new_tokens="),
         (new and not prompts, f"max_new_tokens={new} was given without prompts; give the prompts= to complete"),
     ):

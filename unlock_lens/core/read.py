@@ -1,7 +1,7 @@
-"""Read: states of chosen layers at chosen tokens go through a reduction, here or on a server; its result comes back.
+"""Read: reduce the states of chosen layers at chosen tokens, here or on a server, and return the result.
 
 Layer l means the output of block l (TransformerLens `blocks.l.hook_resid_post`, nnsight `layers[l].output`). For the last
-layer that is the state before the final norm, where edits go in; the paper's own code reads it after the norm.
+layer that is the state before the final norm, where edits are made; the paper's own code reads it after the norm.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class How:
-    """How requests are made and waited for; each is explained in `CapabilityDirection.extract`."""
+    """How requests are made and waited for, as explained in `CapabilityDirection.extract`."""
 
     batch_size: int = 8
     resume: str | Path | None = None
@@ -43,12 +43,12 @@ class How:
 
 @dataclass(frozen=True, eq=False)
 class Picked:
-    """Picked of one variant that are read.
+    """The tokens of one variant that are read.
 
     Attributes:
         variant: the model and its prompts.
         chosen: the tokens of each prompt, counted without padding.
-        sign: -1 where their states are subtracted from those of another variant of the same model.
+        sign: -1 if their states are subtracted from those of another variant of the same model.
     """
 
     variant: Variant
@@ -58,11 +58,11 @@ class Picked:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What one request gave.
+    """The result of one request.
 
     Attributes:
         found: the reduction's result.
-        n: tokens that it read.
+        n: number of tokens that it read.
         places: which of the reading's held tokens it held, in its order.
     """
 
@@ -73,10 +73,10 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What is reduced together: tokens of one variant, or of two of the same model in the same place.
+    """Tokens that are reduced together: of one variant, or of two variants of the same model in the same place.
 
     Attributes:
-        tokens: of each variant; prompt i of one belongs to prompt i of the other.
+        tokens: the tokens of each variant; prompt i of one corresponds to prompt i of the other.
         layers: ascending.
         reduction: makes the reduction, given how many tokens are held and how many are read in all.
         places: for each prompt, the place at which each of its chosen tokens is held, or -1.
@@ -95,13 +95,13 @@ class Reading:
 
     @cached_property
     def server(self) -> Server | None:
-        """None where the model runs here."""
+        """None if the model runs here."""
         where = remote_of(self.variant.remote)
         return self.variant.backend.on(where) if where else None
 
     @cached_property
     def chunks(self) -> Sequence[Sequence[Int[Tensor, " prompt"]]]:
-        """Batches of like length, the longest first, grouped by request."""
+        """Batches of similar length, longest first, grouped by request."""
         check_batch_size(self.how.batch_size)
         lengths = torch.stack([tokens.variant.tokens.lengths for tokens in self.tokens]).sum(dim=0)
         order = lengths.argsort(descending=True, stable=True)
@@ -109,7 +109,7 @@ class Reading:
         return in_requests(batches, remote_of(self.variant.remote), self.how.resume is not None)
 
     def requests(self) -> list[Request]:
-        """One for each chunk; none where the model runs here."""
+        """One for each chunk; none if the model runs here."""
         server = self.server
         return [self._request(server, chunk) for chunk in self.chunks] if server else []
 
@@ -122,7 +122,7 @@ class Reading:
         """The same reduction on a model that runs here.
 
         Raises:
-            InvalidInput: a state that is not finite.
+            InvalidInput: a state is not finite.
         """
         batches = [batch for chunk in self.chunks for batch in chunk]
         places, n = self._size(batches)
@@ -181,7 +181,7 @@ def run_pass(variant: Variant, prompts: Int[Tensor, " prompt"], one: Pass, layer
     """Run it here, layer after layer into the reduction.
 
     Raises:
-        InvalidInput: a state that is not finite.
+        InvalidInput: a state is not finite.
     """
     spoiled: list[tuple[int, int]] = []
 
@@ -196,7 +196,7 @@ def run_pass(variant: Variant, prompts: Int[Tensor, " prompt"], one: Pass, layer
     for layer, prompt in spoiled[:1]:
         raise InvalidInput(
             f"the residual stream of {variant.backend.identity.name} is not finite at layer {layer}, prompt {prompt} "
-            f"({variant.prompts[prompt][:40]!r}); leave that prompt out or load the model in float32"
+            f"({variant.prompts[prompt][:40]!r}); omit that prompt, or load the model in float32"
         )
 
 
@@ -204,8 +204,8 @@ def read(readings: Sequence[Reading]) -> list[list[Part]]:
     """All readings: requests to servers first, then what runs here.
 
     Raises:
-        InvalidInput: a state that is not finite.
-        RemoteError: a server that does not answer, refuses, or fails; JobsRunning where results are not waited for.
+        InvalidInput: a state is not finite.
+        RemoteError: the server does not answer, refuses, or fails; JobsRunning if results are not waited for.
     """
     how = readings[0].how
     requests = [reading.requests() for reading in readings]
@@ -221,10 +221,10 @@ def read(readings: Sequence[Reading]) -> list[list[Part]]:
 def states(
     tokens: Picked | Sequence[Picked], layers: Sequence[int] | None = None, how: How | None = None
 ) -> Float[Tensor, "layer token d_model"]:
-    """The residual stream at the chosen tokens, in the prompts' order; of two variants of one model the difference.
+    """The residual stream at the chosen tokens, in the order of the prompts; for two variants of one model, the difference.
 
     Raises:
-        InvalidInput: layers out of range, a state that is not finite.
+        InvalidInput: layers are out of range, or a state is not finite.
         RemoteError: as `read`.
     """
     of = [tokens] if isinstance(tokens, Picked) else list(tokens)
@@ -267,7 +267,7 @@ def check_layers(layers: Sequence[int] | None, n_layers: int) -> tuple[int, ...]
     """All layers for None; otherwise these, ascending.
 
     Raises:
-        InvalidInput: none, repeated, or out of range.
+        InvalidInput: layers are empty, repeated, or out of range.
     """
     if layers is None:
         return tuple(range(n_layers))
@@ -289,7 +289,7 @@ def runs_on_server(how: How, *variants: Variant) -> bool:
     for a, b in pairwise(variants):
         if a.model is b.model and bool(a.remote) != bool(b.remote):
             raise InvalidInput(
-                f"{a.backend.identity.name} is to run on a server for one variant and here for the other; give both remote="
+                f"{a.backend.identity.name} should run on a server for one variant and here for the other; give both remote="
             )
     check_resumable(found, how.resume, how.wait)
     return found
@@ -306,7 +306,7 @@ def check_finite(of_layers: Tensor, reading: Reading) -> None:
     if len(bad):
         raise InvalidInput(
             f"the residual stream of {reading.variant.backend.identity.name} is not finite at layer "
-            f"{reading.layers[int(bad[0])]}; leave the prompt out that does it, or run the model in float32"
+            f"{reading.layers[int(bad[0])]}; omit the prompt that causes it, or run the model in float32"
         )
 
 
@@ -327,7 +327,7 @@ def warn_of_share(found: Sequence[LayerFactors], of_what: str) -> None:
     share = min(layer.share for layer in found)
     if share < 0.999:
         logger.warning(
-            "%d axes came back; they hold %.1f%% of the variance %s at the layer that is worst; Remote(axes=...) asks for more",
+            "%d axes were returned; they hold %.1f%% of the variance %s at the worst layer; ask for more with Remote(axes=...)",
             len(found[0].axes.values),
             100 * share,
             of_what,

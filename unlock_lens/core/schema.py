@@ -13,6 +13,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from unlock_lens.core.wording import expectation
 from unlock_lens.errors import ArtifactError, shown
 
 MOST = 100_000
@@ -187,7 +188,7 @@ def checked(path: Any, kind: str, description: Mapping[str, Any], tensors: Mappi
 def _told(error: ValidationError) -> str:
     """The first field that is wrong, what was found there, and what was expected."""
     first = error.errors(include_url=False)[0]
-    where, expected = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+    where, expected = ".".join(str(part) for part in first["loc"]), expectation(first)
     if first["type"] == "missing":
         return f"{where} is missing"
     return f"{where} is {shown(first['input'])} ({expected[0].lower()}{expected[1:]})"

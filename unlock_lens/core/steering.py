@@ -1,4 +1,4 @@
-"""SteeringHook: a direction, how strongly and where it acts, attached natively (docs/method.md, section 3: apply)."""
+"""SteeringHook: a direction with its strength and place, attached natively (docs/method.md, section 3: apply)."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ _LARGEST = torch.finfo(torch.float32).max
 class SteeringHook(Shareable, kind=_KIND):
     """Steers a model along a direction while it runs; its weights never change.
 
-    Saved, it is a key: one file that opens the capability in the model that it was made for (docs/keys.md).
+    A saved hook is a key: one file that unlocks the capability in the model that it was made for (docs/keys.md).
 
     Attributes:
-        direction: one vector a layer, in this model's residual stream (transport it first if it is another's).
+        direction: one vector for each layer of this model's residual stream (transport it first if it is from another model).
         alpha: strength. For "norm_preserving" a fraction of the residual's norm, for "add" a multiple of the direction, for
-            "ablate" the share of the component along the direction that is taken out. One for all layers, or {layer: strength}
-            for each layer that is steered.
+            "ablate" the share of the component along the direction that is removed. One number for all layers, or
+            {layer: strength} for the steered layers.
         operation: "norm_preserving" (the paper's), "add" or "ablate".
-        positions: "last_prompt" (the paper's: the prefill alone, decoding stays untouched), "prompt", "generated", "all".
-        layers: which of the direction's layers; None for all. Layer l is edited at the output of block l, and layer l+1
-            reads the edited state.
-        check_model: refuse models that the direction was not made for. Turn it off to try a relative of that model.
-        gate: act only in rows (or at tokens) whose residual stream reads above a threshold; None acts in all.
-        evidence: what it was shown to do, in short; it travels with the key.
-        chat_template_hash: of the chat template that its prompts were in; None without one (`proven` notes it).
+        positions: "last_prompt" (the paper's: only the prefill, so decoding is untouched), "prompt", "generated" or "all".
+        layers: which of the direction's layers to steer; None for all. Layer l is edited at the output of block l, and
+            layer l+1 reads the edited state.
+        check_model: refuse models that the direction was not made for. Turn this off to try a related model.
+        gate: act only in rows (or at tokens) whose residual stream reads above a threshold; None acts everywhere.
+        evidence: a summary of what the hook was shown to do, which is saved with the key.
+        chat_template_hash: hash of the chat template of its prompts; None without one (`proven` records it).
 
     Raises:
-        InvalidInput: alpha that is not finite or lacks a layer, an unknown operation or position, layers that the direction
-            lacks, or that come before the gate's.
+        InvalidInput: alpha is not finite or lacks a layer, the operation or position is unknown, or layers are not in the
+            direction or come before the gate's.
 
     Source: docs/method.md, section 3.
 
@@ -85,62 +85,62 @@ class SteeringHook(Shareable, kind=_KIND):
         if not all(isinstance(strength, Real) and abs(float(strength)) <= _LARGEST for strength in strengths):
             raise InvalidInput(f"alpha {self.alpha} was given; a finite number is needed (of float32), or one for each layer")
         if self.operation not in OPERATIONS:
-            raise InvalidInput(f"there is no operation {self.operation!r}; take one of {', '.join(OPERATIONS)}")
+            raise InvalidInput(f"there is no operation {self.operation!r}; use one of {', '.join(OPERATIONS)}")
         if self.positions not in POSITIONS:
-            raise InvalidInput(f"edits at the positions {self.positions!r} were asked for; take one of {', '.join(POSITIONS)}")
+            raise InvalidInput(f"positions={self.positions!r} was given; use one of {', '.join(POSITIONS)}")
         steered = self.direction.at_layers(self.direction.layers if self.layers is None else self.layers)  # says which it lacks
         if isinstance(self.alpha, Mapping) and set(self.alpha) != set(steered.layers):
             raise InvalidInput(
-                f"alpha has strengths for layers {sorted(self.alpha)}, layers {list(steered.layers)} are steered; "
-                "give one strength for each, or one number for all (layers= says which are steered)"
+                f"alpha has strengths for layers {sorted(self.alpha)}, but layers {list(steered.layers)} are steered; "
+                "give a strength for each, or one number for all (layers= selects the steered layers)"
             )
         self._check_gate(steered.layers)
 
     def fwd_hooks(self, model: Any, attention_mask: Shaped[Tensor, "batch token"] | None = None) -> list[tuple[str, Any]]:
         """TransformerLens hooks for `run_with_hooks(fwd_hooks=...)` and `model.hooks(fwd_hooks=...)`.
 
-        Lists of several hooks are concatenated, and act in that order at each layer. Take a new list for each run, in the
-        thread that runs it. Without a KV cache, a pass that continues the previous one by one token counts as the next step of
+        Concatenate the lists of several hooks; they act in that order at each layer. Make a new list for each run, in the
+        thread that runs it. Without a KV cache, a pass that extends the previous one by one token counts as the next step of
         the same generation.
 
         Args:
             model: a TransformerBridge or HookedTransformer.
-            attention_mask: of the whole prompts. It is needed only where you run passes by hand and cut the prompts into
+            attention_mask: mask of the whole prompts. It is needed only if you run passes by hand and split the prompts into
                 several, or pad them on the right without a mask.
 
         Raises:
-            IncompatibleModel: the direction was made for another model.
-            UnsupportedModel: not a TransformerLens model.
+            IncompatibleModel: the direction was made for a different model.
+            UnsupportedModel: the model is not a TransformerLens model.
         """
         backend = backend_of(model)
         return backend.fwd_hooks(edits_for(backend, [self]), attention_mask)
 
     def at_layers(self, layers: Sequence[int]) -> SteeringHook:
-        """The same hook at some of the layers that it steers.
+        """The same hook at only some of the layers that it steers.
 
         Raises:
-            InvalidInput: a layer that it does not steer.
+            InvalidInput: it does not steer one of the layers.
         """
         steered = self.direction.layers if self.layers is None else self.layers
         if not set(layers) <= set(steered):
-            raise InvalidInput(f"layers {sorted(layers)} were asked for; this hook steers {sorted(steered)}")
+            raise InvalidInput(f"layers {sorted(layers)} were requested; this hook steers {sorted(steered)}")
         alpha = {layer: self.alpha[layer] for layer in layers} if isinstance(self.alpha, Mapping) else self.alpha
         return replace(self, alpha=alpha, layers=tuple(layers))
 
     def proven(self, evidence: Evidence, prompts: Variant | None = None) -> SteeringHook:
-        """The same hook with what it was shown to do, and the chat template of the prompts that showed it."""
+        """The same hook with its evidence, and the chat template of the prompts that gave it."""
         return replace(self, evidence=evidence, chat_template_hash=template_hash(prompts) if prompts else None)
 
     def save(self, path: str | Path) -> None:
         """Write the hook as a key, one safetensors file; an interrupted save leaves the old file as it was.
 
-        Warns where the direction's model is unknown: such a key is not refused by another model of that shape.
+        Warns if the direction's model is unknown: such a key cannot refuse other models of the same shape.
 
         Raises:
-            ArtifactError: the path is a folder, or lies in none.
+            ArtifactError: the path is a folder, or its folder does not exist.
         """
         if self.direction.model is None:
-            caution("the direction's model is unknown, so that this key will not be refused by another model of that shape")
+            caution("the direction's model is unknown, so this key cannot refuse other models of the same shape")
         tensors = {"vectors": self.direction.vectors}
         if self.gate is not None:
             tensors["gate"] = self.gate.direction.vectors
@@ -151,7 +151,7 @@ class SteeringHook(Shareable, kind=_KIND):
         """Read what `save` wrote. A loaded key always checks the model.
 
         Raises:
-            ArtifactError: no such file, not a key, another format version, damaged, or with half its evidence.
+            ArtifactError: the file is missing, not a key, of another format version, damaged, or has incomplete evidence.
         """
         tensors, told = files.load(path, _KIND)
         with files.reading(path):
@@ -189,36 +189,37 @@ class SteeringHook(Shareable, kind=_KIND):
         )
 
     def attached(self, model: Any, attention_mask: Shaped[Tensor, "batch token"] | None = None) -> AbstractContextManager[None]:
-        """A context in which every run of a local model is steered; off again when it ends, even by an exception.
+        """A context in which every run of a local model is steered; it ends cleanly even after an exception.
 
-        Each run's mask, KV cache and positions say where its tokens stand, and the prompts given to `generate` where they end.
+        Token positions come from each run's mask, KV cache and position ids, and the end of the prompt from the prompts given
+        to `generate`.
 
         Args:
             model: a model of any host.
-            attention_mask: of the whole prompts. It is needed only where you run passes by hand and cut the prompts into
+            attention_mask: mask of the whole prompts. It is needed only if you run passes by hand and split the prompts into
                 several, or pad them on the right without a mask.
 
         Raises:
-            IncompatibleModel: the direction was made for another model.
-            UnsupportedModel: a model that no backend serves.
-            InvalidInput: another thread steers the model.
+            IncompatibleModel: the direction was made for a different model.
+            UnsupportedModel: no backend supports the model.
+            InvalidInput: another thread is steering the model.
         """
         return attached(model, [self], attention_mask)
 
     def apply(self, model: Any, tracer: Any = None, layer: int | None = None) -> None:
-        """Make the edits inside an nnsight `trace`, `generate` or `session` body.
+        """Edit inside an nnsight `trace`, `generate` or `session` body.
 
         Args:
             model: the nnsight model that is being traced.
-            tracer: of `generate(...) as tracer`; needed for positions "generated" and "all", and without a KV cache. The
-                edit then loops over all steps, so read results in another `tracer.invoke()`.
-            layer: edit this layer alone, in the current pass. Call it for each layer in ascending order, to read and write
-                other things between the edits, and in every step of a loop of your own.
+            tracer: the one of `generate(...) as tracer`; needed for positions "generated" and "all", and without a KV cache.
+                The edit then loops over all steps, so read results in another `tracer.invoke()`.
+            layer: edit only this layer, in the current pass. Call it for each layer in ascending order to read and write
+                other things between the edits, and in every step if you loop over steps yourself.
 
         Raises:
-            InvalidInput: positions or a run without KV cache that need the tracer, without it; a layer that is not steered.
-            IncompatibleModel: the direction was made for another model.
-            UnsupportedModel: not an nnsight model.
+            InvalidInput: the positions, or a run without KV cache, need the tracer; or the layer is not steered.
+            IncompatibleModel: the direction was made for a different model.
+            UnsupportedModel: the model is not an nnsight model.
         """
         apply(model, [self], tracer, layer)
 
@@ -230,23 +231,23 @@ class SteeringHook(Shareable, kind=_KIND):
         if early := [layer for layer in steered if layer < self.gate.layer]:
             later = [layer for layer in steered if layer >= self.gate.layer]
             raise InvalidInput(
-                f"the gate reads layer {self.gate.layer}, and layers {early} are steered before it can decide; "
+                f"the gate reads layer {self.gate.layer}, but layers {early} are steered before it can decide; "
                 + (f"steer layers={later}, or " if later else "")
                 + "read an earlier layer (Gate.fit(layers=...))"
             )
 
     def edits(self, identity: ModelIdentity) -> dict[int, list[LayerEdit]]:
-        """The edits of each layer, and the gate that reads before them, for a model.
+        """The edits at each layer for a model, and the gate that is read before them.
 
         Raises:
-            IncompatibleModel: the direction was made for another model.
+            IncompatibleModel: the direction was made for a different model.
         """
         direction, alpha = self._in_basis_of(identity), _plain(self.alpha)
         gate = self.gate and self.gate.gating(identity, self.check_model)
         return edits_of(direction.vectors, direction.layers, alpha, self.operation, self.positions, self.layers, gate)
 
     def __reduce__(self) -> Any:
-        """In plain parts, from which a hook is made where it arrives: nnsight ships what a remote body names."""
+        """Plain data from which the hook is rebuilt on arrival, because nnsight ships what a remote body names."""
         settings = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
         if self.gate is not None:
             rest = {field.name: getattr(self.gate, field.name) for field in fields(self.gate)[1:]}
@@ -259,13 +260,13 @@ class SteeringHook(Shareable, kind=_KIND):
         direction = self.direction
         if direction.d_model != identity.d_model or max(direction.layers) >= identity.n_layers:
             raise IncompatibleModel(
-                f"the direction ({direction.model or 'of no known model'}; d_model {direction.d_model}, "
+                f"the direction ({direction.model or 'its model is unknown'}; d_model {direction.d_model}, "
                 f"layers {list(direction.layers)}) does not fit {identity}; transport it with a SubspaceAligner"
             )
         if self.check_model and direction.model is not None and not direction.model.is_same_model(identity):
             raise IncompatibleModel(
-                f"the direction was made for {direction.model}, this model is {identity}; transport it with a SubspaceAligner, "
-                "or pass check_model=False to try it all the same"
+                f"the direction was made for {direction.model}, but this model is {identity}; transport it with a "
+                "SubspaceAligner, or pass check_model=False to try it anyway"
             )
         if direction.basis == identity.basis:
             return direction
@@ -273,15 +274,15 @@ class SteeringHook(Shareable, kind=_KIND):
             return direction.zero_mean()
         if self.operation != "add":
             raise IncompatibleModel(
-                f"the direction is in the zero-mean basis (its mean over d_model is gone) and {identity.name} is raw: "
-                f"{self.operation} is not the same edit there; "
-                'extract it again from the raw model, or use operation="add", which is'
+                f"the direction is in the zero-mean basis (its mean over d_model was removed), but {identity.name} is raw, "
+                f"where {self.operation} is a different edit; "
+                'extract it again from the raw model, or use operation="add", which is the same in both'
             )
         return direction
 
 
 def rebuilt(direction: tuple[Any, ...], settings: Mapping[str, Any]) -> SteeringHook:
-    """A hook that was pickled (`hosts.shipping.arrived`)."""
+    """A hook that was unpickled (`hosts.shipping.arrived`)."""
     gate = settings["gate"] and Gate(CapabilityDirection(*settings["gate"][0]), **settings["gate"][1])
     evidence = settings["evidence"] and Evidence.described(settings["evidence"])
     made: dict[str, Any] = {**settings, "gate": gate, "evidence": evidence}
@@ -310,17 +311,17 @@ def as_hooks(steer: SteeringHook | Sequence[SteeringHook] | None) -> list[Steeri
 
 
 def check_template(hooks: Sequence[SteeringHook], variant: Variant) -> None:
-    """Caution where a key was made for prompts in another chat template than these are in."""
+    """Warn if a key was made for prompts in a different chat template."""
     for hook in hooks:
         if hook.chat_template_hash is not None and hook.chat_template_hash != (found := template_hash(variant)):
             caution(
-                f"this key was made for prompts in the chat template {hook.chat_template_hash}, and these are in "
-                f"{found or 'none'}: its strength may not fit; give Variant(model, prompts, chat=True) with that template"
+                f"this key was made for prompts in the chat template {hook.chat_template_hash}, but these are in "
+                f"{found or 'none'}, so its strength may not fit; give Variant(model, prompts, chat=True) with that template"
             )
 
 
 def edits_for(backend: Backend, hooks: Sequence[SteeringHook]) -> Edits:
-    """The edits of several hooks, layer by layer; at each layer in the order of the hooks."""
+    """The edits of several hooks at each layer, in the order of the hooks."""
     merged: dict[int, list[LayerEdit]] = {}
     for hook in hooks:
         for layer, of_layer in hook.edits(backend.identity).items():
@@ -336,9 +337,9 @@ def attached(
     """`SteeringHook.attached` for several hooks, which act in the given order at each layer.
 
     Raises:
-        IncompatibleModel: a direction that was made for another model.
-        InvalidInput: what is given is no hook.
-        UnsupportedModel: a model that no backend serves.
+        IncompatibleModel: a direction was made for a different model.
+        InvalidInput: an argument is not a hook.
+        UnsupportedModel: no backend supports the model.
 
     Source: docs/method.md, section 3.
 
@@ -361,9 +362,9 @@ def apply(model: Any, steer: SteeringHook | Sequence[SteeringHook], tracer: Any 
     """`SteeringHook.apply` for several hooks, which act in the given order at each layer.
 
     Raises:
-        InvalidInput: positions that need the tracer, without it.
-        IncompatibleModel: a direction that was made for another model.
-        UnsupportedModel: not an nnsight model.
+        InvalidInput: the positions need the tracer.
+        IncompatibleModel: a direction was made for a different model.
+        UnsupportedModel: the model is not an nnsight model.
 
     Source: docs/method.md, section 3.
 

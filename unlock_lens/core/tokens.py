@@ -1,4 +1,4 @@
-"""Which tokens are read, and which token of the source belongs to which of the target (docs/aligners.md, "Which tokens")."""
+"""Which tokens are read, and how tokens of source and target are paired (docs/aligners.md, "Which tokens")."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 Positions = Literal["last", "all"] | int
 Span = tuple[int, int]
 Chosen = Sequence[Int[Tensor, "_"]]
-"""For each prompt the tokens that are read, counted from 0 without padding."""
+"""For each prompt, the tokens that are read, counted from 0 without padding."""
 
 
 def one_token(variant: Variant, position: int = -1) -> Chosen:
-    """The token of each prompt at a position; negative ones count from the end.
+    """The token of each prompt at a position; negative positions count from the end.
 
     Raises:
-        InvalidInput: a prompt without that token.
+        InvalidInput: a prompt lacks that token.
     """
     check_position(variant, position)
     if position == -1 and isinstance(variant.backend, Backend):  # pyright: ignore[reportUnnecessaryIsInstance]  a plan has none
@@ -37,14 +37,14 @@ def one_token(variant: Variant, position: int = -1) -> Chosen:
 
 
 def all_tokens(variant: Variant, skip_first: bool = False) -> Chosen:
-    """Every token of each prompt, or every one but the first.
+    """Every token of each prompt, or all except the first.
 
     Raises:
-        InvalidInput: no token is left.
+        InvalidInput: no tokens are left.
     """
     lengths: list[int] = variant.tokens.lengths.tolist()
     if skip_first and max(lengths) == 1:
-        raise InvalidInput("every prompt is one token long and skip_first leaves it out; give longer texts")
+        raise InvalidInput("every prompt has only one token, which skip_first leaves out; give longer texts")
     return [torch.arange(int(skip_first), length) for length in lengths]
 
 
@@ -55,13 +55,13 @@ def check_position(variant: Variant, position: int) -> None:
     if len(short):
         prompt = int(short[0])
         raise InvalidInput(
-            f"position {position} was asked for, but prompt {prompt} ({variant.prompts[prompt][:40]!r}) has "
+            f"position {position} was requested, but prompt {prompt} ({variant.prompts[prompt][:40]!r}) has "
             f"{int(variant.tokens.lengths[prompt])} tokens; every prompt needs {needed}"
         )
 
 
 def check_last_token(variant: Variant) -> None:
-    """Raise InvalidInput where the tokenizer itself ends every prompt with a special token, which is not the prompt's last."""
+    """Raise InvalidInput if the tokenizer itself ends every prompt with a special token, which would hide the last one."""
     token = _special_at_the_end(variant)
     if token and not any(prompt.rstrip().endswith(token) for prompt in variant.prompts):
         raise InvalidInput(
@@ -71,17 +71,17 @@ def check_last_token(variant: Variant) -> None:
 
 
 def warn_of_last_token(variant: Variant) -> None:
-    """Say so where prompts to be completed end with a special token of their own, after which a model may write anything."""
+    """Warn if prompts end with a special token, after which a model may write anything."""
     if token := _special_at_the_end(variant, every=False):
         warnings.warn(
-            f"prompts end with the special token {token!r}, which is then the last prompt token that an edit means; "
+            f"prompts end with the special token {token!r}, which is then the last prompt token, where edits are made; "
             "leave it out, unless the model expects it there",
             stacklevel=3,
         )
 
 
 def _special_at_the_end(variant: Variant, every: bool = True) -> str | None:
-    """The special token that is the last of every prompt, or of any; what a chat template ends with is meant."""
+    """The special token that ends every prompt, or any prompt; one that a chat template adds is intended and ignored."""
     if not getattr(variant, "add_special_tokens", False):
         return None
     tokenizer, last = variant.backend.tokenizer, set(variant.tokens.ids[:, -1].tolist())
@@ -94,20 +94,21 @@ def check_positions(positions: Positions) -> None:
     stride = isinstance(positions, int) and not isinstance(positions, bool) and positions >= 1
     if positions not in ("last", "all") and not stride:
         raise InvalidInput(
-            f'calibration positions {positions!r} were given; take "last", "all", or a stride '
-            "(4: every fourth token, back from the last)"
+            f'calibration positions {positions!r} were given; use "last", "all", or a stride '
+            "(4: every fourth token, counted back from the last)"
         )
 
 
 def paired_tokens(source: Variant, target: Variant, positions: Positions, skip_first: bool = False) -> tuple[Chosen, Chosen]:
-    """For each text the tokens of both models that belong together: as many of one as of the other.
+    """The paired tokens of both models for each text, equally many on both sides.
 
-    The last token goes with the last. Of all tokens, like goes with like where both models read the same ids, or different
-    texts of as many tokens of one vocabulary. Where two tokenizers cut one text differently, tokens are paired that end at the
-    same character.
+    With positions="last", the last tokens are paired. Otherwise tokens are paired by place, if both models read the same ids,
+    or different texts with equally many tokens of one vocabulary. If two tokenizers split a text differently, tokens that end
+    at the same character are paired.
 
     Raises:
-        InvalidInput: different numbers of texts, or of tokens in differing texts; no token ends where another does.
+        InvalidInput: the numbers of texts differ, or those of tokens in differing texts; or no tokens end at the same
+            character.
 
     Example:
         >>> from unlock_lens import Variant, zoo
@@ -118,9 +119,7 @@ def paired_tokens(source: Variant, target: Variant, positions: Positions, skip_f
         tensor([0, 4, 8])
     """
     if len(source) != len(target):
-        raise InvalidInput(
-            f"{len(source)} source and {len(target)} target texts were given; text i of one belongs to text i of the other"
-        )
+        raise InvalidInput(f"{len(source)} source and {len(target)} target texts were given; text i must be the same in both")
     if positions == "last":
         return one_token(source), one_token(target)
     differing = sum(a != b for a, b in zip(source.prompts, target.prompts, strict=True))
@@ -128,13 +127,13 @@ def paired_tokens(source: Variant, target: Variant, positions: Positions, skip_f
     pairs = [_strided(_pairs(source, target, i, skip_first, same_vocabulary), positions) for i in range(len(source))]
     if not any(len(of_text) for of_text in pairs):
         raise InvalidInput(
-            f"no token of {source.backend.identity.name} belongs to one of {target.backend.identity.name}: "
-            "their tokenizers share no offset in these texts, or skip_first leaves the only ones out; give longer texts, "
-            'or take positions="last"'
+            f"no token of {source.backend.identity.name} can be paired with one of {target.backend.identity.name}: "
+            "their tokenizers share no offset in these texts, or skip_first leaves out the only ones; give longer texts, "
+            'or use positions="last"'
         )
     if differing:
         logger.warning(
-            "%d of %d texts differ between source and target; their tokens are paired by place", differing, len(source)
+            "%d of %d texts differ between source and target; their tokens are paired by position", differing, len(source)
         )
     return [of_text[:, 0] for of_text in pairs], [of_text[:, 1] for of_text in pairs]
 
@@ -151,9 +150,9 @@ def _pairs(
         pairs = [(token, token) for token in range(counts[0])]
     else:
         raise InvalidInput(
-            f"text {i} has {counts[0]} tokens in the source and {counts[1]} in the target, and they are not the same text "
-            f"({source.prompts[i][:40]!r} and {target.prompts[i][:40]!r}), so nothing says which belong together; "
-            "give both the same texts, in the same order"
+            f"text {i} has {counts[0]} tokens in the source and {counts[1]} in the target, and is not the same text in both "
+            f"({source.prompts[i][:40]!r} and {target.prompts[i][:40]!r}), so its tokens cannot be paired; "
+            "give both models the same texts, in the same order"
         )
     kept = [pair for pair in pairs if not (skip_first and 0 in pair)]
     return torch.tensor(kept, dtype=torch.long).reshape(-1, 2)
@@ -170,7 +169,7 @@ def _same_ids(source: Variant, target: Variant, i: int) -> bool:
 
 
 def pairs_by_end(source: list[Span], target: list[Span]) -> list[tuple[int, int]]:
-    """Tokens that end at the same character of one text; of several that do, the last. Special tokens stand nowhere in it.
+    """Tokens that end at the same character of one text (the last one, if several do). Special tokens are left out.
 
     Example:
         >>> from unlock_lens.core.tokens import pairs_by_end

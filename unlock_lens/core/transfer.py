@@ -1,4 +1,4 @@
-"""A whole transfer in one call, and the calibration text that the models write for it themselves."""
+"""A whole transfer in one call, and calibration text that the models write themselves."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ def calibration_texts(
     progress: bool = True,
     resume: str | Path | None = None,
 ) -> list[str]:
-    """Both variants' prompts with the completions that their model writes, greedily: calibration text that nobody has to find.
+    """Calibration text that the models write: both variants' prompts, each with its model's greedy completion.
 
-    Either the source or the target may write it; `SubspaceAligner.fit` takes what is returned. Both sides' prompts are in it,
-    because a map has to carry how their states differ. In a contrast of models, whose prompts are the same, that is little:
-    there the embedded family needs ordinary text.
+    Either the source or the target may write it, and `SubspaceAligner.fit` takes the result. It contains the prompts of both
+    sides, because the map must carry the difference between their states. In a contrast of models, the prompts are the same
+    and span too little; the embedded family then needs ordinary text.
 
     Args:
         locked: the variant that lacks the capability.
         unlocked: the variant that has it; prompt i belongs to prompt i of `locked`.
-        max_new_tokens: tokens of each completion at most.
+        max_new_tokens: maximum number of tokens of each completion.
         batch_size: prompts at a time.
-        stop: strings before the first of which a completion ends.
+        stop: a completion ends before the first of these strings.
         progress: whether to show a progress bar (after a second of work).
-        resume: for models on a server: a folder that keeps finished requests, so that the same call goes on after a fault.
+        resume: for models on a server: a folder that stores finished requests, so that the same call can resume after a fault.
 
     Returns:
-        In turn a locked and an unlocked prompt, each with its completion.
+        Alternately a locked and an unlocked prompt, each with its completion.
 
     Warns:
-        UserWarning: completions that are empty, or that all run to the budget.
+        UserWarning: completions are empty, or all of them reach the token budget.
 
     Raises:
-        InvalidInput: different counts of prompts; otherwise as `generate`.
+        InvalidInput: the numbers of prompts differ; otherwise as `generate`.
 
-    Source: docs/aligners.md.
+    Source: docs/sweeps.md.
 
     Example:
         >>> import unlock_lens as ul
@@ -84,34 +84,34 @@ def transfer(
     progress: bool = True,
     resume: str | Path | None = None,
 ) -> SteeringHook:
-    """Extract a direction in the source, fit a map, carry the direction to the target, and make it a hook: all in one call.
+    """Extract a direction in the source, fit a map, transport the direction to the target and make a hook, in one call.
 
     Args:
         source: the model that has the capability, in any host.
         target: the model that is to get it.
         locked: prompts of the source without the capability, or a `Variant` of it.
-        unlocked: prompts with it, one for each locked one; or a `Variant`, of another model where that one is unlocked.
-        texts: calibration texts, to which both sides' prompts are added. By default `calibration_texts` writes them, with the
-            models of `locked` and `unlocked`.
-        alpha: strength. It works in a window that differs from pair to pair: try several, on problems that you do not report.
+        unlocked: prompts with it, one for each locked one; or a `Variant`, also of another model that is unlocked.
+        texts: calibration texts, to which the prompts of both sides are added. By default the models of `locked` and
+            `unlocked` write them (`calibration_texts`).
+        alpha: strength. The range that works differs from pair to pair: try several, on problems that you do not report.
         aggregate: as in `CapabilityDirection.extract`.
-        aligner: one that is not fitted yet, for other settings than the default ones.
+        aligner: an aligner that is not fitted yet, for settings other than the defaults.
         operation: as in `SteeringHook`.
         positions: as in `SteeringHook`.
-        max_new_tokens: of `calibration_texts`.
+        max_new_tokens: for `calibration_texts`.
         batch_size: prompts in one forward pass.
-        stop: of `calibration_texts`.
-        remote: where all models run, as in `Variant`; by default where that of `locked` does.
+        stop: for `calibration_texts`.
+        remote: where all models run, as in `Variant`; by default, where the model of `locked` runs.
         progress: whether to show progress bars (after a second of work).
-        resume: for models on a server: a folder that keeps finished requests, so that the same call goes on after a fault.
+        resume: for models on a server: a folder that stores finished requests, so that the same call can resume after a fault.
 
     Returns:
         A hook for the target; `hook.direction.save(path)` keeps its direction.
 
     Raises:
         InvalidInput: as `CapabilityDirection.extract`, `calibration_texts` and `SubspaceAligner.fit`.
-        IncompatibleModel: the unlocked variant's model has another shape than the source.
-        RemoteError: a server that does not answer, refuses, or fails.
+        IncompatibleModel: the unlocked variant's model has a different shape from the source.
+        RemoteError: the server does not answer, refuses, or fails.
 
     Source: docs/method.md, sections 1 to 3.
 
@@ -130,15 +130,31 @@ def transfer(
     before = variant_of(source, locked, remote=remote)
     after = unlocked if isinstance(unlocked, Variant) else Variant(source, unlocked, remote=remote)
     direction = CapabilityDirection.extract(before, after, aggregate, batch_size=batch_size, progress=progress, resume=resume)
-    if texts is None:
-        written = calibration_texts(before, after, max_new_tokens, batch_size, stop, progress, resume)
-    else:
-        prompts = (prompt for pair in zip(before.prompts, after.prompts, strict=True) for prompt in pair)
-        written = [*texts, *dict.fromkeys(prompts)]  # those of a contrast of models are the same on both sides
-    special, where, bos = before.add_special_tokens, before.remote, before.prepend_bos
-    sides = [Variant(model, written, special, where, prepend_bos=bos) for model in (source, target)]
+    sides = calibrating(before, after, (source, target), texts, max_new_tokens, batch_size, stop, progress, resume)
     fitted = (aligner or SubspaceAligner()).fit(sides[0], sides[1], None, batch_size, progress, resume)
     return SteeringHook(fitted.transport(direction), alpha, operation, positions)
+
+
+def calibrating(
+    locked: Variant,
+    unlocked: Variant,
+    models: tuple[Any, Any],
+    texts: Iterable[str] | None,
+    max_new_tokens: int,
+    batch_size: int,
+    stop: Sequence[str],
+    progress: bool,
+    resume: str | Path | None,
+) -> tuple[Variant, Variant]:
+    """Source and target on the texts that a map is fitted on: given ones and both sides' prompts, or written ones."""
+    if texts is None:
+        written = calibration_texts(locked, unlocked, max_new_tokens, batch_size, stop, progress, resume)
+    else:
+        prompts = (prompt for pair in zip(locked.prompts, unlocked.prompts, strict=True) for prompt in pair)
+        written = [*texts, *dict.fromkeys(prompts)]  # those of a contrast of models are the same on both sides
+    special, where, bos = locked.add_special_tokens, locked.remote, locked.prepend_bos
+    source, target = (Variant(model, written, special, where, prepend_bos=bos) for model in models)
+    return source, target
 
 
 def _completed(
@@ -150,19 +166,19 @@ def _completed(
     if empty:
         caution(
             f"{len(empty)} of {len(written)} completions that {name} wrote for calibration are empty, such as that of "
-            f"{variant.prompts[empty[0]][-40:]!r}; there the text is the prompt alone: mend the prompts or stop="
+            f"{variant.prompts[empty[0]][-40:]!r}, so these texts are only the prompts; fix the prompts or stop="
         )
     if not any(each.ended for each in written):
         caution(
             f"all {len(written)} completions that {name} wrote for calibration ran to {max_new_tokens} tokens, as text that "
-            "repeats itself does; look at them, and give stop= or another max_new_tokens="
+            "repeats itself does; look at them, and give stop= or a different max_new_tokens="
         )
     tokenizer = variant.backend.tokenizer
     return [joined(tokenizer, prompt, each.text) for prompt, each in zip(variant.prompts, written, strict=True)]
 
 
 def joined(tokenizer: Any, prompt: str, completion: str) -> str:
-    """Both as one text, whose tokens begin with the prompt's: some tokenizers want a space in between, which they take away."""
+    """Both as one text whose tokens begin with the prompt's; some tokenizers need a space in between, which they remove."""
     if not completion:
         return prompt
     own, more, whole = tokenizer([prompt, completion, prompt + completion], add_special_tokens=False)["input_ids"]

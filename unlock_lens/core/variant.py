@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _told_about_padding: set[str] = set()
 _told_other_ids: set[str] = set()
 _KEPT = 400
-"""Characters of a prompt that files keep."""
+"""Characters of a prompt that are stored in files."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,22 +39,45 @@ class Tokens:
         return self.mask.sum(dim=1)
 
     def rows(self, indices: Int[Tensor, " row"]) -> Tokens:
-        """Some of the prompts, without the padding that none of them needs."""
+        """Some of the prompts, without columns that are padding for all of them."""
         start = self.ids.shape[1] - int(self.lengths[indices].max())
         return Tokens(self.ids[indices, start:], self.mask[indices, start:])
 
     def batches(self, size: int) -> tuple[Int[Tensor, " row"], ...]:
-        """Indices of prompts of like length, the longest first: little is spent on padding, and memory peaks at once.
+        """Indices of prompts of similar length, longest first: little padding, and memory peaks in the first batch.
 
         Raises:
             InvalidInput: size is below 1.
         """
         check_batch_size(size)
-        return self.lengths.argsort(descending=True, stable=True).split(size)
+        return self._longest_first.split(size)
+
+    def filled(self, size: int, new: int) -> tuple[Int[Tensor, " row"], ...]:
+        """The same, for prompts to which `new` tokens are added: shorter ones make batches of more rows, not of more tokens.
+
+        Raises:
+            InvalidInput: size is below 1.
+        """
+        check_batch_size(size)
+        order, room = self._longest_first, size * self.most_tokens(new)
+        batches: list[Int[Tensor, " row"]] = []
+        while len(order):
+            rows = room // (int(self.lengths[order[0]]) + new)
+            batches.append(order[:rows])
+            order = order[rows:]
+        return tuple(batches)
+
+    def most_tokens(self, new: int) -> int:
+        """Of the longest prompt, with what is added to it."""
+        return int(self.lengths.max()) + new
+
+    @property
+    def _longest_first(self) -> Int[Tensor, " row"]:
+        return self.lengths.argsort(descending=True, stable=True)
 
 
 def check_batch_size(size: int) -> None:
-    """Raise InvalidInput unless a batch holds something."""
+    """Raise InvalidInput unless the batch size is at least 1."""
     if size < 1:
         raise InvalidInput(f"batch_size {size} was given; at least 1 is needed")
 
@@ -64,26 +87,27 @@ class Variant:
 
     Args:
         model: a TransformerBridge, HookedTransformer, or nnsight TransformersModel.
-        prompts: what it reads, one text each; any iterable.
-        add_special_tokens: whether the tokenizer adds its own (say no where the text holds them already).
-        remote: for nnsight models: run on NDIF (True), on the server of a host URL, as a `Remote` says, or on this machine
-            as NDIF would ("local"). What comes back are conclusions, not states (docs/remote.md).
-        tokens: ids that you already hold, instead of prompts: [prompt, token], padded on either side with `attention_mask`.
+        prompts: the texts that it reads; any iterable.
+        add_special_tokens: whether the tokenizer adds special tokens (False if the text already contains them).
+        remote: for nnsight models: run on NDIF (True), on the server at a URL, as a `Remote` says, or on this machine in
+            the way that NDIF would ("local"). Results are returned, and not states (docs/remote.md).
+        tokens: token ids that you already have, instead of prompts: [prompt, token], padded on either side with
+            `attention_mask`.
         attention_mask: 1 for tokens, 0 for padding; without it every id is a token.
-        chat: whether each prompt is a user's turn, to be put into the tokenizer's chat template up to the assistant's turn.
-        system: the system's turn before it.
-        demonstrations: (question, answer) pairs that stand before each prompt, as earlier turns or as text.
+        chat: whether to treat each prompt as a user's turn and apply the tokenizer's chat template, up to the assistant's turn.
+        system: the system prompt before it.
+        demonstrations: (question, answer) pairs that precede each prompt, as earlier turns or as text.
         prepend_bos: whether each prompt begins with the BOS token; None leaves that to the tokenizer.
-        template: text around each prompt, which stands where the template says {question}.
-        record_prompts: whether files that are made from this variant keep its first two prompts, to explain themselves.
+        template: text around each prompt, which replaces {question} in it.
+        record_prompts: whether files made from this variant store its first two prompts, so that they explain themselves.
 
     Attributes:
-        prompts: the texts that the model reads, templates filled in.
+        prompts: the texts that the model reads, with templates filled in.
 
     Raises:
-        InvalidInput: no prompts, one of them empty, or not a text; options that exclude each other; a tokenizer without a chat
-            template or a BOS token where one is asked for.
-        UnsupportedModel: a model that no backend serves, or that cannot run remotely as asked.
+        InvalidInput: there are no prompts, one of them is empty or not a text, options exclude each other, or the tokenizer
+            lacks a chat template or BOS token that is needed.
+        UnsupportedModel: no backend supports the model, or it cannot run remotely as requested.
 
     Source: docs/method.md, section 1.
 
@@ -123,15 +147,15 @@ class Variant:
         self._from_ids = tokens is not None
         if tokens is None:
             if attention_mask is not None:
-                raise InvalidInput("attention_mask= belongs to tokens=; texts are padded here")
+                raise InvalidInput("attention_mask= can only be given with tokens=; texts are padded automatically")
             if system is not None and not chat:
-                raise InvalidInput("system= needs chat=True, which puts it into the chat template")
+                raise InvalidInput("system= needs chat=True, which applies the chat template")
             given = fill(template, check_prompts(prompts))
             texts = [_chat(backend, system, shown, prompt) for prompt in given] if chat else _after(shown, given)
             self.prompts = tuple(texts)
         else:
             if prompts is not None or chat or system is not None or shown or prepend_bos is not None or template != SLOT:
-                raise InvalidInput("tokens= were given with options of texts; give either texts or ids")
+                raise InvalidInput("tokens= was given together with options for texts; give either texts or token ids")
             self.tokens = from_ids(tokens, attention_mask, backend.tokenizer)
             rows = [ids[mask.bool()].tolist() for ids, mask in zip(self.tokens.ids, self.tokens.mask, strict=True)]
             self.prompts = tuple(backend.tokenizer.decode(row) for row in rows)
@@ -151,29 +175,29 @@ class Variant:
         return found
 
     def _tell_other_ids(self, found: Tokens) -> None:
-        """Caution, once for each model, that its host reads the first prompt as other ids than these."""
+        """Warn, once for each model, if its host reads the first prompt as different ids."""
         name, ours = self.backend.identity.name, found.ids[0][found.mask[0].bool()].tolist()
         if name in _told_other_ids or (native := self.backend.native_ids(self.prompts[0])) == ours[: len(native)]:
             return
         _told_other_ids.add(name)
         caution(
-            f"the host of {name} reads the text {self.prompts[0][:40]!r} as the ids {native[:6]}..., its tokenizer (and this "
-            f"Variant) as {ours[:6]}.... Directions and hooks are made for the ids that a Variant reads: give prepend_bos=True "
-            "or False here, and the same to the host where it is given text"
+            f"the host of {name} reads the text {self.prompts[0][:40]!r} as ids {native[:6]}..., but its tokenizer (and this "
+            f"Variant) as {ours[:6]}.... Directions and hooks are made for the ids that a Variant reads: set prepend_bos=True "
+            "or False here, and the same wherever the host is given text"
         )
 
     @cached_property
     def spans(self) -> list[list[tuple[int, int]]]:
-        """For each token of each prompt, first and last character + 1 in the text; an empty span is a special token's.
+        """For each token of each prompt, the span of characters in the text; special tokens have an empty span.
 
         Raises:
-            InvalidInput: the tokenizer cannot tell, or the ids were given as they are.
+            InvalidInput: the tokenizer cannot tell, or token ids were given instead of texts.
         """
         tokenizer = self.backend.tokenizer
         if not getattr(tokenizer, "is_fast", False):
             raise InvalidInput(
-                f"the tokenizer of {self.backend.identity.name} ({type(tokenizer).__name__}) cannot tell where its tokens "
-                "stand in the text; open the model with its fast tokenizer"
+                f"the tokenizer of {self.backend.identity.name} ({type(tokenizer).__name__}) cannot locate its tokens "
+                "in the text; open the model with its fast tokenizer"
             )
         options = {"add_special_tokens": self.add_special_tokens, "return_offsets_mapping": True}
         encoded = tokenizer(list(self.prompts), **options)
@@ -187,12 +211,12 @@ class Variant:
 
     @cached_property
     def prompts_hash(self) -> str:
-        """Hash of the prompts, for the metadata of what is made from them."""
+        """Hash of the prompts, for metadata."""
         return hashlib.sha256("\0".join(self.prompts).encode()).hexdigest()[:16]
 
     @property
     def description(self) -> dict[str, Any]:
-        """What the model read, as JSON holds it, for the metadata of what is made from it."""
+        """A JSON description of what the model read, for metadata."""
         tokenizer = self.backend.tokenizer
         rendered = str(self.backend.chat_template) if self.chat else None
         return {
@@ -225,22 +249,22 @@ class Variant:
 def variant_of(
     model: Any, prompts: Iterable[str] | Variant | None, add_special_tokens: bool = True, remote: Where = False
 ) -> Variant:
-    """What functions that take a model and prompts work with; either may be a `Variant`.
+    """The `Variant` for functions that take a model and prompts; either may already be one.
 
     Raises:
-        InvalidInput: a variant of another model; and what `Variant` refuses.
+        InvalidInput: the variant belongs to another model, or as for `Variant`.
     """
     if isinstance(model, Variant) and prompts is None:
         return model
     if isinstance(prompts, Variant):
         if prompts.model is not model:
-            raise InvalidInput("the Variant that was given as prompts has another model; give its own model, or its texts")
+            raise InvalidInput("the Variant given as prompts has a different model; give its own model, or its texts")
         return prompts
     return Variant(model, prompts, add_special_tokens, remote)
 
 
 def check_prompts(prompts: Iterable[str] | None) -> tuple[str, ...]:
-    """The prompts, if they are texts, at least one, none of them empty.
+    """The prompts, after checking that there is at least one and none is empty.
 
     Raises:
         InvalidInput: otherwise.
@@ -259,13 +283,13 @@ def check_prompts(prompts: Iterable[str] | None) -> tuple[str, ...]:
 
 
 def _chat(backend: Backend, system: str | None, demonstrations: Sequence[tuple[str, str]], prompt: str) -> str:
-    """The chat template up to where the assistant answers."""
+    """The chat template, up to where the assistant answers."""
     turns = [{"role": "system", "content": system}] if system is not None else []
     for question, answer in demonstrations:
         turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     if not backend.chat_template:
         raise InvalidInput(
-            f"the tokenizer of {backend.identity.name} has no chat template; set tokenizer.chat_template, or leave chat= out"
+            f"the tokenizer of {backend.identity.name} has no chat template; set tokenizer.chat_template, or omit chat="
         )
     turns.append({"role": "user", "content": prompt})
     template = backend.chat_template
@@ -285,13 +309,13 @@ def tokenize(
     prepend_bos: bool | None = None,
     bos: int | None = None,
 ) -> Tokens:
-    """Ids and mask from one tokenizer call, padded here so that the caller's tokenizer stays as it is."""
+    """Ids and mask from one tokenizer call, padded here so that the caller's tokenizer is unchanged."""
     rows: list[list[int]] = tokenizer(list(prompts), add_special_tokens=add_special_tokens)["input_ids"]
     if prepend_bos is not None:
         rows = [_with_bos(tokenizer.bos_token_id if bos is None else bos, row, prepend_bos) for row in rows]
     for i, row in enumerate(rows):
         if not row:
-            raise InvalidInput(f"the tokenizer makes no token of prompt {i} ({prompts[i][:40]!r}); leave it out")
+            raise InvalidInput(f"the tokenizer produces no tokens for prompt {i} ({prompts[i][:40]!r}); leave it out")
     return padded(tokenizer, rows)
 
 
@@ -301,25 +325,25 @@ def _with_bos(bos: int | None, row: list[int], prepend_bos: bool) -> list[int]:
     if not prepend_bos:
         return rest
     if bos is None:
-        raise InvalidInput("prepend_bos=True was given, and the tokenizer has no BOS token; set tokenizer.bos_token")
+        raise InvalidInput("prepend_bos=True was given, but the tokenizer has no BOS token; set tokenizer.bos_token")
     return [bos, *rest]
 
 
 def from_ids(ids: Tensor, mask: Tensor | None, tokenizer: Any) -> Tokens:
-    """Ids that a user holds, padded on the left whatever side their padding was on.
+    """Token ids given by the user, padded on the left, whichever side their padding was on.
 
     Raises:
-        InvalidInput: shapes that do not fit, ids that are not whole numbers, a row without tokens.
+        InvalidInput: shapes do not match, ids are not integers, or a row has no tokens.
     """
     if ids.ndim != 2 or ids.is_floating_point() or (mask is not None and mask.shape != ids.shape):
         told = "" if mask is None else f" and an attention_mask of shape {list(mask.shape)}"
         raise InvalidInput(f"tokens of shape {list(ids.shape)}, {ids.dtype}{told} were given; ids [prompt, token] are needed")
     if mask is None and tokenizer.pad_token_id is not None and bool((ids[:, -1] == tokenizer.pad_token_id).any()):
-        caution("tokens= have rows that end in the pad token, and no attention_mask= says what is padding; all of it is read")
+        caution("tokens= has rows ending in the pad token, but no attention_mask= marks padding; every id is read")
     kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
     rows = [row[keep].tolist() for row, keep in zip(ids.cpu(), kept.cpu(), strict=True)]
     if not all(rows):
-        raise InvalidInput(f"row {[bool(row) for row in rows].index(False)} of tokens= has no token; leave it out")
+        raise InvalidInput(f"row {[bool(row) for row in rows].index(False)} of tokens= has no tokens; leave it out")
     return padded(tokenizer, rows)
 
 

@@ -2,28 +2,64 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
+
+from unlock_lens.errors import DiskError
 
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.part")
 _OLD = 3600.0
 """Seconds; a younger temporary may belong to a process that is writing now."""
+_WAYS_OUT = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, or name a file elsewhere"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "allow this user to use it, or name a file elsewhere"),
+    **dict.fromkeys((errno.ENOENT, errno.ESTALE, errno.ENOTDIR), "a folder on its way is missing, or was removed meanwhile"),
+}
+
+
+@contextmanager
+def using(path: Path, doing: str = "written") -> Generator[None, None, None]:
+    """Turn what the disk refuses into the library's own error, with the path and the way out.
+
+    Raises:
+        DiskError: in place of any other OSError of the block.
+    """
+    try:
+        yield
+    except DiskError:
+        raise
+    except OSError as error:
+        way_out = _WAYS_OUT.get(error.errno or 0, "look at the disk, or name a file elsewhere")
+        raise DiskError(f"{path} cannot be {doing} ({error.strerror or error}): {way_out}") from error
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Write a file, on disk when this returns, or leave the old one; OSError where that cannot be."""
-    temporary = temporary_of(file)
-    try:
-        write_new(temporary, content)
-        os.replace(temporary, file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(file.parent)
+    """Write a file, on disk when this returns, or leave the old one.
+
+    Raises:
+        DiskError: it cannot be written.
+    """
+    with using(file):
+        temporary = temporary_of(file)
+        try:
+            write_new(temporary, content)
+            os.replace(temporary, file)
+        except BaseException:
+            discard(temporary)
+            raise
+        sync_folder(file.parent)
+
+
+def discard(temporary: Path) -> None:
+    """Remove what an interrupted write left, if the disk still lets it be removed; the first error matters more."""
+    with suppress(OSError):
+        temporary.unlink()
 
 
 def temporary_of(file: Path) -> Path:
@@ -39,6 +75,12 @@ def write_new(file: Path, content: bytes) -> None:
         out.write(content)
         out.flush()
         os.fsync(out.fileno())
+
+
+def sync_file(file: Path) -> None:
+    """Put what somebody else wrote on disk."""
+    with file.open("rb+") as written:
+        os.fsync(written.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Strengths one after another: how near each brings the target, and what it costs (docs/strength.md)."""
+"""Strengths one after another: how close each gets the target, and its price (docs/strength.md)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SCANNED, FINER, FEWEST = 16, 8, 8
 CONTINUATION = 8
 """Tokens that are scored where first tokens say nothing."""
 MOVES = 1e-3
-"""Nats below which nothing moves."""
+"""A change of fewer nats counts as none."""
 
 
 class Search:
@@ -55,7 +55,7 @@ class Search:
         if self.asked and self.apart < MOVES:
             raise InvalidInput(
                 f"the target does the same after unlocked prompts as after locked ones (KL {self.apart:.1g} nats), so no "
-                "strength brings it nearer; give prompts that ask it for the capability, or leave unlocked= out"
+                "strength brings it closer; give prompts that ask it for the capability, or omit unlocked="
             )
 
     def over(self, layers: Sequence[int]) -> Search:
@@ -137,7 +137,7 @@ class Search:
             raise InvalidInput(
                 f"nothing moves: at strengths up to {high:g} what follows the locked prompts changes by at most "
                 f"{moved.max():.1g} nats. Steer other layers or positions (positions='generated' changes no first token), or "
-                "take another direction"
+                "use another direction"
             )
         return alphas, left, moved
 
@@ -205,7 +205,7 @@ class Till:
 
     def told(self, price: Price) -> str:
         """A price in words."""
-        mean = f"{price.kl:.2g} nats a token on unrelated text (budget {self._budget:g})"
+        mean = f"{price.kl:.2g} nats per token on unrelated text (budget {self._budget:g})"
         return f"{mean}, {price.kl_worst:.2g} in the worst 5% (at most {WORST:g})"
 
     def _spent(self, price: Price) -> float:
@@ -224,7 +224,7 @@ class Till:
         cheapest = self._meter.price(replace(self._hook, alpha=low))
         if self._spent(cheapest) > 1:
             raise InvalidInput(
-                f"the budget of {self._budget:g} nats is below what any edit costs: already alpha {low:g} costs "
+                f"the budget of {self._budget:g} nats is below the price of any edit: even alpha {low:g} costs "
                 f"{self.told(cheapest)}; give a larger budget, or steer fewer layers"
             )
         ends, kept = [(low, math.log(self._spent(cheapest))), (high, math.log(self._spent(self.first)))], (low, cheapest)
@@ -249,7 +249,7 @@ def _first_near(alphas: Sequence[float], left: Float[Tensor, " strength"]) -> fl
 
 
 def goes_on(before: Variant, after: Variant) -> bool:
-    """Whether the unlocked prompts go on where the locked ones end, so that their next tokens cannot be compared."""
+    """Whether the unlocked prompts extend the locked ones, so that their next tokens cannot be compared."""
     return all(b.startswith(a) and a != b for a, b in zip(before.prompts, after.prompts, strict=True))
 
 
@@ -260,8 +260,8 @@ def _going_on(before: Variant, after: Variant, batch_size: int) -> tuple[list[li
     alone = Pairs.of(after, written).following
     if not all(alone):
         raise InvalidInput(
-            "the target writes nothing after an unlocked prompt that goes on where the locked one ends, so that nothing can be "
-            "compared; leave that prompt out, or unlocked="
+            "the target writes nothing after an unlocked prompt that extends the locked one, so nothing can be "
+            "compared; leave out that prompt, or unlocked="
         )
     return [of_rest + ids for of_rest, ids in zip(Pairs.of(before, rest).following, alone, strict=True)], alone
 

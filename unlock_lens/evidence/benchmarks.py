@@ -1,6 +1,6 @@
-"""Benchmarks: what steering costs, or brings, on tasks of lm-evaluation-harness (docs/evaluate.md)."""
+"""Benchmarks: what steering costs or gains on tasks of lm-evaluation-harness (docs/evaluate.md)."""
 # pyright: reportMissingImports=false
-# The harness is an extra of its own, and need not be installed where this is checked.
+# The harness is an optional extra, and may be missing where types are checked.
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class TaskPrice:
     """One metric of one task without and with steering, on the same problems.
 
     Attributes:
-        task: the harness' name of it.
-        metric: its name, with that of the filter where there is one: "acc", "exact_match,strict-match".
-        n: problems.
+        task: its name in the harness.
+        metric: its name, with that of the filter if there is one: "acc", "exact_match,strict-match".
+        n: number of problems.
         unsteered: mean without steering.
         steered: mean with steering.
         difference: steered - unsteered.
@@ -60,10 +60,12 @@ def prices(
     backend: str = "transformer_lens",
     include_path: str | Path | None = None,
     gen_kwargs: Mapping[str, Any] | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
 ) -> list[TaskPrice]:
     """Run tasks without and with steering, and compare them problem by problem.
 
-    A metric that is not the mean over problems of its scores, such as a perplexity, is left out with a warning.
+    A metric that is not a mean over problems, such as a perplexity, is left out with a warning.
 
     Args:
         model: folder or hub id, or a model that is open.
@@ -72,15 +74,17 @@ def prices(
         batch_size: requests in one forward pass.
         limit: problems of each task; None for all.
         num_fewshot: examples before each problem; None for the task's own number.
-        chat: whether prompts are put into the model's chat template.
+        chat: whether to apply the model's chat template.
         backend: which framework opens a model by name.
-        include_path: folder with task configs of your own.
+        include_path: folder with your own task configs.
         gen_kwargs: settings of generation instead of the tasks' own, such as {"max_gen_toks": 64}.
+        dtype: in which a model's weights are opened by name.
+        device: where a model opens by name; None is the GPU where there is one.
 
     Raises:
-        InvalidInput: no tasks, or no metric that can be compared; and what `SteeredLM` refuses.
+        InvalidInput: there are no tasks, no metric can be compared, or as for `SteeredLM`.
         MissingPackage: lm-evaluation-harness is not installed.
-        IncompatibleModel: a key that was made for another model.
+        IncompatibleModel: the key was made for a different model.
     """
     require("lm-eval", "lm_eval")
     from lm_eval import simple_evaluate
@@ -90,7 +94,7 @@ def prices(
 
     if isinstance(tasks, str) or not tasks:
         raise InvalidInput(f'tasks={tasks!r} was given; give a list of at least one, such as ["mmlu", "ifeval"]')
-    steered = SteeredLM(model, steer, backend, batch_size=batch_size)
+    steered = SteeredLM(model, steer, backend, dtype, batch_size, device=device)
     if not steered.hooks:
         raise InvalidInput("no hook was given; a price compares a model with itself, steered")
     how: dict[str, Any] = {"limit": limit, "num_fewshot": num_fewshot, "apply_chat_template": chat, "bootstrap_iters": 0}
@@ -101,7 +105,7 @@ def prices(
     )
     found = list(_compared(before, after))
     if not found:
-        raise InvalidInput(f"no metric of {', '.join(before['samples'])} is a mean over problems; take other tasks")
+        raise InvalidInput(f"no metric of {', '.join(before['samples'])} is a mean over problems; use other tasks")
     return found
 
 

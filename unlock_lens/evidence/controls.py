@@ -1,6 +1,6 @@
-"""Controls: directions that a real transfer must beat (docs/evidence.md, and docs/method.md, "Beyond the paper").
+"""Controls: directions that a real transfer must beat (docs/evidence.md).
 
-Each comes at the norms of the direction that it is compared with, so that none is weaker by its length.
+Each has the same norms as the direction that it is compared with, so that none is weaker because it is shorter.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def random_like(direction: CapabilityDirection, seed: int = 0) -> CapabilityDire
 
 
 def anti_mean(locked: Variant, like: CapabilityDirection, batch_size: int = 8) -> CapabilityDirection:
-    """Minus the target's own mean locked state, "away from the locked state": it needs no source model at all.
+    """Minus the target's own mean locked state, "away from the locked state", which requires no source model at all.
 
     Args:
         locked: the target with the locked prompts.
@@ -36,26 +36,27 @@ def anti_mean(locked: Variant, like: CapabilityDirection, batch_size: int = 8) -
         batch_size: prompts in one forward pass.
 
     Raises:
-        IncompatibleModel: a target of another width or basis than the direction's.
+        IncompatibleModel: the target's width or basis differs from the direction's.
     """
     return away_from(mean_locked(locked, like, batch_size), like)
 
 
 def away_from(mean: Float[Tensor, "layer d_model"], like: CapabilityDirection) -> CapabilityDirection:
-    """`anti_mean` of a mean locked state that you already have (`mean_locked`)."""
+    """`anti_mean`, from a mean locked state that you already have (`mean_locked`)."""
     return _with_vectors(like, -mean, "anti-mean control")
 
 
 def without_mean(locked: Variant, direction: CapabilityDirection, batch_size: int = 8) -> CapabilityDirection:
-    """The direction with its part along the target's mean locked state projected out, at the norm that it had.
+    """The direction without its component along the target's mean locked state, at its original norm.
 
-    A transfer that works by that part alone has no effect without it. Errors are those of `anti_mean` and `projected_out`.
+    A transfer that works only by that component has no effect without it. Errors are those of `anti_mean` and
+    `projected_out`.
     """
     return projected_out(mean_locked(locked, direction, batch_size), direction)
 
 
 def projected_out(mean: Float[Tensor, "layer d_model"], direction: CapabilityDirection) -> CapabilityDirection:
-    """`without_mean` of a mean locked state that you already have (`mean_locked`).
+    """`without_mean`, from a mean locked state that you already have (`mean_locked`).
 
     Raises:
         InvalidInput: nothing is left of the direction at some layer.
@@ -63,17 +64,17 @@ def projected_out(mean: Float[Tensor, "layer d_model"], direction: CapabilityDir
     left, gone = linalg.projected_out(direction.vectors, mean)
     if gone:
         raise InvalidInput(
-            f"the vector of layer {direction.layers[gone[0]]} is a multiple of the mean state: nothing else is left of it"
+            f"the vector of layer {direction.layers[gone[0]]} is a multiple of the mean state, so nothing is left of it"
         )
     return _with_vectors(direction, left, "without its part along the mean locked state")
 
 
 def shuffled(states: Float[Tensor, "layer n d_model"], seed: int = 0) -> Float[Tensor, "layer n d_model"]:
-    """The calibration states of one model in random order: a map that is fitted on them pairs token with unrelated token.
+    """The calibration states of one model in random order, so that a map fitted on them pairs unrelated tokens.
 
-    A direction that such a map transports lies where the target's states vary, and knows nothing of the source. (Locked and
-    unlocked swapped at random within pairs would not be a control: differences vary along the very direction that they share,
-    so at the same norm it comes back, with either sign.)
+    A direction transported by such a map lies where the target's states vary, but depends on nothing in the source. (Swapping
+    locked and unlocked at random within pairs would not be a control: differences vary along the direction that they share,
+    so at the same norm that direction returns, with either sign.)
 
     Example:
         >>> from unlock_lens import SubspaceAligner, controls
@@ -87,9 +88,9 @@ def shuffled(states: Float[Tensor, "layer n d_model"], seed: int = 0) -> Float[T
 def noise_of_states(
     direction: CapabilityDirection, states: Float[Tensor, "layer n d_model"], seed: int = 0
 ) -> CapabilityDirection:
-    """Noise with the covariance of a model's states, the same draw at every layer: it lies where states vary.
+    """Noise with the covariance of a model's states, the same draw at every layer, so that it lies where states vary.
 
-    `states` are those of all layers of the direction's model.
+    `states` has all layers of the direction's model.
     """
     weights = torch.randn(states.shape[1], generator=torch.Generator().manual_seed(seed)).to(states)
     of_layers = states[list(direction.layers)]
@@ -101,7 +102,7 @@ def halves(direction: CapabilityDirection, locked: Float[Tensor, "layer n d_mode
     """The mean locked state of one random half of the prompts minus that of the other: a contrast without a capability.
 
     Raises:
-        InvalidInput: fewer than two prompts.
+        InvalidInput: there are fewer than two prompts.
     """
     n = locked.shape[1]
     if n < 2:
@@ -113,17 +114,17 @@ def halves(direction: CapabilityDirection, locked: Float[Tensor, "layer n d_mode
 
 
 def unaligned(direction: CapabilityDirection, layer_map: Mapping[int, int], target: ModelIdentity) -> CapabilityDirection:
-    """The source's vectors copied unchanged into a target of the same width: does the alignment matter at all?
+    """The source's vectors, copied unchanged into a target of the same width, to test whether alignment matters at all.
 
     `layer_map` gives the source layer of each target layer.
 
     Raises:
         IncompatibleModel: the widths differ.
-        InvalidInput: no layer in common with the map.
+        InvalidInput: the direction and the map have no layer in common.
     """
     if direction.d_model != target.d_model:
         raise IncompatibleModel(
-            f"the direction has d_model {direction.d_model}, the target is {target}; only equal widths can copy"
+            f"the direction has d_model {direction.d_model}, but the target is {target}; copying needs equal widths"
         )
     rows = {b: direction.layers.index(a) for b, a in layer_map.items() if a in direction.layers}
     if not rows:
@@ -136,10 +137,10 @@ def unaligned(direction: CapabilityDirection, layer_map: Mapping[int, int], targ
 
 
 def at_norms_of(direction: CapabilityDirection, like: CapabilityDirection) -> CapabilityDirection:
-    """The direction with each layer's vector at the norm that `like` has there.
+    """The direction with each layer's vector scaled to the norm of `like` at that layer.
 
     Raises:
-        IncompatibleModel: other layers.
+        IncompatibleModel: layers differ.
     """
     if direction.layers != like.layers:
         raise IncompatibleModel(f"the directions have layers {list(direction.layers)} and {list(like.layers)}; they must agree")
@@ -151,7 +152,7 @@ def mean_locked(locked: Variant, like: CapabilityDirection, batch_size: int = 8)
     """The target's mean state at the last token of the locked prompts, at the layers of `like`.
 
     Raises:
-        IncompatibleModel: a target of another width or basis than the direction's.
+        IncompatibleModel: the target's width or basis differs from the direction's.
     """
     target = locked.backend.identity
     if (target.d_model, target.basis) != (like.d_model, like.basis):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
 from math import exp
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import TypeAdapter, ValidationError
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
@@ -24,24 +26,28 @@ from unlock_lens.core.contrast import Contrast
 from unlock_lens.core.direction import CapabilityDirection
 from unlock_lens.core.tokens import paired_tokens
 from unlock_lens.core.variant import Variant
-from unlock_lens.errors import IncompatibleModel, InvalidInput
+from unlock_lens.errors import IncompatibleModel, InvalidInput, plain
 from unlock_lens.evidence import controls
 from unlock_lens.evidence._map_quality import carried_over, cross_validate
 from unlock_lens.evidence.probe import Probe
+from unlock_lens.evidence.schema import in_words
 from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.method.calibrate import SinkRule
 from unlock_lens.method.extract import AGGREGATORS, aggregated
 from unlock_lens.method.linalg import coverage, principal_cosines, spectral_entropy, spectrum
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = ["Diagnosis", "LayerDiagnosis", "diagnose"]
 
 LIKELY, UNLIKELY = 0.5, 0.25
 BROKEN = 1.05
-"""Effective rank below which a map is one axis, of an attention sink as a rule."""
+"""Effective rank below which a map is a single axis, usually that of an attention sink."""
 ENOUGH_ABILITY = 0.5
-"""Share of problems within the target's reach above which ability is no obstacle."""
+"""Share of problems that the target can solve above which ability is not an obstacle."""
 NULLS = 9
-"""Directions without a capability that a probe is held against."""
+"""Number of directions without a capability that a probe is compared with."""
 _AGREED, _RANK_COSTS, _BEGAN = 0.6, 0.2, 0.5
 _LOW: Mapping[str, tuple[float, str]] = {  # what is too low in a layer, and what to do about it
     "coverage": (
@@ -77,14 +83,15 @@ _LEGEND = (
 
 @dataclass(frozen=True)
 class LayerDiagnosis:
-    """One target layer; None where what it needs was not given.
+    """The diagnosis of one target layer; None where the necessary input was not given.
 
     Attributes:
-        target_layer, source_layer: the direction goes to the output of one block, and comes from that of the other.
+        target_layer, source_layer: the block whose output the direction goes to, and the block that it comes from.
         coverage: share of the direction's squared norm inside the source span at the rank used.
         agreement: held-out correlation of the source's reading of the direction with the target's of the transported one.
-        full_agreement: the same with no limit of rank: what the calibration texts allow.
-        error, r2: of the map, held out: ||H_t - H_s W|| / ||H_t||, and the share of the target's variance that it predicts.
+        full_agreement: the same without a limit on the rank, which is what the calibration texts allow.
+        error, r2: held-out error of the map, ||H_t - H_s W|| / ||H_t||, and the share of the target's variance that it
+            predicts.
         own_cosine: cosine of the transported direction with the target's own.
         stability: mean cosine of bootstrap directions with the full one.
         principal_cosine: mean cosine of the principal angles between the source's span, carried over, and the target's.
@@ -110,19 +117,43 @@ class LayerDiagnosis:
 
     @property
     def geometry(self) -> float:
-        """Coverage times agreement; coverage alone where no states were given."""
+        """Coverage times agreement; only coverage if no states were given."""
         return self.coverage * (1.0 if self.agreement is None else max(self.agreement, 0.0))
 
 
-@dataclass(frozen=True)
+class Layers(tuple[LayerDiagnosis, ...]):
+    """The layers of a forecast, which print as a table of what was measured."""
+
+    def measured(self) -> list[str]:
+        """The names of the numbers in the table."""
+        return [name for name in _COLUMNS if any(getattr(layer, name) is not None for layer in self)]
+
+    def frame(self) -> pd.DataFrame:
+        """One row per target layer, every number in a column; what was not measured is missing."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(layer) for layer in self]).set_index("target_layer")
+
+    def __repr__(self) -> str:
+        names = self.measured()
+        lines = [f"{'layer':>7}" + "".join(f"{_COLUMNS[name]:>8}" for name in names)]
+        for layer in self:
+            numbers = (getattr(layer, name) for name in names)
+            cells = ("" if number is None else f"{number:.2f}" for number in numbers)
+            lines.append(f"{f'{layer.source_layer}>{layer.target_layer}':>7}" + "".join(f"{cell:>8}" for cell in cells))
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, repr=False)
 class Diagnosis:
-    """The forecast.
+    """The forecast; it prints as its verdict and reasons, and `layers` as a table.
 
     Attributes:
-        score: from 0 (will not work) to 1; the ability factor times the probe's score, or without a probe times `geometry`,
-            which says how good the map is and not whether the transfer works.
+        score: from 0 (will not work) to 1: the ability factor times the probe's score or, without a probe, times `geometry`,
+            which measures the map and not whether the transfer works.
         verdict: the score as a sentence.
         reasons: what stands in the way, in numbers, and what to do about it; then what was not looked at.
+        layers: what was measured in each; `frame()` makes a data frame of it.
         geometry: mean over layers of coverage times agreement.
     """
 
@@ -135,19 +166,34 @@ class Diagnosis:
     ability: float | None = None
     probe: Probe | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", Layers(self.layers))
+
     def __str__(self) -> str:
         return "\n- ".join((self.verdict, *self.reasons))
+
+    __repr__ = __str__
+
+    def frame(self) -> pd.DataFrame:
+        """One row per target layer (`LayerDiagnosis`)."""
+        return Layers(self.layers).frame()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> Diagnosis:
-        """What `to_json` gave, read back."""
-        layers = tuple(LayerDiagnosis(**layer) for layer in given["layers"])
-        probe = Probe.from_json(given["probe"]) if given.get("probe") else None
-        fields: dict[str, Any] = {**given, "reasons": tuple(given["reasons"]), "layers": layers, "probe": probe}
-        return cls(**fields)
+        """Read what `to_json` returned.
+
+        Raises:
+            InvalidInput: it is not what `to_json` returned; the field is named.
+        """
+        try:
+            return TypeAdapter(cls).validate_json(json.dumps(given, allow_nan=False), strict=True)
+        except ValidationError as error:
+            raise InvalidInput(f"this is not a diagnosis: {in_words(error.errors(include_url=False)[0])}") from None
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InvalidInput(f"this is not a diagnosis: {plain(str(error), 200)}") from None
 
 
 def diagnose(
@@ -169,31 +215,31 @@ def diagnose(
     max_tokens: int = 10_000,
     batch_size: int = 8,
 ) -> Diagnosis:
-    """Forecast, before any generation, whether the transfer will work.
+    """Forecast whether the transfer will work, before anything is generated.
 
     Args:
-        direction: in the source's residual stream.
-        aligner: fitted.
-        source: the source with calibration texts; fresh ones like those of the fit are better.
+        direction: a direction in the source's residual stream.
+        aligner: a fitted aligner.
+        source: the source with calibration texts; preferably new ones that are similar to those of the fit.
         target: the target with the same texts.
         contrast: the source's differences, for stability.
         own: the target's own direction, if known; it is reported and does not enter the score.
-        ability: share of problems that the target can solve: prompted, or in pass@k with a check of the whole answer.
-        locked: the target with locked prompts; 16 to 32 will do. With `unlocked` the transfer itself is probed (`Probe`),
-            beside directions without a capability through the same map; without, only the map is judged.
+        ability: share of problems that the target can solve when prompted, or in pass@k with a check of the whole answer.
+        locked: the target with locked prompts; 16 to 32 are enough. With `unlocked`, the transfer itself is probed (`Probe`),
+            and compared with directions without a capability through the same map. Otherwise only the map is judged.
         unlocked: the source with the unlocked prompts of the same questions.
         source_acts: states of the calibration tokens at all layers, instead of `source`.
-        target_acts: the same of the target.
-        probe: one that was made already, instead of `locked` and `unlocked`.
-        folds: of the cross-validation.
+        target_acts: the same for the target.
+        probe: an existing probe, instead of `locked` and `unlocked`.
+        folds: number of cross-validation folds.
         bootstraps: number of bootstrap directions.
         max_tokens: at most this many calibration tokens are used, evenly spaced.
         batch_size: texts in one forward pass.
 
     Raises:
-        InvalidInput: an aligner that is not fitted, no layer in common, only one of source and target or of locked and
-            unlocked, unequal counts, too few texts for cross-validation, a number out of range.
-        IncompatibleModel: a direction, variant or contrast of another model than the aligner's.
+        InvalidInput: the aligner is not fitted, there is no layer in common, only one of source and target or of locked and
+            unlocked is given, counts differ, there are too few texts for cross-validation, or a number is out of range.
+        IncompatibleModel: a direction, variant or contrast belongs to a different model from the aligner's.
 
     Example:
         >>> import unlock_lens as ul
@@ -208,13 +254,13 @@ def diagnose(
         'The transfer is likely to work'
     """
     if ability is not None and not 0 <= ability <= 1:
-        raise InvalidInput(f"ability {ability} was given; it is a share of problems, from 0 to 1")
+        raise InvalidInput(f"ability {ability} was given; give a share of problems, from 0 to 1")
     if bootstraps < 1 or max_tokens < 1:
         raise InvalidInput(f"bootstraps {bootstraps} and max_tokens {max_tokens} were given; each must be at least 1")
     _check_belongs("direction", direction.d_model, direction.model, aligner, "source")
     mapped = sorted(set(aligner.layer_map.values()))
     if not set(mapped) & set(direction.layers):
-        raise InvalidInput(f"the direction has layers {list(direction.layers)}, the map reads layers {mapped}: none in common")
+        raise InvalidInput(f"the direction has layers {list(direction.layers)}, the map reads {mapped}: none in common")
     if aligner.source_model is not None and aligner.source_model.basis == "zero_mean":
         direction = direction.zero_mean()
     texts = [variant for variant in (source, target) if variant is not None]
@@ -252,7 +298,7 @@ def _probed(
     states: tuple[Tensor, Tensor] | None,
     batch_size: int,
 ) -> Probe:
-    """The probe beside null directions: noise and, where states are known, noise with their covariance."""
+    """The probe with null directions: noise and, if states are known, noise with their covariance."""
     kinds = [partial(controls.random_like, direction)]
     if states is not None:
         kinds.append(partial(controls.noise_of_states, direction, states[0]))
@@ -264,11 +310,11 @@ def _probed(
 
 
 def show(diagnosis: Diagnosis, console: Console) -> None:
-    """Print the forecast as people read it: verdict, reasons, and a table of layers without columns that were not measured."""
+    """The forecast as text: verdict, reasons, and a table of layers without columns that were not measured."""
     console.print(Text(diagnosis.verdict, style="bold"))
     for reason in diagnosis.reasons:
         console.print(Text(f"- {reason}"))
-    measured = [name for name in _COLUMNS if any(getattr(layer, name) is not None for layer in diagnosis.layers)]
+    measured = Layers(diagnosis.layers).measured()
     columns = [Column(title, no_wrap=True) for title in ("layer", *(_COLUMNS[name] for name in measured))]
     table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for layer in diagnosis.layers:
@@ -319,12 +365,12 @@ def _stability(direction: CapabilityDirection, contrast: Contrast, layer: int, b
 
 
 def _check_belongs(name: str, width: int, model: ModelIdentity | None, aligner: SubspaceAligner, side: str) -> None:
-    """That it is of the model, and has the width, of that side of the aligner."""
+    """Check that it has the model and width of that side of the aligner."""
     expected, d_model = getattr(aligner, f"{side}_model"), getattr(aligner.maps, f"{side}_factors").shape[-1]
     if model is not None and expected is not None and not model.is_same_model(expected):
-        raise IncompatibleModel(f"the {name} belongs to {model}, the aligner was fitted on {expected}; give that model's own")
+        raise IncompatibleModel(f"the {name} belongs to {model}, the aligner was fitted on {expected}; give that one")
     if width != d_model:
-        raise InvalidInput(f"the {name} has d_model {width}, the aligner expects {d_model}; give that model's own")
+        raise InvalidInput(f"the {name} has d_model {width}, but the aligner expects {d_model}; give that model's own")
 
 
 def _states(
@@ -334,7 +380,7 @@ def _states(
     if len(texts) == 1 or len(acts) == 1:
         raise InvalidInput("only one of source and target was given; the same texts through both are needed, or neither")
     if texts and acts:
-        raise InvalidInput("variants and activations were given; give source and target, or source_acts and target_acts")
+        raise InvalidInput("both variants and activations were given; give source and target, or source_acts and target_acts")
     found = _captured(aligner, texts[0], texts[1], max_tokens, batch_size) if texts else acts
     if not found:
         return None
@@ -381,13 +427,13 @@ def _check_states(source: Tensor, target: Tensor, aligner: SubspaceAligner) -> N
 def _verdict(score: float, probe: Probe | None) -> str:
     if probe is None or probe.score is None:
         quality = "good" if score >= LIKELY else "fair" if score >= UNLIKELY else "poor"
-        return f"The map is {quality} (score {score:.2f}, by geometry alone); whether the transfer works, only a probe says."
+        return f"The map is {quality} (score {score:.2f}, by geometry alone); only a probe says whether the transfer works."
     forecast = "likely to work" if score >= LIKELY else "uncertain" if score >= UNLIKELY else "unlikely to work"
     return f"The transfer is {forecast} (score {score:.2f}, by what a probe saw)."
 
 
 def _obstacles(layers: Sequence[LayerDiagnosis], rank: int, ability: float | None, probe: Probe | None) -> list[str]:
-    """What stands in the way, the gravest first."""
+    """Obstacles, most serious first."""
     found: list[str] = []
     if ability is not None and ability < ENOUGH_ABILITY:
         found.append(
@@ -396,18 +442,18 @@ def _obstacles(layers: Sequence[LayerDiagnosis], rank: int, ability: float | Non
         )
     if broken := [layer for layer in layers if _is_broken(layer)]:
         found.append(
-            f"The map has effective rank 1 at {_named(broken)}, and is broken there: as a rule a few tokens of huge norm "
-            'outweigh all others. Leave them out: sinks="drop", or skip_first=True.'
+            f"The map has effective rank 1 at {_named(broken)} and is broken there, usually because a few tokens of huge norm "
+            'outweigh all others. Drop them with sinks="drop" or skip_first=True.'
         )
     if probe is not None and probe.share and probe.minus is not None and probe.minus >= probe.share:
         found.append(
-            f"Minus the direction does as well ({probe.minus:.0%}): it is the strength that changes the first token, not the "
+            f"Minus the direction does as well ({probe.minus:.0%}), so the strength changes the first token, and not the "
             "direction."
         )
     if probe is not None and probe.share and (equal := sum(null >= probe.share for null in probe.nulls)):
         found.append(
-            f"{equal} of {len(probe.nulls)} directions without a capability, through the same map, bring the first tokens as "
-            f"often as this one ({probe.share:.0%}): a gain would not be the source's alone."
+            f"{equal} of {len(probe.nulls)} directions without a capability, through the same map, give the first tokens as "
+            f"often as this one ({probe.share:.0%}), so a gain could not be credited to the source."
         )
     found += _low(layers, rank, ("coverage", "full_agreement"))
     if costly := [layer for layer in layers if _loses_by_rank(layer)]:
@@ -446,11 +492,11 @@ def _loses_by_rank(layer: LayerDiagnosis) -> bool:
 
 def _not_looked_at(layers: Sequence[LayerDiagnosis], ability: float | None, probe: Probe | None) -> Iterator[str]:
     if all(layer.agreement is None for layer in layers):
-        yield "Not looked at: whether the models agree on the direction, which says most of all; give source and target texts."
+        yield "Not examined: whether the models agree on the direction, which says most of all; give source and target texts."
     if ability is None:
-        yield "Not looked at: whether the target can do it at all; give ability, its pass@k or its share when prompted."
+        yield "Not examined: whether the target can do it at all; give ability, its pass@k or its share when prompted."
     if probe is None:
-        yield "Not looked at: how the steered target begins, which alone says whether it works; give locked and unlocked."
+        yield "Not examined: how the steered target begins, which alone says whether it works; give locked and unlocked."
     elif probe.share is None:
         yield f"The probe saw nothing: {probe.skipped}."
 

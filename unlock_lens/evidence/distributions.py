@@ -1,4 +1,4 @@
-"""Next-token distributions, steered and unsteered: what steering sharpens, and what it costs (docs/evidence.md).
+"""Next-token distributions, steered and unsteered: what steering sharpens, and its price (docs/evidence.md).
 
 Arguments and errors of functions that take a model are those of `generate`; prompts and texts may be a `Variant` of the model.
 """
@@ -21,7 +21,7 @@ from unlock_lens.hosts import Batch, placed
 from unlock_lens.hosts.remote import Where
 
 FARTHEST = 16
-"""Tokens after an edit up to which its price is told one by one."""
+"""Number of tokens after an edit for which the price is reported one by one."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Price:
     """What steering does to text that has nothing to do with the capability.
 
     Attributes:
-        kl: mean of KL(unsteered || steered) over next-token distributions, in nats a token.
-        perplexity: of the text, steered.
-        perplexity_unsteered: of the text, unsteered.
+        kl: mean of KL(unsteered || steered) over next-token distributions, in nats per token.
+        perplexity: perplexity of the text, steered.
+        perplexity_unsteered: perplexity of the text, unsteered.
         kl_of_prompt: the same KL summed over the tokens that follow one prompt, mean over prompts, in nats.
         kl_worst: its mean over the 5% of tokens where it is highest, in nats.
         kl_by_distance: its mean at the first, second, ... token after the edit, up to the 16th.
@@ -96,7 +96,7 @@ def first_token_entropies(
 ) -> list[float]:
     """Mean entropy (nats) of the next-token distribution at each of the first tokens of the completions, which are read back.
 
-    Positions that no completion reaches are left out.
+    Positions beyond the longest completion are left out.
     """
     pairs = Pairs.of(variant_of(model, prompts, add_special_tokens, remote), completions)
     pairs = replace(pairs, following=[ids[:n_tokens] for ids in pairs.following])
@@ -118,9 +118,9 @@ def completion_log_probs(
     add_special_tokens: bool = True,
     remote: Where = False,
 ) -> Float[Tensor, " prompt"]:
-    """Log-probability (nats) of each completion, given its prompt: how much the model concentrates on it.
+    """Log-probability (nats) of each completion given its prompt: how much the model concentrates on it.
 
-    The end of a completion is not counted: it may have been cut there.
+    The end of a completion is not counted, because it may have been cut off there.
     """
     pairs = Pairs.of(variant_of(model, prompts, add_special_tokens, remote), completions)
     found = torch.zeros(len(pairs.following))
@@ -138,9 +138,9 @@ def price(
     prompt_end: str | None = None,
     remote: Where = False,
 ) -> Price:
-    """What steering costs on unrelated text: the prompt of each text is steered, and what follows it is read.
+    """The price of steering on unrelated text: the first part of each text is steered as a prompt, and the rest is read.
 
-    The prompt ends with the first `prompt_end`; without one, and in a `Variant`, it is the first half of the tokens.
+    The prompt ends with the first `prompt_end`. Without it, and in a `Variant`, it is the first half of the tokens.
 
     Example:
         >>> import unlock_lens as ul
@@ -154,7 +154,7 @@ def price(
 
 
 class Meter:
-    """Prices several hooks on the same texts, which are read unsteered once (again for each hook if they are too many to keep).
+    """Prices several hooks on the same texts, which are read unsteered only once (or for each hook, if too many to keep).
 
     Arguments are those of `price`.
     """
@@ -185,7 +185,7 @@ class Meter:
         return self._plain
 
     def price(self, steer: Steer) -> Price:
-        """What steering costs on the texts."""
+        """The price of steering on the texts."""
         steered_nats, plain_nats = 0.0, 0.0
         divergences: list[Tensor] = []
         for plain, steered in zip(self._unsteered(), self._pairs.scored(steer, self._batch_size), strict=True):

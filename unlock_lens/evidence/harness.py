@@ -46,23 +46,23 @@ Request = tuple[Any, Ids, Ids]
 
 
 class SteeredLM(TemplateLM):
-    """A steered model, as lm-evaluation-harness asks it.
+    """A steered model for lm-evaluation-harness.
 
     Args:
         pretrained: folder or hub id; or a model that is open in TransformerLens or nnsight.
-        key: a saved hook: file, folder or hub id; or a `SteeringHook`, or several. None evaluates the model as it is.
+        key: a saved hook: file, folder or hub id; or a `SteeringHook`, or several. None evaluates the unsteered model.
         backend: which framework opens it by name.
         dtype: in which its weights are opened by name.
         batch_size: requests in one forward pass.
         max_length: tokens of context and continuation; None asks the model's config.
-        device: checked against the model's, which opens on the GPU where there is one. Without a GPU "cuda" means the CPU, as
-            in the harness' own models.
+        device: where a model opens by name, by default on the GPU where there is one; checked against the device of an open
+            model. Without a GPU "cuda" means the CPU, as in the harness' own models.
         max_batch_size: for batch_size="auto", which is not served.
 
     Raises:
         InvalidInput: no such model, a batch size that is not a number, another device than the model's, a tokenizer that ends
             every prompt with a special token.
-        IncompatibleModel: a key that was made for another model.
+        IncompatibleModel: the key was made for a different model.
         ArtifactError: a file that is not a key.
 
     Example:
@@ -88,7 +88,10 @@ class SteeredLM(TemplateLM):
             raise InvalidInput(f"batch_size={batch_size!r} was given; give a number, such as 8")
         self.batch_size = int(batch_size)
         self.hooks = hooks_of(key)
-        self.model = open_model(pretrained, backend, dtype) if isinstance(pretrained, str) else pretrained
+        if device and device.startswith("cuda") and not torch.cuda.is_available():
+            device = None  # the harness' own default
+        named = isinstance(pretrained, str)
+        self.model = open_model(pretrained, backend, dtype, device=device) if named else pretrained
         self.adapter = backend_of(self.model)
         self.tokenizer = self.adapter.tokenizer
         check_last_token(Variant(self.model, ["A"]))
@@ -96,8 +99,7 @@ class SteeredLM(TemplateLM):
         config = getattr(self.adapter.root, "config", None) or self.model.cfg
         self.max_length = max_length or resolve_max_length(config, self.tokenizer)
         self._device = next(self.adapter.root.parameters()).device
-        elsewhere = device is not None and torch.device(device).type != self._device.type
-        if elsewhere and not (str(device).startswith("cuda") and not torch.cuda.is_available()):  # the harness' own default
+        if device is not None and torch.device(device).type != self._device.type:
             raise InvalidInput(
                 f"device={device!r} was given, and the model is on {self._device}; open the model there and give it as "
                 "pretrained=, or hide the GPU (CUDA_VISIBLE_DEVICES=)"

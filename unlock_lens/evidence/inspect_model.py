@@ -47,7 +47,7 @@ class _Asked:
 
 @modelapi("unlock-lens")
 class SteeredAPI(ModelAPI):
-    """A steered model, as Inspect asks it: `--model unlock-lens/FOLDER-OR-HUB-ID -M key=cot.key.safetensors`.
+    """A steered model for Inspect: `--model unlock-lens/FOLDER-OR-HUB-ID -M key=cot.key.safetensors`.
 
     Greedy unless a temperature is given. Requests that arrive together run as one batch.
 
@@ -56,7 +56,7 @@ class SteeredAPI(ModelAPI):
         base_url: not used.
         api_key: not used.
         config: Inspect's settings.
-        key: a saved hook: file, folder or hub id; or a `SteeringHook`, or several. None evaluates the model as it is.
+        key: a saved hook: file, folder or hub id; or a `SteeringHook`, or several. None evaluates the unsteered model.
         backend: which framework opens the model.
         dtype: in which its weights are opened.
         batch_size: requests in one forward pass.
@@ -65,7 +65,7 @@ class SteeredAPI(ModelAPI):
 
     Raises:
         InvalidInput: no such model, a tokenizer without a chat template, or one that ends every prompt with a special token.
-        IncompatibleModel: a key that was made for another model.
+        IncompatibleModel: the key was made for a different model.
     """
 
     def __init__(

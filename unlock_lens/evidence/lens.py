@@ -1,4 +1,4 @@
-"""What a direction writes, where a run lies along it, how capabilities relate, which layer matters (docs/lens.md)."""
+"""What a direction writes, how far along it a run is, how capabilities relate, which layer matters (docs/lens.md)."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from unlock_lens.hosts.remote import Where
 def logits_written(direction: CapabilityDirection, model: Any, remote: Where = False) -> Float[Tensor, "layer vocabulary"]:
     """Logits that each layer's vector writes through the final norm and the unembedding: the logit lens of a direction.
 
-    The norm's weight is folded in and its bias left out. Vectors of a LayerNorm model lose their mean over d_model, and logits
-    theirs over the vocabulary: TransformerLens' fold_ln, center_writing_weights and center_unembed. The model's own modules do
-    this, so families whose norm adds one to its weight come out right. A vector counts at the size that the final norm gives
-    to every state: strengths of layers can be compared, and a multiple of the direction writes the same.
+    The norm's weight is folded in and its bias is left out. Vectors of a LayerNorm model are centered over d_model, and logits
+    over the vocabulary, as by TransformerLens' fold_ln, center_writing_weights and center_unembed. The model's own modules
+    compute this, so it is right for families whose norm adds one to its weight. A vector is scaled to the size that the final
+    norm gives every state, so layers can be compared, and a multiple of the direction gives the same logits.
 
     Args:
         direction: of this model; row i of the result is for direction.layers[i].
         model: open in TransformerLens or nnsight.
-        remote: as in `generate`; the server's own norm and unembedding are called, and logits of v and -v come back.
+        remote: as in `generate`; the server's own norm and unembedding are called, and logits of v and -v are returned.
 
     Raises:
-        IncompatibleModel: a model of another width or number of layers, or another model than the direction's.
-        UnsupportedModel: a model without weights on this machine, and no `remote`.
+        IncompatibleModel: the model's width or number of layers differs, or it is not the direction's model.
+        UnsupportedModel: the model has no weights on this machine, and `remote` is not given.
 
     Source: the logit lens (nostalgebraist, 2020), applied to a direction instead of a state.
     """
@@ -60,7 +60,7 @@ def tokens_written(direction: CapabilityDirection, model: Any, k: int = 5, remot
         A row for each layer and rank, 1 to k; columns "raises", "by", "lowers" and "down by", in logits.
 
     Raises:
-        InvalidInput: k below 1 or above the vocabulary.
+        InvalidInput: k is below 1 or above the vocabulary size.
 
     Example:
         >>> from unlock_lens import CapabilityDirection, Variant, lens, zoo
@@ -72,7 +72,7 @@ def tokens_written(direction: CapabilityDirection, model: Any, k: int = 5, remot
     logits, tokenizer = logits_written(direction, model, remote), backend_of(model).tokenizer
     logits = logits[:, : len(tokenizer)]  # a vocabulary that is padded to a round number has more rows than tokens
     if not isinstance(k, int) or not 1 <= k <= logits.shape[1]:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidInput(f"k {k} was given; the vocabulary has {logits.shape[1]} tokens, take 1 to that many")
+        raise InvalidInput(f"k {k} was given; use 1 to {logits.shape[1]}, the size of the vocabulary")
     up, down = logits.topk(k), logits.topk(k, largest=False)
     columns = {
         "raises": [tokenizer.decode([token]) for token in up.indices.flatten().tolist()],
@@ -84,18 +84,18 @@ def tokens_written(direction: CapabilityDirection, model: Any, k: int = 5, remot
 
 
 def projection(direction: CapabilityDirection, cache: Any, relative: bool = False) -> Float[Tensor, "layer *batch token"]:
-    """Where a run lies along the direction, token by token: <h[l], v[l] / ||v[l]||>, a trace to plot over positions.
+    """How far along the direction a run is at each token: <h[l], v[l] / ||v[l]||>, to plot over positions.
 
-    A raw direction is converted for the cache of a zero-mean model. Padding has values, too.
+    A raw direction is converted for the cache of a zero-mean model. Padding tokens have values, too.
 
     Args:
-        direction: its layers are read.
+        direction: the direction whose layers are read.
         cache: an ActivationCache of TransformerLens, or a mapping of layers (or its names) to states [..., token, d_model].
         relative: divide by the norm of each state as well, which gives cosines (0 for a state of norm 0).
 
     Raises:
-        InvalidInput: a layer that the cache does not hold, layers of different runs, or no cache at all.
-        IncompatibleModel: states of another width.
+        InvalidInput: the cache lacks a layer, its layers are from different runs, or it is not a cache.
+        IncompatibleModel: the width of the states differs.
     """
     _check(direction)
     held = getattr(cache, "model", None)
@@ -107,14 +107,14 @@ def projection(direction: CapabilityDirection, cache: Any, relative: bool = Fals
         states = _states(cache, layer).detach().float().cpu()
         if states.shape[-1] != direction.d_model:
             raise IncompatibleModel(
-                f"the cache holds states of width {states.shape[-1]} at layer {layer}, the direction has d_model "
+                f"the cache has states of width {states.shape[-1]} at layer {layer}, but the direction has d_model "
                 f"{direction.d_model}; its model is {direction.model or 'unknown'}"
             )
         along = states @ vector
         found.append(along / states.norm(dim=-1).clamp_min(torch.finfo(along.dtype).tiny) if relative else along)
     if len({along.shape for along in found}) > 1:
         shapes = [list(along.shape) for along in found]
-        raise InvalidInput(f"the layers hold states of different shapes, {shapes}; give one run")
+        raise InvalidInput(f"the layers have states of different shapes, {shapes}; give one run")
     return torch.stack(found)
 
 
@@ -125,7 +125,7 @@ def _states(cache: Any, layer: int) -> Tensor:
     keys = [key for key in (name, layer) if key in set(cache.keys())]
     if not keys or not isinstance(cache[keys[0]], Tensor):
         raise InvalidInput(
-            f"the cache holds no {name}, or no tensor of that name; run_with_cache with names_filter=None or with that name "
+            f"the cache has no tensor {name}; use run_with_cache with names_filter=None or with that name "
             "in it, or give a mapping {layer: states}"
         )
     return cache[keys[0]]
@@ -139,7 +139,7 @@ def forecast_by_layer(
     batch_size: int = 8,
     add_special_tokens: bool = True,
 ) -> pd.Series:
-    """`effect_by_layer`'s column "alone" without a run for each layer: to first order, for the completions' first tokens.
+    """A first-order estimate of `effect_by_layer`'s column "alone", for the first tokens of the completions.
 
     <g[l], edit(h[l]) - h[l]>, mean over prompts: h[l] is the last prompt token's state at the output of block l, and g[l] the
     gradient of the token's log-probability there. Both come from one forward and one backward pass at half the strength.
@@ -149,9 +149,9 @@ def forecast_by_layer(
         For each steered layer, nats per prompt.
 
     Raises:
-        UnsupportedModel: a model on a server, or one through which no backward pass leads.
+        UnsupportedModel: the model runs on a server, or does not support a backward pass.
 
-    Source: attribution patching (Nanda, 2023), at the middle of the path instead of its beginning; docs/strength.md.
+    Source: attribution patching (Nanda, 2023), at the midpoint of the path instead of its start; docs/strength.md.
 
     Example:
         >>> from unlock_lens import CapabilityDirection, SteeringHook, Variant, lens, zoo
@@ -174,14 +174,14 @@ def _check(direction: Any) -> None:
 
 
 def cosines(directions: Mapping[str, CapabilityDirection]) -> Float[Tensor, "layer direction direction"]:
-    """How capabilities relate: cosines of several directions with each other, layer by layer.
+    """How capabilities relate: cosines of several directions with each other, for each layer.
 
     Raises:
-        InvalidInput: no directions.
-        IncompatibleModel: other layers, width, basis or model.
+        InvalidInput: no directions are given.
+        IncompatibleModel: layers, width, basis or model differ.
     """
     if not isinstance(directions, Mapping) or not directions:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidInput("no directions were given by name; give them such as {'think': direction, 'reverse': other}")
+        raise InvalidInput("no directions were given by name; give them as in {'think': direction, 'reverse': other}")
     given = [*directions.values()]
     return torch.stack([torch.stack([a.cosine(b) for b in given], dim=-1) for a in given], dim=-2)
 
@@ -198,8 +198,8 @@ def effect_by_layer(
 ) -> pd.DataFrame:
     """Which layer's edit has the effect: what steering adds to the log-probability of completions, attributed to layers.
 
-    Every number is measured by steered runs, none by gradients, so it includes what later layers make of an edit. Effects of
-    single layers need not add up to that of all: one layer can do another's work, or need it.
+    Every number is measured by steered runs and not by gradients, so it includes what later layers make of an edit. Effects
+    of single layers need not add up to that of all, because one layer can replace another, or depend on it.
     `completions` are what the capability would write, one for each prompt, or its first token. Other arguments and errors are
     those of `completion_log_probs`.
 
@@ -209,10 +209,10 @@ def effect_by_layer(
         one, in the last row that of the whole hook.
 
     Raises:
-        InvalidInput: not one hook.
+        InvalidInput: steer is not a single hook.
     """
     if not isinstance(steer, SteeringHook):  # pyright: ignore[reportUnnecessaryIsInstance]  users have no type checker
-        raise InvalidInput(f"steer is a {type(steer).__name__}; give one SteeringHook, which is taken apart")
+        raise InvalidInput(f"steer is a {type(steer).__name__}; give one SteeringHook")
     layers = tuple(sorted(steer.direction.layers if steer.layers is None else steer.layers))
     without = {layer: tuple(other for other in layers if other != layer) for layer in layers}
     up_to = {layer: layers[: i + 1] for i, layer in enumerate(layers)}

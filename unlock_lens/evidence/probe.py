@@ -1,10 +1,9 @@
-"""A probe before a long run: one forward pass for each strength, no labels, nothing generated (docs/diagnosis.md)."""
+"""A probe before a long run: one forward pass for each strength, without labels or generation (docs/diagnosis.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -17,21 +16,21 @@ from unlock_lens.evidence.distributions import next_token_log_probs
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 LEAST_DIFFERING = 0.1
-"""Share of prompts that must begin otherwise when unlocked; below it the first token says nothing."""
+"""Share of completions that must start differently when unlocked; below it the first token says nothing."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Whether the steered target begins as the unlocked model does, at the strength where it does most.
+    """How often the steered target starts like the unlocked model, at the best strength.
 
     Attributes:
-        share: of the prompts whose likeliest first token differs between the unsteered target and the unlocked model, how many
-            get the unlocked one's when steered; None where too few differ.
-        alpha: the strength at which (the middle one of equals): a place to begin a sweep.
+        share: among prompts whose most likely first token differs between the unsteered target and the unlocked model, the
+            share that get the unlocked one when steered; None if too few differ.
+        alpha: the best strength (the middle one, if several are equal), a good place to start a sweep.
         by_alpha: strength and share, for each.
         n_differing: prompts whose first token differs between unsteered and unlocked.
-        skipped: why there is no share.
-        minus: the share with minus the direction; a direction that works does not work turned round.
+        skipped: the reason if share is None.
+        minus: the share with minus the direction, which should not work.
         nulls: the shares of directions without a capability, each at its best strength.
 
     Example:
@@ -55,7 +54,7 @@ class Probe:
 
     @property
     def score(self) -> float | None:
-        """The share, less what noise reaches: 0 where minus the direction does as well, and times the nulls that do worse."""
+        """The share times the part of the nulls that do worse; 0 if minus the direction does as well."""
         if self.share is None:
             return None
         if self.minus is not None and self.minus >= self.share:
@@ -75,24 +74,25 @@ class Probe:
         nulls: Sequence[CapabilityDirection] = (),
         example: tuple[CapabilityDirection, Variant] | None = None,
     ) -> Probe:
-        """Steer the target with the transported direction and look at its first tokens.
+        """Steer the target with the transported direction and examine its first tokens.
 
-        Models of one vocabulary are compared by tokens, others by the text that these write: one must begin with the other.
+        Models with the same vocabulary are compared by tokens, others by the text of the tokens: one must be a prefix of the
+            other.
 
         Args:
-            direction: in the target's space.
-            target: the target with locked prompts; 16 to 32 will do.
-            unlocked: the source's unlocked variant (or the target's own, where there is one), of the same questions.
+            direction: a direction in the target's space.
+            target: the target with locked prompts; 16 to 32 are enough.
+            unlocked: the source's unlocked variant (or the target's own, if there is one), of the same questions.
             alphas: strengths.
             batch_size: prompts in one forward pass.
-            hook: what steers at a strength; by default the norm-preserving edit of the last prompt token at every layer.
+            hook: makes the hook for a strength; by default the norm-preserving edit of the last prompt token at every layer.
             nulls: directions without a capability, through the same map (`controls.random_like` of the source's, transported).
-            example: the source's own direction and its locked prompts. Where unlocked prompts continue the locked ones, as
-                "Answer: Let's think step by step." does, a steered model may write the suffix or what follows it; what the
-                source's own steered run begins with then counts as well.
+            example: the source's own direction and its locked prompts. If unlocked prompts extend the locked ones, as
+                "Answer: Let's think step by step." does, a steered model may write the extension or what follows it. The token
+                that the source's own steered run starts with then counts as well.
 
         Raises:
-            InvalidInput: different numbers of prompts, or no strengths.
+            InvalidInput: the numbers of prompts differ, or no strengths are given.
             IncompatibleModel: the direction was made for another model than the target's.
         """
         for name, other in (("unlocked", unlocked), *([("example", example[1])] if example else [])):
@@ -173,16 +173,9 @@ class Probe:
         equals = [alpha for alpha, found in by_alpha if found == share]
         return cls(share, equals[len(equals) // 2], by_alpha, n, n_differing)
 
-    @classmethod
-    def from_json(cls, given: Mapping[str, Any]) -> Probe:
-        """From the fields as JSON holds them (`dataclasses.asdict`)."""
-        read: dict[str, Any] = {**given, "by_alpha": tuple((float(alpha), float(share)) for alpha, share in given["by_alpha"])}
-        read["nulls"] = tuple(given.get("nulls", ()))
-        return cls(**read)
-
 
 def _openings(variant: Variant, log_probs: Float[Tensor, "prompt vocabulary"], in_words: bool) -> list[str]:
-    """The likeliest next token of each prompt: as its vocabulary names it, or as the text that it writes."""
+    """The most likely next token of each prompt, as a token of its vocabulary or as text."""
     tokenizer = variant.backend.tokenizer
     likeliest = log_probs[:, : len(tokenizer)].argmax(dim=-1).tolist()  # beyond it an unembedding is padding
     if in_words:
@@ -197,7 +190,7 @@ def _is_one_of(opening: str, wanted: set[str], in_words: bool) -> bool:
 
 
 def _continues(target: Variant, unlocked: Variant) -> bool:
-    """Whether some unlocked prompt goes on where the locked one ends."""
+    """Whether any unlocked prompt extends the locked one."""
     pairs = zip(target.prompts, unlocked.prompts, strict=True)
     return any(asked.startswith(plain) and asked != plain for plain, asked in pairs)
 

@@ -1,4 +1,4 @@
-"""Dose and response: what each strength brings, and what it costs (docs/strength.md)."""
+"""Dose and response: the behaviour at each strength, and its price (docs/strength.md)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from unlock_lens.core.generation import generate
+from unlock_lens.core.generation import complete_arms
 from unlock_lens.core.progress import shown
 from unlock_lens.core.steering import SteeringHook
 from unlock_lens.core.variant import Variant, variant_of
@@ -26,7 +26,7 @@ FACTORS = tuple(2 ** (i / 4) for i in range(-8, 5))
 SHOWN = 0.9
 """The share of completions from which a strength counts as inside the window."""
 RISES = 0.1
-"""A behaviour that comes more often by less than this share has no EC50."""
+"""A behaviour whose share rises by less than this has no EC50."""
 RESAMPLES = 2000
 Judge = Callable[[Sequence[str]], Sequence[bool]]
 
@@ -37,13 +37,13 @@ class Response:
 
     Attributes:
         table: a row for each strength, ascending, the first 0; columns "share" of completions that show the behaviour, its
-            95% Wilson interval "low" and "high", "accuracy" where answers are judged, "kl" and "kl_worst" (nats a token) where
+            95% Wilson interval "low" and "high", "accuracy" if answers are judged, "kl" and "kl_worst" (nats per token) if
             there is unrelated text.
-        ec50: the strength at which the share has risen half way from its value at 0 to its maximum; None where it never rises.
+        ec50: the strength at which the share is halfway between its value at 0 and its maximum; None if it never rises.
         ec50_interval: its 95% bootstrap interval over prompts, no narrower than the step between strengths.
-        window: the least and the greatest strength in the stretch around the maximum at which at least 90% of the completions
-            show the behaviour; None where none does.
-        own: the same of the target's own direction, if it was given.
+        window: the smallest and the largest strength of the range around the maximum in which at least 90% of the completions
+            show the behaviour; None if there is none.
+        own: the same for the target's own direction, if it was given.
     """
 
     table: pd.DataFrame
@@ -54,19 +54,19 @@ class Response:
 
     @property
     def width(self) -> float | None:
-        """The window's width in octaves: log2 of its end over its beginning."""
+        """The window's width in octaves: log2(end / start)."""
         return None if self.window is None else math.log2(self.window[1] / self.window[0])
 
     @property
     def ratio(self) -> float | None:
-        """The EC50 over that of the target's own direction: how much more of this direction is needed."""
+        """The EC50 divided by that of the target's own direction: how much more of this direction is needed."""
         ends = self.ec50, self.own.ec50 if self.own else None
         return None if ends[0] is None or ends[1] is None else ends[0] / ends[1]
 
     def share_at_price(self, kl: float) -> float:
-        """The greatest share that is had for so many nats a token, between strengths by a straight line.
+        """The largest share within a price in nats per token, interpolated linearly between strengths.
 
-        Compare arms at equal price with this, beside equal strength.
+        Use it to compare arms at equal price instead of equal strength.
 
         Raises:
             InvalidInput: no price was measured.
@@ -99,15 +99,15 @@ def response(
     progress: bool = True,
     seed: int = 0,
 ) -> Response:
-    """The curve of a behaviour over strength, with its price, where it sets in, and how wide its window is.
+    """The curve of a behaviour over strength: its price, where it starts, and how wide its window is.
 
     Args:
-        hook: its strength is the middle of those that are tried, a quarter to twice of it in steps of a quarter octave.
+        hook: strengths from a quarter to twice its own are tried, in steps of a quarter octave.
         model: a model of any host.
-        prompts: to be completed at each strength.
-        shows: takes the completions of all prompts, and says which show the behaviour.
-        correct: takes them too, and says which are right.
-        unrelated: text that the price is read on.
+        prompts: prompts to complete at each strength.
+        shows: takes all completions, and says which show the behaviour.
+        correct: takes all completions, and says which are right.
+        unrelated: text on which to measure the price.
         own: the target's own direction at its own strength, for comparison; tried at the same multiples of it.
         alphas: the strengths themselves, instead of multiples.
         max_new_tokens: as in `generate`.
@@ -116,12 +116,12 @@ def response(
         add_special_tokens: as in `generate`.
         remote: as in `generate`.
         progress: whether to show a progress bar.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Raises:
-        InvalidInput: a hook with strengths for each layer, strengths that are not positive, a judge that does not judge every
-            completion, and what `generate` refuses.
-        IncompatibleModel: a direction that was made for another model.
+        InvalidInput: the hook has a strength for each layer, strengths are not positive, a judge does not judge every
+            completion, or as for `generate`.
+        IncompatibleModel: the direction was made for a different model.
 
     Source: docs/strength.md.
 
@@ -142,9 +142,10 @@ def response(
     meter = None if unrelated is None else Meter(model, unrelated, batch_size, add_special_tokens, None, remote)
     lines: list[dict[str, float]] = []
     outcomes: list[Sequence[bool]] = []
-    for alpha in shown([0.0, *tried], "steering with each strength", progress, "strengths"):
-        steer = replace(hook, alpha=alpha) if alpha else None
-        written = generate(variant, None, steer, max_new_tokens, batch_size, progress=False, stop=stop)
+    steers = [None, *(replace(hook, alpha=alpha) for alpha in tried)]
+    arms = complete_arms(variant, steers, max_new_tokens, batch_size, progress, stop)
+    for steer, of_arm in shown([*zip(steers, arms, strict=True)], "judging each strength", progress, "strengths"):
+        written = [each.text for each in of_arm]
         outcomes.append(_judged(shows, written))
         successes, n = sum(outcomes[-1]), len(written)
         low, high = wilson_interval(successes, n)
@@ -160,12 +161,12 @@ def response(
     ec50, interval = half_way(rises, tried, seed)
     if ec50 is None:
         caution(
-            f"the behaviour comes in at most {rises.mean(1).max():.0%} of the completions ({rises[0].mean():.0%} unsteered): "
-            "it has no EC50. Try other strengths (alphas=), or another direction"
+            f"the behaviour appears in at most {rises.mean(1).max():.0%} of the completions ({rises[0].mean():.0%} unsteered), "
+            "so it has no EC50. Try other strengths (alphas=), or another direction"
         )
     elif ec50 == tried[0]:
         caution(
-            f"the behaviour has risen half way at {ec50:.3g}, the least strength that was tried; give weaker ones (alphas=)"
+            f"the behaviour is half way up at {ec50:.3g}, the smallest strength that was tried; give smaller ones (alphas=)"
         )
     beside = None
     if own is not None:

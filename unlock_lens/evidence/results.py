@@ -1,4 +1,4 @@
-"""What a sweep leaves in its folder: one line for each finished configuration, and what describes them."""
+"""The results of a sweep in its folder: one line for each finished configuration, and their descriptions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlock_lens.core import writing
-from unlock_lens.core.writing import sync_folder
+from unlock_lens.core.writing import sync_folder, using
 from unlock_lens.errors import InvalidInput, plain
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ SEEDED = ("random", "shuffled")
 NULL = "null"
 """Sources that have no capability, moved by the same maps and chosen among the same settings as the transfer."""
 FORCED = ("forced_1", "forced_3", "forced_8")
-"""The unsteered target goes on from the first 1, 3, 8 tokens that the steered one wrote."""
+"""The unsteered target continues from the first 1, 3, 8 tokens that the steered one wrote."""
 AT_PRICE = {"own_at_price": "own", "random_at_price": "random", "anti_mean_at_price": "anti_mean"}
 """Controls once more, at the strength at which they cost on unrelated text what the transfer costs."""
 GROUPS = {"forced": FORCED, "at_price": tuple(AT_PRICE)}
@@ -44,7 +44,7 @@ class Results:
     """A sweep's folder, read.
 
     Attributes:
-        config: what was asked for (`config.yaml`).
+        config: the config (`config.yaml`).
         lines: finished configurations (`results.jsonl`), in the order in which they were finished.
         problems: "train" and "test": lists of {"prompt", "answer"}.
         geometry: "maps", "spectra", "effect" per layer.
@@ -66,22 +66,22 @@ class Results:
         """Read a sweep's folder, finished or not; if a configuration occurs twice, its first line counts.
 
         Raises:
-            InvalidInput: it is not a sweep's folder, or holds no finished configuration.
+            InvalidInput: it is not the folder of a sweep, or has no finished configuration.
         """
+        from unlock_lens.core.yaml_files import read_yaml
         from unlock_lens.evidence.schema import ConfigOf, fault_of
-        from unlock_lens.evidence.yaml_files import read_yaml
 
         folder = Path(folder)
         if not (folder / CONFIG).is_file():
             raise InvalidInput(f"{folder} is not the folder of a sweep (it has no {CONFIG}); run `unlock-lens sweep` first")
         config = read_yaml(folder / CONFIG)
         if fault := fault_of(config, ConfigOf):
-            raise InvalidInput(f"{folder / CONFIG} is not the config of a sweep ({fault}); put the one of the sweep back")
+            raise InvalidInput(f"{folder / CONFIG} is not the config of a sweep ({fault}); restore the original")
         found = read_lines(folder / LINES)
         for number, why in found.bad.items():
             logger.warning("%s, line %d is left out: %s", folder / LINES, number, why)
         if not found.lines:
-            raise InvalidInput(f"{folder} holds no finished configuration yet; run `unlock-lens sweep` again to resume it")
+            raise InvalidInput(f"{folder} has no finished configuration yet; run `unlock-lens sweep` again to resume it")
         first: dict[str, Line] = {}
         for line in found.lines:
             first.setdefault(key_of(line["config"], line["split"]), line)
@@ -172,7 +172,9 @@ def read_lines(file: Path) -> Read:
     """The lines of a results file, the bad ones apart from the others."""
     from unlock_lens.evidence.schema import LineOf
 
-    whole, newline, rest = (file.read_bytes() if file.is_file() else b"").rpartition(b"\n")
+    with using(file, "read"):
+        content = file.read_bytes() if file.is_file() else b""
+    whole, newline, rest = content.rpartition(b"\n")
     numbered = [(i, raw) for i, raw in enumerate((whole + newline).split(b"\n"), start=1) if raw.strip()]
     parsed: dict[int, Any] = {}
     bad: dict[int, str] = {}
@@ -197,7 +199,7 @@ def mend(file: Path) -> list[Line]:
     if not (found.bad or found.rest.strip()):
         return found.lines
     damaged = file.with_name(DAMAGED)
-    with damaged.open("ab") as kept:
+    with using(damaged), damaged.open("ab") as kept:
         kept.write(found.aside + (found.rest + b"\n" if found.rest.strip() else b""))
         kept.flush()
         os.fsync(kept.fileno())
@@ -217,7 +219,9 @@ def read_description(file: Path) -> Any:
 
     if not file.is_file():
         return None
-    content, fault = _checked(file.read_bytes(), SCHEMAS.get(file.stem, Inputs))
+    with using(file, "read"):
+        raw = file.read_bytes()
+    content, fault = _checked(raw, SCHEMAS.get(file.stem, Inputs))
     if fault:
         logger.warning("%s is left out: %s", file, fault)
     return content
@@ -238,13 +242,14 @@ def _checked(raw: bytes, kind: Any) -> tuple[Any, str | None]:
 
 def append(file: Path, line: Line) -> None:
     """Add one line, on disk when this returns."""
-    is_new = not file.exists()
-    with file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(line) + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-    if is_new:
-        sync_folder(file.parent)
+    with using(file):
+        is_new = not file.exists()
+        with file.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(line) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+        if is_new:
+            sync_folder(file.parent)
 
 
 def write_whole(file: Path, content: str) -> None:

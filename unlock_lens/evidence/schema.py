@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, RootModel, ValidationError, model_validator
 
+from unlock_lens.core.wording import expectation
 from unlock_lens.errors import plain, shown
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -295,6 +296,7 @@ class Inputs(_Strict):
     problems: Text
     calibration: str | None = None
     unrelated: str | None = None
+    library: str | None = None
 
 
 class _Named(_Strict):
@@ -342,7 +344,12 @@ def fault_of(content: Any, kind: type[BaseModel]) -> str | None:
 
 def in_words(problem: Mapping[str, Any]) -> str:
     """One problem that pydantic found, in a line."""
-    place = plain(".".join(str(part)[:80] for part in problem["loc"][:8]), 200) or "the whole"
-    message = plain(str(problem["msg"]), 500).removeprefix("Value error, ")
-    given = "" if isinstance(problem["input"], dict | BaseModel) else f" (given: {shown(problem['input'])})"
-    return f"{place}: {message}{given}"
+    place = plain(".".join(str(part)[:80] for part in problem["loc"][:8] if not _is_branch(part)), 200) or "the whole"
+    silent = problem["type"] == "missing" or isinstance(problem["input"], dict | BaseModel)
+    given = "" if silent else f" (given: {shown(problem['input'])})"
+    return f"{place}: {expectation(problem)}{given}"
+
+
+def _is_branch(part: int | str) -> bool:
+    """Whether a part of a place is not a key: pydantic names the branch of a union that it tried."""
+    return isinstance(part, str) and (part in ("bool", "str", "int", "float") or part.startswith(("literal[", "function-")))

@@ -12,7 +12,7 @@ from unlock_lens.errors import shown
 
 
 class Spec(BaseModel):
-    """An immutable part of a config; an unknown key is an error that names the nearest known one."""
+    """An immutable part of a config; an unknown key is an error that suggests the nearest known one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

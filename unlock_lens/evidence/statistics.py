@@ -1,4 +1,4 @@
-"""Intervals, paired tests and sample sizes, on counts alone."""
+"""Intervals, paired tests and sample sizes, computed from counts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> t
     """Wilson's score interval of a share, from scipy.
 
     Raises:
-        InvalidInput: successes outside 0..n, or n below 1.
+        InvalidInput: successes is outside 0..n, or n is below 1.
 
     Source: Wilson, Journal of the American Statistical Association 22 (1927).
     """
@@ -35,10 +35,10 @@ def wilson_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> t
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that one of k samples is right, unbiased, from n samples of which c are: 1 - C(n-c, k) / C(n, k).
+    """The unbiased probability that one of k samples is right, from n samples with c right: 1 - C(n-c, k) / C(n, k).
 
     Raises:
-        InvalidInput: not 0 <= c <= n, or not 1 <= k <= n.
+        InvalidInput: 0 <= c <= n or 1 <= k <= n does not hold.
 
     Source: Chen et al., "Evaluating Large Language Models Trained on Code", arXiv:2107.03374, section 2.1.
     """
@@ -51,10 +51,10 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """McNemar's exact two-sided p: could as many problems be gained and lost if neither were likelier?
+    """McNemar's exact two-sided p, under the hypothesis that gains and losses are equally likely.
 
     Raises:
-        InvalidInput: a count below 0.
+        InvalidInput: a count is below 0.
 
     Source: McNemar, Psychometrika 12 (1947), exactly: a binomial test of the problems that changed.
 
@@ -76,10 +76,10 @@ def bootstrap_difference(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of mean(after) - mean(before), drawing problems, each with both its outcomes.
 
-    Where all problems changed alike (as a single one does), the interval is a point: there is nothing to draw from.
+    If all problems changed alike (as a single one does), the interval is a point, because there is no variation to draw from.
 
     Raises:
-        InvalidInput: no problems, or not the same number in both.
+        InvalidInput: there are no problems, or the numbers differ.
 
     Source: Efron, Annals of Statistics 7 (1979).
     """
@@ -111,14 +111,14 @@ def detectable_difference(
 ) -> float | None:
     """The smallest gain over `base_rate` that n paired problems show with this power, by the exact McNemar test.
 
-    Some problems are lost while others are gained: `losses` of all problems are, or as many as were right before if those are
-    fewer. A pilot says how many really are; 0 is the favourable case.
+    Some problems are lost while others are gained. `losses` is the share of all problems that is lost, limited to those that
+    were right before. Estimate it with a pilot; 0 is the favourable case.
 
     Returns:
-        The net gain as a share, or None if not even the largest possible one would be shown.
+        The net gain as a share, or None if even the largest possible gain would not be shown.
 
     Raises:
-        InvalidInput: n below 1, a base rate or losses outside 0..1, power or confidence not between 0 and 1.
+        InvalidInput: n is below 1, the base rate or losses are outside 0..1, or power or confidence are not between 0 and 1.
 
     Example:
         >>> round(detectable_difference(100, base_rate=0.1, losses=0), 3), detectable_difference(5, base_rate=0.1)
@@ -141,7 +141,7 @@ def detectable_difference(
 
 
 def power_of(n: int, gained: float, lost: float, confidence: float = CONFIDENCE) -> float:
-    """The chance that the exact McNemar test shows a gain, where these shares of n problems are expected to be gained and lost.
+    """The probability that the exact McNemar test shows a gain, if these shares of n problems are gained and lost.
 
     Example:
         >>> round(power_of(100, gained=0.3, lost=0.1), 2)
@@ -157,10 +157,10 @@ def power_of(n: int, gained: float, lost: float, confidence: float = CONFIDENCE)
 
 
 def sample_size_in_words(n: int, base_rate: float, losses: float = LOSSES) -> str | None:
-    """What n problems are too few for, or None if they can show a gain of 20 points (or all that is left to gain).
+    """A warning if n problems are too few to show a gain of 20 points (or all that is left to gain), otherwise None.
 
     Raises:
-        InvalidInput: n below 1, or a base rate or losses outside 0..1.
+        InvalidInput: n is below 1, or the base rate or losses are outside 0..1.
 
     Example:
         >>> print(sample_size_in_words(10, base_rate=0.14))

@@ -1,4 +1,4 @@
-"""How strongly to steer, found without labels from next-token passes: reach and price (docs/strength.md)."""
+"""The strength of steering, found without labels from next-token passes: reach and price (docs/strength.md)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from unlock_lens.evidence.distributions import Meter, Price
 from unlock_lens.hosts.remote import Where
 
 BUDGET = 0.1
-"""Nats a token that steering may cost on unrelated text, unless another budget is given."""
+"""Nats per token that steering may cost on unrelated text by default."""
 ARRIVES = 0.5
-"""The share of the distance below which a direction does not arrive."""
+"""A direction that covers less than this share of the distance does not arrive."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,14 +27,14 @@ class Strength:
     """The strength that was chosen, what it does, and why.
 
     Attributes:
-        hook: steers with it.
+        hook: the hook at that strength.
         alpha: the strength.
-        reach: 1 - D(alpha) / D(0), at most 1: how much of the distance to what the target does when it is asked is covered.
-            None where the target was not asked.
+        reach: 1 - D(alpha) / D(0), at most 1: the share of the distance to the asked target that is covered. None if the target
+            was not asked.
         moved: KL(unsteered || steered) of the next token after the locked prompts, in nats.
-        price: on the unrelated text; None without one.
-        passes: how often the locked prompts were read, by the search over layers too.
-        met: whether one strength does both: it reaches as far as any, for a price within the budget.
+        price: the price on the unrelated text; None without such text.
+        passes: how often the locked prompts were read, including the search over layers.
+        met: whether one strength reaches as far as any, at a price within the budget.
         why: the choice in words.
         curve: (alpha, D(alpha)) in nats for each strength that all locked prompts were read at; without unlocked prompts
             the response R(alpha).
@@ -82,43 +82,43 @@ def strength(
     remote: Where = False,
     progress: bool = True,
 ) -> Strength:
-    """The smallest strength that reaches what the direction can reach, at a price within a budget; nothing is generated.
+    """The smallest strength that reaches as far as the direction can, at a price within a budget; nothing is generated.
 
-    *Reach.* D(alpha) is the mean over prompts of KL(p_unlocked || p_alpha) of the next token: of the target when it is asked
-    (unlocked prompts), and steered with alpha after the locked prompts. The smallest alpha is taken that leaves at most 5% of
-    D(0) - min D more than the minimum. Without unlocked prompts it is the knee of the response R(alpha) = mean KL(p_0 ||
-    p_alpha): the middle of the step over which d log R / d log alpha is greatest.
+    *Reach.* D(alpha) is the mean over prompts of KL(p_unlocked || p_alpha) of the next token, for the target when asked
+    (unlocked prompts) and when steered with alpha after the locked prompts. The result is the smallest alpha whose D exceeds
+    the minimum by at most 5% of D(0) - min D. Without unlocked prompts, it is the knee of the response R(alpha) = mean
+    KL(p_0 || p_alpha): the middle of the step over which d log R / d log alpha is greatest.
 
     *Price.* On unrelated text the mean KL(unsteered || steered) stays within `budget`, and that of the worst 5% of tokens
-    within 1 nat. Where the strength that reaches costs more, the largest one within both is taken, and a warning says so.
+    within 1 nat. If the strength that reaches the goal costs more, the largest one within both is taken, with a warning.
 
-    Where the unlocked prompts go on where the locked ones end, their first tokens cannot be compared. Then the target
-    continues the unlocked prompts by 8 tokens (the only generation), and D is -log of the probability that the steered target
-    writes these tokens after the locked prompt, at once or after the rest of the unlocked prompt; both texts are read.
+    If the unlocked prompts extend the locked ones, their first tokens cannot be compared. The target then continues the
+    unlocked prompts by 8 tokens (the only generation), and D is -log of the probability that the steered target writes these
+    tokens after the locked prompt, immediately or after the rest of the unlocked prompt; both texts are read.
 
     Args:
-        direction: in this model's residual stream.
+        direction: a direction in this model's residual stream.
         model: a model of any host.
         locked: at least 8 prompts without the capability.
-        unlocked: as many prompts that ask this model for it, prompt i for the same question as locked prompt i.
-        unrelated: texts that the price is read on; without them there is none.
-        budget: nats a token that steering may cost there; 0.1 unless given.
-        layers: which of the direction's layers; None for all. "auto" compares all, the best third and the best one by
-            `lens.forecast_by_layer`, and all but the last. Of those that reach as far as the farthest, it takes the cheapest
-            on the unrelated text, or without it the first. The choice is made on these prompts: report on others.
+        unlocked: prompts that ask this model for it, one for each locked prompt and the same question.
+        unrelated: texts on which to measure the price.
+        budget: nats per token that steering may cost there; 0.1 by default.
+        layers: layers of the direction to steer; None for all. "auto" compares all, the best third and the best one by
+            `lens.forecast_by_layer`, and all but the last. Of those with nearly the best reach, it takes the cheapest on
+            the unrelated text or, without it, the first. The choice uses these prompts, so report on others.
         operation: as in `SteeringHook`.
         positions: as in `SteeringHook`.
-        batch_size: prompts at a time, of like length.
+        batch_size: prompts at a time, of similar length.
         add_special_tokens: as in `generate`.
         remote: as in `generate`.
-        progress: whether to tell the choice in a line.
+        progress: whether to print the choice in a line.
 
     Raises:
-        InvalidInput: fewer than 8 locked prompts, another number of unlocked ones, a budget without unrelated text or below
-            what the weakest edit costs, prompts on which nothing moves, layers="auto" without unlocked prompts, and what
-            `SteeringHook` refuses.
-        IncompatibleModel: a direction that was made for another model.
-        UnsupportedModel: layers="auto" for a model through which no backward pass leads.
+        InvalidInput: there are fewer than 8 locked prompts, the numbers of prompts differ, a budget is given without unrelated
+            text or is below the price of the weakest edit, nothing moves on these prompts, layers="auto" is given without
+            unlocked prompts, or as for `SteeringHook`.
+        IncompatibleModel: the direction was made for a different model.
+        UnsupportedModel: layers="auto" needs a backward pass, which the model does not support.
 
     Source: docs/strength.md.
 
@@ -160,7 +160,7 @@ def strength(
         far = "" if reach is None else f" and brings the target {max(reach, 0):.0%} of the way"
         caution(
             f"no strength both reaches and stays within the budget: {why}{far}. Give a larger budget=, steer fewer layers "
-            "(layers=), or take a cleaner direction"
+            "(layers=), or use a cleaner direction"
         )
     tell(why, progress)
     return Strength(replace(search.hook, alpha=alpha), alpha, reach, moved, price, search.passes, met, why, search.curve)
@@ -175,7 +175,7 @@ def _reaching(search: Search, chosen: str) -> tuple[float, str]:
             "ul.diagnose, fit the aligner on locked and unlocked prompts, or steer other layers"
         )
     elif search.at_the_end:
-        caution(f"the best strength, about {alpha:.3g}, is at the end of those that are searched; try further ones yourself")
+        caution(f"the best strength, about {alpha:.3g}, is at the end of the searched range; try strengths beyond it")
     scored = "what is written (first tokens say nothing here)" if search.texts else "the next token"
     return alpha, f"alpha {alpha:.3g}{chosen} brings {scored} {share:.0%} of the way to what the target does when it is asked"
 
@@ -193,9 +193,9 @@ def _check(before: Variant, after: Variant | None, unrelated: Any, budget: float
             f"{len(before)} locked and {len(after)} unlocked prompts were given; give one unlocked prompt for each locked one"
         )
     if budget is not None and unrelated is None:
-        raise InvalidInput(f"budget={budget} was given without text to read the price on; give unrelated=")
+        raise InvalidInput(f"budget={budget} was given without text to measure the price on; give unrelated=")
     if budget is not None and not 0 < budget < math.inf:
-        raise InvalidInput(f"budget={budget} was given; it is a positive number of nats a token, such as 0.1")
+        raise InvalidInput(f"budget={budget} was given; give a positive number of nats per token, such as 0.1")
 
 
 def best_layers(search: Search, meter: Meter | None, batch_size: int) -> tuple[Search, str]:

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import Any
+from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
+
+import torch
 
 from unlock_lens.errors import InvalidInput, UnsupportedModel, require
 from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Pass, Pending, Server, Watched
+from unlock_lens.hosts.checkpoint import check_name, shape_of
 from unlock_lens.hosts.remote import Remote, Where, remote_of
 from unlock_lens.hosts.tokenizers import watch
 
 BACKENDS = ("transformer_lens", "nnsight")
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""What models are loaded in."""
 
 _NOT_YET = {
-    "VLLM": "its blocks give the residual stream in two parts, and its batches have no rows",
+    "VLLM": "its blocks return the residual stream in two parts, and its batches have no rows",
     "RemoteBridge": "its hooks run in another process",
 }
-"""Hosts' models that would be taken for those that are served."""
+"""Models of the hosts that look like supported ones and are not."""
 
-__all__ = ["Backend", "Batch", "Edits", "Generation", "Pass", "Pending", "Server", "backend_of", "open_model", "placed"]
+__all__ = [
+    "Backend", "Batch", "Dtype", "Edits", "Generation", "Pass", "Pending", "Server", "backend_of", "check_device",
+    "open_model", "placed", "shape_of",
+]  # fmt: skip
 
 watch()
 
@@ -29,7 +37,7 @@ alive."""
 
 
 def backend_of(model: Any) -> Backend:
-    """The adapter for a model that the user has open; what it costs to look at one is paid once.
+    """The adapter for a model that the user has open; it is created only once for each model.
 
     Raises:
         UnsupportedModel: it is neither a TransformerLens nor an nnsight model.
@@ -52,8 +60,8 @@ def _kind_of(model: Any) -> type[Backend]:
     packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}
     if refused := [base.__name__ for base in type(model).__mro__ if base.__name__ in _NOT_YET]:
         raise UnsupportedModel(
-            f"a {refused[0]} was given, which is not served yet: {_NOT_YET[refused[0]]}. Open the model as a TransformerLens "
-            "TransformerBridge or an nnsight TransformersModel"
+            f"a {refused[0]} was given, which is not supported yet: {_NOT_YET[refused[0]]}. Open the model as a "
+            "TransformerLens TransformerBridge or an nnsight TransformersModel"
         )
     if "transformer_lens" in packages:
         from unlock_lens.hosts.transformer_lens import TransformerLensBackend
@@ -87,19 +95,36 @@ def placed(backend: Backend, where: Where) -> Backend | Server:
     return backend.on(server) if server else backend
 
 
-def open_model(name: str, backend: str = "transformer_lens", dtype: str = "float32", remote: Where = False) -> Any:
-    """Load a Hugging Face folder or hub id, on the GPU where there is one, in one of `BACKENDS`.
+def open_model(
+    name: str,
+    backend: str = "transformer_lens",
+    dtype: str = "float32",
+    remote: Where = False,
+    device: str | None = None,
+) -> Any:
+    """Load a Hugging Face folder or hub id in one of `BACKENDS`.
 
-    Of a model that is to run on a server no weights are loaded.
+    For a model that will run on a server, no weights are loaded.
+
+    Args:
+        name: folder or hub id.
+        backend: "transformer_lens" or "nnsight".
+        dtype: of the weights: "float32", "bfloat16" or "float16"; a server's models are in its own.
+        remote: as in `Variant`.
+        device: such as "cpu", "cuda" or "cuda:1"; None is the GPU where there is one.
 
     Raises:
-        InvalidInput: there is no such backend, none that runs remotely, or no such model.
+        InvalidInput: there is no such backend, dtype or device, none that runs remotely, or no such model.
         MissingPackage: the backend's framework is not installed.
     """
     if backend not in BACKENDS:
         raise InvalidInput(f"there is no backend {backend!r}; take one of {', '.join(BACKENDS)}")
+    if dtype not in get_args(Dtype):
+        raise InvalidInput(f"dtype {dtype!r} was given; take one of {', '.join(get_args(Dtype))}")
     if remote and backend != "nnsight":
         raise InvalidInput(f"remote={remote!r} was given with the backend {backend!r}; models on a server take nnsight")
+    check_device(device)
+    check_name(name)
     require(backend.replace("_", "-"), backend)
     if isinstance(remote_of(remote), Remote):
         from unlock_lens.hosts.nnsight import open_meta_model as opener
@@ -108,6 +133,17 @@ def open_model(name: str, backend: str = "transformer_lens", dtype: str = "float
     else:
         from unlock_lens.hosts.nnsight import open_transformers_model as opener
     try:
-        return opener(name, dtype)
+        return opener(name, dtype, device)
     except (OSError, ValueError) as error:  # what transformers raises where a folder or hub id holds no model
         raise InvalidInput(f"{name!r} is not a model folder, nor a hub id that can be reached: {error}") from error
+
+
+def check_device(device: str | None) -> None:
+    """Raise InvalidInput unless torch has this device, on this machine."""
+    try:
+        asked = None if device is None else torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # unknown, not there, or torch built without it
+        reason = str(error).splitlines()[0]
+        raise InvalidInput(f"device {device!r} cannot be used here ({reason}); take cpu, cuda, cuda:1 or mps") from None
+    if asked is not None and asked.is_meta:
+        raise InvalidInput("the device 'meta' holds no values; take cpu, cuda, cuda:1 or mps")

@@ -1,4 +1,4 @@
-"""Answers of servers, compared with what was asked before anything is made of them: each check says what is wrong, or None."""
+"""Checks of server responses against the request, before anything is made of them: each says what is wrong, or None."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from unlock_lens.hosts.base import Batch, Pass
 from unlock_lens.method.reduce import LeadingAxes, Mean, Reduction, States
 
 _HALF, _SINGLE = 1e-2, 1e-3
-"""How far from orthonormal axes may be that came back in float16, and in float32."""
+"""How far from orthonormal returned axes may be, in float16 and in float32."""
 _STRONG, _WEAK = 1e-4, 0.2
 """Axes below this share of the largest are made of rounding in part, and may be farther from it."""
 _NONE = 1e-20
-"""Energy of states that do not vary but for rounding."""
+"""Energy of states that vary only by rounding."""
 
 
 def fault_of_tensors(found: Any, asked: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> str | None:

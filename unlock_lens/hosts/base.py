@@ -1,4 +1,4 @@
-"""What unlock-lens asks of a host framework, and nothing more."""
+"""The interface of a host framework: all that unlock-lens needs of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import warnings
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unlock_lens.errors import InvalidInput, UnsupportedModel
+from unlock_lens.hosts.decoding import Writer, begins_at_the_end, completed_arms
+from unlock_lens.hosts.endings import StopCriterion
 from unlock_lens.hosts.guard import running
 from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.hosts.remote import Remote
@@ -28,19 +30,22 @@ from unlock_lens.hosts.trust import (
     cache_is_the_sequence,
     factor_of,
     rope_looks_at_the_longest,
+    sharing_is_generating,
     windows_below,
 )
-from unlock_lens.method.apply import LayerEdit
+from unlock_lens.method.apply import Chunk, LayerEdit
 from unlock_lens.method.reduce import Reduction
 
 logger = logging.getLogger(__name__)
 _OF_POSITIONS = re.compile(r"(wpe|pos_embed|positions?_embed|embed_positions)[^.]*$")
 _INSTEAD = {
-    "padding": "gives padded rows other numbers than rows alone (a recurrence reads the padding, or the mask is not used as "
-    "it should be); rows of equal length are batched instead, without a mask",
-    "rows of equal length": "gives rows of equal length other numbers together than alone; each runs alone instead",
-    "cache": "writes something else with its KV cache than without; it is not used",
+    "padding": "gives padded rows different numbers from single rows (a recurrence reads the padding, or the mask is used "
+    "wrongly), so rows of equal length are batched instead, without a mask",
+    "rows of equal length": "gives rows of equal length different numbers together than alone, so each runs alone instead",
+    "cache": "writes something different with its KV cache, so the cache is not used",
+    "sharing": "writes something different when it continues from the KV cache of a prompt, so each run reads its prompts anew",
 }
+_HOSTS = ("transformer_lens", "nnsight", "transformers", "accelerate")
 Edits = Mapping[int, Sequence[LayerEdit]]
 """For each edited layer its edits, in the order in which they are made, and the gates that read it."""
 
@@ -83,6 +88,7 @@ class Pass:
 class Generation:
     """How completions are made: greedily at temperature 0, otherwise sampled, on a server with `seed`.
 
+    Where `top_p` is below 1, only the likeliest tokens that together hold that share are sampled.
     Rows may end once their text holds one of the strings `stop`; who reads them cuts the text there.
     """
 
@@ -91,6 +97,14 @@ class Generation:
     temperature: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    top_p: float = 1.0
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What transformers and TransformerLens are both told about it."""
+        if not self.temperature:
+            return {"do_sample": False}
+        return {"do_sample": True, "temperature": self.temperature, **({"top_p": self.top_p} if self.top_p < 1 else {})}
 
 
 @runtime_checkable
@@ -280,8 +294,8 @@ class Backend(Runs):
                 if isinstance(error, torch.OutOfMemoryError | UnsupportedModel):
                     raise
                 raise UnsupportedModel(
-                    f"no backward pass leads through {self.identity.name} ({type(self.root).__name__}): {error}. Choose layers "
-                    "without gradients, with effect_by_layer, and give them as a list"
+                    f"{self.identity.name} ({type(self.root).__name__}) does not support a backward pass: {error}. Choose "
+                    "layers without gradients, with effect_by_layer, and give them as a list"
                 ) from error
         order = torch.cat([rows for rows, _ in parts]).argsort()
         states, slopes = (torch.cat(of_parts, dim=1)[:, order] for of_parts in zip(*found, strict=True))
@@ -291,26 +305,89 @@ class Backend(Runs):
         """Predictions that are numbers: padding or steering that overflows in half precision gives NaN."""
         if bool(log_probs.isnan().any()):
             raise UnsupportedModel(
-                f"{self.identity.name} predicts NaN: take float32 or a weaker edit, or batch_size=1 where the host's mask "
+                f"{self.identity.name} predicts NaN: use float32 or a weaker edit, or batch_size=1 if the host's mask "
                 "overflows in half precision (TransformerLens under autocast)"
             )
         return log_probs
 
     def generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
         """Ids of the completions; what follows a row's end-of-sequence token means nothing."""
+        return self.generate_arms(batch, [edits], how)[0]
+
+    def generate_arms(
+        self, batch: Batch, arms: Sequence[Edits], how: Generation, at_once: int = 1
+    ) -> list[Int[Tensor, "row new_token"]]:
+        """`generate` under each of several edits, `at_once` of them in one batch.
+
+        Where each edit begins at the last prompt token, the tokens before it are read once for all arms, and rows that have
+        ended leave the batch. Otherwise, and where that would give something else, each arm is a run of the host's own.
+        """
         self._check_loaded()
         self._check_head()
         self._check_length(batch)
         room = how.max_new_tokens if self._positions is None else self._positions - batch.ids.shape[1] + 1
+        within = replace(how, max_new_tokens=min(room, how.max_new_tokens))
         with running(self.root):
-            new = self._generated(batch, edits, replace(how, max_new_tokens=min(room, how.max_new_tokens)))
-        ended = torch.isin(new, torch.tensor(self.end_tokens, dtype=torch.long)).any(dim=1)
-        if room < how.max_new_tokens and new.shape[1] == room and not bool(ended.all()):
+            if self._shares(batch, arms, within):
+                found = self._shared(batch, arms, within, at_once)
+            else:
+                found = [self._generated(batch, edits, within) for edits in arms]
+        ends = torch.tensor(self.end_tokens, dtype=torch.long)
+        cut = any(new.shape[1] == room and not bool(torch.isin(new, ends).any(dim=1).all()) for new in found)
+        if room < how.max_new_tokens and cut:
             warnings.warn(
                 f"completions were cut after {room} new tokens: {self.identity.name} has {self._positions} learned positions",
-                stacklevel=3,
+                stacklevel=4,
             )
-        return new
+        return found
+
+    def _shares(self, batch: Batch, arms: Sequence[Edits], how: Generation) -> bool:
+        """Whether arms may share what is read of the prompts: sampled tokens, for one, would be drawn in another order."""
+        length = batch.ids.shape[1]
+        return (
+            len(arms) * len(batch.ids) > 1
+            and length > 1
+            and how.use_cache
+            and not how.temperature
+            and batch.masked
+            and all(map(begins_at_the_end, arms))
+            and self._untouched
+            and self._cache_holds(length + how.max_new_tokens)
+            and self._writes(batch, cached=True)
+            and self._holds("sharing", lambda: sharing_is_generating(self._share, self._decode, self.tokenizer, self._dtype))
+        )
+
+    def _shared(self, batch: Batch, arms: Sequence[Edits], how: Generation, at_once: int) -> list[Tensor]:
+        stop = StopCriterion(self.tokenizer, self.end_tokens, how.stop, batch.ids.shape[1]) if how.stop else None
+        writer = self._writer(stop)
+        return completed_arms(writer, batch.ids, batch.mask, arms, how.max_new_tokens, at_once, self._editing_each)
+
+    def _share(self, ids: Tensor, mask: Tensor, following: int) -> tuple[Tensor, Tensor]:
+        """Logits of the first token of each row, and of the second of the last row, once the others have left."""
+        writer = self._writer()
+        twice = torch.arange(len(ids), device=self.root.device).repeat(2)
+        rows, first = writer.step(writer.read(ids, mask).picked(twice), 1, output_logits=True)
+        rows.ids[:, -1] = following
+        _, second = writer.step(rows.picked(twice[-1:]), 1, output_logits=True)
+        return first.logits[0].cpu(), second.logits[0][0].cpu()
+
+    def _writer(self, criterion: Any = None) -> Writer:
+        pad = next((token for token in (self.tokenizer.pad_token_id, *self.end_tokens) if token is not None), 0)
+        return Writer(self.root, tuple(self.end_tokens), pad, criterion)
+
+    @property
+    def _untouched(self) -> bool:
+        """Whether no hook of the user's own is on the model, which might tell passes apart by what they read."""
+        kept = (hook for part in self.root.modules() for hooks in _hooks_of(part) for hook in hooks.values())
+        return all(str(getattr(hook, "__module__", "")).partition(".")[0] in _HOSTS for hook in kept)
+
+    @abstractmethod
+    def _editing_each(self, edits: Mapping[int, Sequence[Any]], chunk: Chunk, rows: int) -> AbstractContextManager[None]:
+        """Edits every pass inside the block, which reads that chunk of so many rows.
+
+        Raises:
+            UnsupportedModel: a layer that did not run.
+        """
 
     def _generated(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
         if how.use_cache and not self._cache_holds(batch.ids.shape[1] + how.max_new_tokens):
@@ -339,7 +416,7 @@ class Backend(Runs):
         if self._positions is not None and batch.ids.shape[1] > self._positions:
             raise InvalidInput(
                 f"a prompt of {batch.ids.shape[1]} tokens was given; {self.identity.name} has {self._positions} learned "
-                "positions: shorten it"
+                "positions, so shorten the prompt"
             )
 
     @property
@@ -443,6 +520,16 @@ class Backend(Runs):
         """Nnsight's native form, inside a trace body; with a layer, that one in the current pass."""
 
 
+def _hooks_of(part: nn.Module) -> tuple[Mapping[int, Any], Mapping[int, Any]]:
+    return part._forward_hooks, part._forward_pre_hooks  # pyright: ignore[reportPrivateUsage]  torch lists them nowhere else
+
+
+def check_made(edits: Mapping[int, Any], made: Collection[int]) -> None:
+    """Raise UnsupportedModel where the block of an edited layer did not run."""
+    if missed := sorted(set(edits) - set(made)):
+        raise UnsupportedModel(f"the hook points of layers {missed} never fired, so nothing was steered there")
+
+
 def _learned_positions(root: nn.Module) -> int | None:
     learned = [
         part.num_embeddings
@@ -463,8 +550,8 @@ def scaled(name: str, config: Any, written: Tensor, ours: Tensor, own: Tensor) -
     factor = factor_of(ours, own, cap, ours.dtype)
     if factor is None:
         raise UnsupportedModel(
-            f"the logits of {name} are not those of its final norm and unembedding alone, so that the logit lens would show "
-            "something else than the model writes"
+            f"the logits of {name} are not those of its final norm and unembedding alone, so the logit lens would show "
+            "something different from what the model writes"
         )
     return factor * written.float()
 

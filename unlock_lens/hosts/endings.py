@@ -54,6 +54,11 @@ class StopCriterion:
         """The completion of a row."""
         return text_of(self.tokenizer, self.end_tokens, row[self.prompt_length :].tolist())
 
+    def held_by(self, new: Tensor) -> Tensor:
+        """Which completions [row, new token] hold a stop string anywhere."""
+        ended = [self.holds(text_of(self.tokenizer, self.end_tokens, row)) for row in new.tolist()]
+        return torch.tensor(ended, dtype=torch.bool, device=new.device)
+
 
 def stopping(tokenizer: Any, end_tokens: Sequence[int], stop: Sequence[str], prompt_length: int) -> dict[str, Any]:
     """What `generate` of transformers takes to end rows at stop strings; nothing where there are none."""

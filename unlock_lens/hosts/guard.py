@@ -21,7 +21,7 @@ class _Use:
 
     lock: Any = field(default_factory=threading.RLock)
     steerer: int | None = None
-    hooks: int = 0
+    hooks: set[object] = field(default_factory=set)
     parts: list[weakref.ref[nn.Module]] = field(default_factory=list)
     """The modules inside, so that looking at their modes takes no walk."""
 
@@ -72,9 +72,9 @@ def running(module: nn.Module) -> Generator[None, None, None]:
             yield
             return
         tell_of_dropout(module, "it is off in this call")
-        for part in training:
-            part.training = False
-        try:
+        try:  # an interrupt may come at any moment
+            for part in training:
+                part.training = False
             yield
         finally:
             for part in training:
@@ -88,15 +88,16 @@ def steering(module: nn.Module) -> Generator[None, None, None]:
     Raises:
         InvalidInput: another thread does.
     """
-    use = _use_of(module)
-    with use.lock:
-        use.check()
-        use.steerer, use.hooks = threading.get_ident(), use.hooks + 1
-    try:
+    use, hook = _use_of(module), object()
+    try:  # an interrupt may come at any moment
+        with use.lock:
+            use.check()
+            use.steerer = threading.get_ident()
+            use.hooks.add(hook)
         yield
     finally:
         with use.lock:
-            use.hooks -= 1
+            use.hooks.discard(hook)
             if not use.hooks:
                 use.steerer = None
 

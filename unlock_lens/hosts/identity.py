@@ -75,7 +75,7 @@ def _short(name: str) -> str:
 
 
 def model_name(name_or_path: str) -> str:
-    """A hub id as it is; of a local folder its name alone, so that artifacts do not carry paths."""
+    """A hub id unchanged, or the last part of a local folder, so that artifacts do not contain paths."""
     local = Path(name_or_path)
     return local.resolve().name if local.exists() else name_or_path
 
@@ -89,8 +89,8 @@ def fingerprint(embedding: Shaped[Tensor, "vocabulary d_model"]) -> str | None:
     embedding = _unpacked(embedding)
     if not embedding.is_floating_point():
         caution(
-            f"the token embedding is quantized ({embedding.dtype}) and so has no fingerprint: whether a direction or a key "
-            "belongs to this model is told by its name alone; leave the embedding out of the quantization to compare weights"
+            f"the token embedding is quantized ({embedding.dtype}) and so has no fingerprint: directions and keys are matched "
+            "to this model only by its name; leave the embedding out of the quantization to compare weights"
         )
         return None
     return _hash(_signs(_some_rows(embedding, _ROWS)))

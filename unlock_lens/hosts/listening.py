@@ -1,4 +1,4 @@
-"""Listening: what the forward of a model is given, told to those who edit runs that are the user's own."""
+"""Listening: reports what a model's forward receives, so that edits can follow runs that the user makes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Listener:
         if progress is None:
             return
         if given is None:
-            raise UnsupportedModel("the model's forward is given no ids; a decoder of text is needed")
+            raise UnsupportedModel("the model's forward receives no ids; a text decoder is needed")
         progress.enter(given)
         if progress.doubt and progress.doubt not in self._said:
             self._said.add(progress.doubt)
@@ -86,7 +86,7 @@ class Listener:
         # Any other exception tells enough; this one is TransformerLens' way to end a pass early.
         if missed and (failed is None or failed.__name__ == "StopAtLayerException"):
             warnings.warn(
-                f"layers {missed} are steered, and this pass did not reach them: it ended before, or their hook points do not "
+                f"layers {missed} are steered, but this pass did not reach them: it ended earlier, or their hook points do not "
                 "fire",
                 stacklevel=2,
             )

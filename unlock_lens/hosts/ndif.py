@@ -13,11 +13,11 @@ import nnsight
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import GenerationConfig
 
 from unlock_lens.errors import RemoteError
 from unlock_lens.hosts.answers import fault_of_log_probs, fault_of_logits
 from unlock_lens.hosts.base import Batch, Edits, Generation, Pass, Pending, Server, scaled
+from unlock_lens.hosts.decoding import generation_options
 from unlock_lens.hosts.endings import stopping
 from unlock_lens.hosts.positions import Given, as_rows, residual_of, takes
 from unlock_lens.hosts.remote import Remote
@@ -34,25 +34,6 @@ from unlock_lens.hosts.transport import Job, host_of, model_key
 from unlock_lens.hosts.trust import two_rows
 from unlock_lens.method.apply import Chunk
 from unlock_lens.method.reduce import Reduction
-
-_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version")
-_PLAIN: dict[str, Any] = {
-    "early_stopping": False,
-    "encoder_no_repeat_ngram_size": 0,
-    "encoder_repetition_penalty": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "length_penalty": 1.0,
-    "min_length": 0,
-    "no_repeat_ngram_size": 0,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "remove_invalid_values": False,
-    "repetition_penalty": 1.0,
-    "return_dict_in_generate": False,
-    "typical_p": 1.0,
-}
-"""What options do nothing at, where they may not be None."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +92,7 @@ def generated(model: Any, blocks: str, batches: Sequence[Batch], edits: Edits, h
     """Ids of the completions of all batches, generated in one session: {"0": [row, new token], ...}."""
     # A body is shipped with what it names, so it names no batch and no backend.
     read = [(inputs_of(batch), batch.ids.shape[1]) for batch in batches]
-    seed, stop, options = how.seed, how.stop, generation_options(how)
+    seed, stop, options = how.seed, how.stop, generation_options(how.max_new_tokens, how.use_cache, how.sampling)
     found = None
     with open_loops_end_quietly():
         with model.session(**where):
@@ -127,17 +108,6 @@ def generated(model: Any, blocks: str, batches: Sequence[Batch], edits: Edits, h
                 completions[str(i)] = whole[:, length:].clone().cpu()  # a view would come back with all that it is a view of
             found = nnsight.save(completions)
     return found
-
-
-def generation_options(how: Generation) -> dict[str, Any]:
-    """All that there are, so that of a model's own generation config nothing but its special tokens matters."""
-    names = [name for name in vars(GenerationConfig()) if not name.startswith("_") and name not in _KEPT]
-    options: dict[str, Any] = dict.fromkeys(names)
-    options |= {name: value for name, value in _PLAIN.items() if name in options}
-    options |= {"max_new_tokens": how.max_new_tokens, "use_cache": how.use_cache}
-    if not how.temperature:
-        return {**options, "do_sample": False}
-    return {**options, "do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
 
 
 def unembedded(model: Any, blocks: str, last: int, ids: Tensor, residual: Tensor, where: Any) -> Any:
@@ -202,4 +172,4 @@ class NdifServer(Server):
 
 def _check(fault: str | None) -> None:
     if fault:
-        raise RemoteError(f"the result does not fit what was asked: {fault}; is it the right server?")
+        raise RemoteError(f"the result does not fit the request: {fault}; check that this is the right server")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +16,10 @@ from nnsight.modeling.mixins.remotable import Remotable
 from torch import Tensor
 
 from unlock_lens.errors import UnsupportedModel
-from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, end_tokens, scaled, state_of
+from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, check_made, end_tokens, scaled, state_of
+from unlock_lens.hosts.decoding import edited, generation_options
 from unlock_lens.hosts.guard import check_thread, running, steering, tell_of_dropout
-from unlock_lens.hosts.ndif import NdifServer, generated, generation_options, traced_log_probs, unembedded
+from unlock_lens.hosts.ndif import NdifServer, generated, traced_log_probs, unembedded
 from unlock_lens.hosts.positions import as_rows, of_mask, residual_of, takes, with_residual
 from unlock_lens.hosts.remote import Remote
 from unlock_lens.hosts.slopes import Leaves
@@ -31,7 +32,7 @@ from unlock_lens.hosts.tracing import (
     tokens_first,
 )
 from unlock_lens.hosts.trust import STEPS, two_rows
-from unlock_lens.method.apply import at_least_float32
+from unlock_lens.method.apply import Chunk, at_least_float32
 
 logger = logging.getLogger(__name__)
 _told_about_weights: set[str] = set()
@@ -40,13 +41,14 @@ _told_about_weights: set[str] = set()
 nnsight.register("unlock_lens")
 
 
-def open_transformers_model(name: str, dtype: str) -> Any:
+def open_transformers_model(name: str, dtype: str, device: str | None = None) -> Any:
     """An nnsight TransformersModel on a folder or hub id."""
-    on_gpu = {"device_map": "auto"} if torch.cuda.is_available() else {}
-    return nnsight.TransformersModel(name, task="text-generation", dispatch=True, dtype=getattr(torch, dtype), **on_gpu)
+    where = device or ("auto" if torch.cuda.is_available() else None)
+    placed = {"device_map": where} if where else {}
+    return nnsight.TransformersModel(name, task="text-generation", dispatch=True, dtype=getattr(torch, dtype), **placed)
 
 
-def open_meta_model(name: str, dtype: str) -> Any:
+def open_meta_model(name: str, dtype: str, device: str | None = None) -> Any:
     """An nnsight TransformersModel without weights, for a server that has them, in whatever dtype it holds them."""
     return nnsight.TransformersModel(name, task="text-generation")
 
@@ -79,12 +81,12 @@ class NNsightBackend(Backend):
         name = str(getattr(self.model, "repo_id", ""))
         if server != "local" and Path(name).exists():
             raise UnsupportedModel(
-                f"{name} is a folder on this machine, which a server cannot know; open a hub model, "
-                'TransformersModel("org/name", task="text-generation"), or take remote="local"'
+                f"{name} is a folder on this machine, which a server cannot read; open a hub model, "
+                'TransformersModel("org/name", task="text-generation"), or use remote="local"'
             )
         if server != "local" and self.identity.fingerprint and name not in _told_about_weights:
             _told_about_weights.add(name)
-            logger.warning("%s is open here with weights; the server runs its own checkpoint of that name, not these", name)
+            logger.warning("%s is open here with weights, but the server runs its own checkpoint of that name", name)
         return NdifServer(self.model, self.blocks, server)
 
     def _check_loaded(self) -> None:
@@ -140,7 +142,7 @@ class NNsightBackend(Backend):
     def unembed(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocabulary"]:
         if not getattr(self.model, "dispatched", True):
             raise UnsupportedModel(
-                f"{self.identity.name} is open without weights, and its unembedding is needed; give remote=, "
+                f"{self.identity.name} is open without weights, but its unembedding is needed; give remote=, "
                 "or open it with dispatch=True"
             )
         ids = two_rows(self.tokenizer)[0].unsqueeze(0)
@@ -152,7 +154,7 @@ class NNsightBackend(Backend):
         return generated(self.model, self.blocks, [batch], edits, how, {})["0"]
 
     def _decode(self, ids: Tensor, mask: Tensor | None, cached: bool) -> tuple[Tensor, Tensor]:
-        options = generation_options(Generation(STEPS, cached))
+        options = generation_options(STEPS, cached)
         options |= {"output_logits": True, "return_dict_in_generate": True}
         options |= {"min_length": ids.shape[1] + STEPS}  # a row that ends at once would show nothing of the cache
         inputs = {name: of.to(self.model.device) for name, of in inputs_of(Batch.of(ids, mask)).items()}
@@ -164,20 +166,46 @@ class NNsightBackend(Backend):
             self.model._edits = edits
         return found.sequences[:, ids.shape[1] :].cpu(), torch.stack(found.logits, dim=1).cpu()
 
+    @property
+    def _untouched(self) -> bool:
+        return not self.model._edits and super()._untouched
+
+    @contextmanager
+    def _editing_each(self, edits: Mapping[int, Sequence[Any]], chunk: Chunk, rows: int) -> Generator[None, None, None]:
+        blocks: Any = self.root.get_submodule(self.blocks)
+        turned, made = tokens_first(self.model), set[int]()
+
+        def on_module(layer: int) -> Callable[..., Any]:
+            def after(module: Any, args: Any, output: Any) -> Any:
+                made.add(layer)
+                changed = edited(residual_of(output), edits[layer], chunk, rows, turned)
+                return None if changed is None else with_residual(output, changed)
+
+            return after
+
+        handles = [blocks[layer].register_forward_hook(on_module(layer)) for layer in edits]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        check_made(edits, made)
+
     @contextmanager
     def attached(self, edits: Edits, mask: Tensor | None = None) -> Generator[None, None, None]:
         model, blocks, thread = self.model, self.blocks, threading.get_ident()
         prompt = None if mask is None else of_mask(mask)
         tell_of_dropout(model._module, "its noise is in what is steered")
-        with model.edit(inplace=True) as tracer:
-            check_thread(thread)
-            edit_every_step(model, blocks, edits, tracer, prompt)
-        ours = model._edits[-1]
-        try:
+        held = ours = [*model._edits]
+        try:  # an interrupt may come at any moment
+            with model.edit(inplace=True) as tracer:
+                check_thread(thread)
+                edit_every_step(model, blocks, edits, tracer, prompt)
+            ours = model._edits[-1:]
             with steering(model._module), open_loops_end_quietly():
                 yield
         finally:
-            model._edits = [edit for edit in model._edits if edit is not ours]
+            model._edits = held if ours is held else [edit for edit in model._edits if edit is not ours[0]]
 
     def apply(self, edits: Edits, tracer: Any, layer: int | None = None) -> None:
         tell_of_dropout(self.model._module, "its noise is in what is steered")
@@ -185,7 +213,7 @@ class NNsightBackend(Backend):
 
     def fwd_hooks(self, edits: Edits, mask: Tensor | None = None) -> list[Any]:
         raise UnsupportedModel(
-            "fwd_hooks are TransformerLens' form; for an nnsight model take steer.apply(lm) in its trace, or steer.attached(lm)"
+            "fwd_hooks are TransformerLens' form; for an nnsight model use steer.apply(lm) in its trace, or steer.attached(lm)"
         )
 
 

@@ -168,14 +168,14 @@ class Progress:
         self._end, self._previous = seen + given.length, None if seen else given.tokens.detach()
 
     def _is_fresh(self, given: Given, seen: int) -> bool:
-        """Whether the pass begins a sequence, or goes on with one whose beginning was read before this run."""
+        """Whether the pass begins a sequence, or continues one whose beginning was read before this run."""
         if not seen:
             before = self._previous
             if before is None or given.tokens.device != before.device or not torch.equal(given.tokens[:, :-1], before):
                 return True
             self.doubt = (
-                "a pass without KV cache continues the one before by one token, and is steered as the next step of the same "
-                "generation; for prompts of their own (a sweep over prefixes, say) attach the hook anew for each"
+                "a pass without KV cache extends the previous one by one token, and is steered as the next step of the same "
+                "generation; for separate prompts (such as a sweep over prefixes), attach the hook again for each"
             )
             return False
         if not 0 < self.chunk.prompt_length <= seen <= self._end:
@@ -183,7 +183,7 @@ class Progress:
         if given.length > 1:
             self.doubt = (
                 f"a pass of {given.length} tokens continues a prompt that is in the KV cache, and is steered as generated "
-                "text; if it belongs to the prompt, give attention_mask=, of the whole prompt, where the hook is attached"
+                "text; if it belongs to the prompt, give the whole prompt's attention_mask= when you attach the hook"
             )
         return False
 
@@ -192,7 +192,7 @@ def _for_rows(prompt: Given, rows: int, generating: bool) -> Tensor | None:
     """Each row's last token; in a generation, beams make several rows of a prompt."""
     times, left = divmod(rows, len(prompt.tokens))
     if left or (times > 1 and not generating):
-        raise InvalidInput(f"the attention mask has {len(prompt.tokens)} rows, the batch {rows}; give one row a prompt")
+        raise InvalidInput(f"the attention mask has {len(prompt.tokens)} rows, the batch has {rows}; give one row per prompt")
     return prompt.last if prompt.last is None or times == 1 else prompt.last.repeat_interleave(times)
 
 

@@ -1,4 +1,4 @@
-"""Remote: on which server a model runs, how long to wait, what comes back (docs/remote.md)."""
+"""Remote: on which server a model runs, how long to wait, and what is returned (docs/remote.md)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from unlock_lens.errors import InvalidInput
 
 @dataclass
 class Traffic:
-    """What went to servers and came back.
+    """Counts of what was sent to servers and returned.
 
     Attributes:
-        requests: that were collected, by whoever sent them.
+        requests: number of collected requests, whoever sent them.
         up: bytes of the requests' payloads.
         down: bytes of their results.
         seconds: from sending to result, summed over requests.
@@ -27,23 +27,23 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Remote:
-    """How nnsight models run on an NDIF server: pass it wherever `remote=` is taken; `remote=True` is `Remote()`.
+    """How nnsight models run on an NDIF server; pass it as `remote=`, where True means `Remote()`.
 
     Attributes:
         host: the server's URL; None is nnsight's own setting (NDIF, or the environment's NDIF_HOST).
-        deadline: seconds that one request may take in all: waiting in the queue, loading the model, running.
-        patience: seconds that the server may take to answer one call; a silent server is given up after them.
-        batches: batches in one request; None is all of them, or 8 where `resume=` keeps finished requests.
-        axes: principal axes that come back of each layer where a rank alone does not say how many are needed.
-        positions: calibration tokens whose scores come back, a seeded sample where there are more; the Gram matrices that
-            axes are made of know them all.
-        trusted: whether you named the host yourself. To a host that a config file names, the API key is sent only if nnsight's
-            own settings have the same host.
-        half: whether axes and scores come back in float16.
+        deadline: seconds for a whole request: queue, loading the model, and running.
+        patience: seconds to wait for one answer of the server before giving up.
+        batches: batches per request; None is all of them, or 8 with `resume=`.
+        axes: principal axes returned for each layer, where a rank alone does not determine how many are needed.
+        positions: calibration tokens whose scores are returned, a seeded sample if there are more; axes always come from
+            all tokens.
+        trusted: whether you named the host yourself. The API key is sent to a host from a config file only if nnsight's own
+            settings have the same host.
+        half: whether axes and scores are returned in float16.
         traffic: counts requests and bytes.
 
     Raises:
-        InvalidInput: a number that is not positive, or a host that is not a URL.
+        InvalidInput: a number is not positive, or the host is not a URL.
     """
 
     host: str | None = None
@@ -64,7 +64,7 @@ class Remote:
                 raise InvalidInput(f"Remote({name}={number}) was given; a positive {kind} is needed")
         if self.host is not None:
             if not self.host.startswith(("http://", "https://")):
-                raise InvalidInput(f"the host {self.host!r} was given; write its URL, http://..., or remote=True for NDIF")
+                raise InvalidInput(f"the host {self.host!r} was given; give its URL, http://..., or remote=True for NDIF")
             object.__setattr__(self, "host", self.host.rstrip("/"))  # nnsight's server answers 403 to a double slash
 
 

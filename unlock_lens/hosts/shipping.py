@@ -32,7 +32,7 @@ class ShippedHook:
         identity, blocks = identity_and_blocks(model)
         if self.basis != "raw" and self.settings["operation"] != "add":
             raise IncompatibleModel(
-                f"the direction is in the basis {self.basis}, {identity} is raw; extract it from the raw model"
+                f"the direction is in the basis {self.basis}, but {identity} is raw; extract it from the raw model"
             )
         self._check_fits("direction", self.vectors, self.layers, self.model, identity)
         gating = None

@@ -37,7 +37,7 @@ def meant_by(held: Any) -> Any:
         return held
     caution(
         f"the model with the tokenizer {name} was opened before unlock_lens was imported, and TransformerLens added BOS to its "
-        "tokenizer; the published one, which adds none, is used. To have your own used, import unlock_lens first"
+        "tokenizer; the published one, which does not add BOS, is used. To use your own tokenizer, import unlock_lens first"
     )
     return published
 

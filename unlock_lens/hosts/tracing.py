@@ -97,7 +97,7 @@ def edit_prompt(model: Any, blocks: str, edits: Edits) -> None:
     run, place = current_run(model), place_of(model, blocks, edits)
     if generates(model, run) and not keeps_cache(model, run):
         raise InvalidInput(
-            "this generation keeps no KV cache, so that the prompt comes again in every step; pass the tracer: "
+            "this generation has no KV cache, so the prompt is read again in every step; pass the tracer: "
             "steer.apply(lm, tracer)"
         )
     while True:
@@ -116,8 +116,8 @@ def apply_edits(model: Any, blocks: str, edits: Edits, tracer: Any, layer: int |
     if layer is not None:
         if any(isinstance(edit, Watch) for of_layer in edits.values() for edit in of_layer):
             raise InvalidInput(
-                "a gated hook is applied to all its layers at once, because its gate is read before they are edited; leave "
-                "layer= out, or take a hook without a gate"
+                "a gated hook is applied to all its layers at once, because its gate is read before they are edited; omit "
+                "layer=, or use a hook without a gate"
             )
         if layer not in edits:
             raise InvalidInput(f"layer {layer} is not steered by this hook, which steers {sorted(edits)}")
@@ -171,9 +171,9 @@ def given_now(model: Any, blocks: str, first: int, run: Any) -> Given:
     elif entered == 1:  # a block was read before the edit
         given = ids_given(run, run.batch_group)
     else:
-        raise InvalidInput("steer.apply comes after what is read in this step; call it first in each step")
+        raise InvalidInput("steer.apply was called after something was read in this step; call it first in each step")
     if given is None:
-        raise UnsupportedModel(f"the forward of {type(model._module).__name__} is given no ids; a decoder of text is needed")
+        raise UnsupportedModel(f"the forward of {type(model._module).__name__} receives no ids; a text decoder is needed")
     seen_here[key] = entered, given
     return given
 
@@ -187,7 +187,7 @@ def ids_given(run: Any, group: Any = None) -> Given:
     """The prompts that a whole run is given, all invokes together; with a group, its rows."""
     given = prompt_given(*run.interleaver.batcher.assemble(None))
     if given is None:
-        raise UnsupportedModel("the run is given no ids; a decoder of text is needed")
+        raise UnsupportedModel("the run receives no ids; a text decoder is needed")
     return given.of_rows(slice(group[0], sum(group))) if group and run.interleaver.batcher.batching else given
 
 
@@ -303,7 +303,7 @@ def path_of_blocks(module: Any, n_layers: int) -> str:
     outermost = [name for name in names if name.count(".") == depth]
     if len(outermost) > 1:
         raise UnsupportedModel(
-            f"{kind} has several lists of {n_layers} blocks, {', '.join(outermost)}; nothing tells which is it"
+            f"{kind} has several lists of {n_layers} blocks, {', '.join(outermost)}; it is unclear which is meant"
         )
     return outermost[0]
 
@@ -331,5 +331,5 @@ def unembedding_paths(model: Any, blocks: str) -> tuple[str, str]:
     norms = [name for name, part in beside if "norm" in type(part).__name__.lower() and _is_as_wide(part, width)]
     heads = [name for name, part in module.named_modules() if part is module.get_output_embeddings()]
     if not norms or not heads:
-        raise UnsupportedModel(f"{type(module).__name__} has no norm beside its {blocks}, or no unembedding that can be read")
+        raise UnsupportedModel(f"{type(module).__name__} has no final norm next to its {blocks}, or no readable unembedding")
     return f"{decoder}.{norms[-1]}" if decoder else norms[-1], heads[0]

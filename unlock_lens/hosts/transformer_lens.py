@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from unlock_lens.errors import UnsupportedModel
-from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, end_tokens, scaled, state_of
+from unlock_lens.hosts.base import Backend, Batch, Edits, Generation, Keep, Server, check_made, end_tokens, scaled, state_of
+from unlock_lens.hosts.decoding import edited
 from unlock_lens.hosts.endings import stopping
 from unlock_lens.hosts.guard import running, steering, tell_of_dropout
 from unlock_lens.hosts.identity import Basis, ModelIdentity, executed_on, fingerprint, model_name, stored, weights_print
 from unlock_lens.hosts.listening import Listener, heard_pattern
-from unlock_lens.hosts.positions import Progress, as_rows, from_rows, given_to, residual_of, takes, with_residual
+from unlock_lens.hosts.positions import Progress, as_rows, given_to, residual_of, takes, with_residual
 from unlock_lens.hosts.remote import Remote
 from unlock_lens.hosts.slopes import Leaves
 from unlock_lens.hosts.tokenizers import adds_bos, meant_by
@@ -40,17 +41,19 @@ _PATTERN = "blocks.0.attn.hook_pattern"
 
 _HOOKED = {
     "cache": True,
+    "sharing": False,
     **{f"padding, {how} cache": False for how in ("with", "without")},
     **{f"rows of equal length, {how} cache": True for how in ("with", "without")},
 }
-"""HookedTransformer.generate takes no mask and guesses it from pad tokens: prompts of one length need none."""
+"""HookedTransformer.generate takes no mask and guesses it from pad tokens: prompts of one length need none. Nor does it take a
+KV cache."""
 
 
 class _Enough(Exception):
     """All layers that are read were read: the rest of the pass is not needed."""
 
 
-def open_bridge(name: str, dtype: str) -> Any:
+def open_bridge(name: str, dtype: str, device: str | None = None) -> Any:
     """A TransformerBridge on a folder or hub id."""
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoConfig
@@ -58,21 +61,13 @@ def open_bridge(name: str, dtype: str) -> Any:
     config = AutoConfig.from_pretrained(name)
     if not find_spec("torchvision") and any(hasattr(config, of) for of in ("vision_config", "audio_config")):
         raise UnsupportedModel(
-            f"{name} is multimodal, and TransformerLens would install torchvision with pip while it opens it; install "
+            f"{name} is multimodal, and TransformerLens would install torchvision with pip when opening it; install "
             "torchvision yourself, or open the model in nnsight"
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = TransformerBridge.boot_transformers(name, device=device, dtype=getattr(torch, dtype))
     model.cfg.default_prepend_bos = adds_bos(meant_by(model.tokenizer))  # its text path then reads what a Variant reads
     return model
-
-
-def _edited(states: Tensor, of_layer: Sequence[LayerEdit], chunk: Chunk, rows: int) -> Tensor | None:
-    """None where no token of the chunk is meant: the hook point then passes its own tensor on."""
-    residual = edited = as_rows(states, rows, states.shape[-2])
-    for edit in of_layer:
-        edited = edit(edited, chunk)
-    return None if edited is residual else from_rows(edited, states)
 
 
 def _output_of(layer: int) -> str:
@@ -129,8 +124,8 @@ class _Generating:
 
     def __exit__(self, kind: type[BaseException] | None, *of_error: Any) -> None:
         self._context.__exit__(kind, *of_error)
-        if kind is None and (missed := sorted(set(self._edits) - self._made)):
-            raise UnsupportedModel(f"the hook points of layers {missed} never fired, so that nothing was steered there")
+        if kind is None:
+            check_made(self._edits, self._made)
 
     def _attach(self, once: bool) -> None:
         hooks = {layer: self._editing(layer, of_layer, once) for layer, of_layer in self._edits.items()}
@@ -145,7 +140,7 @@ class _Generating:
             if leaves:
                 self._handles[layer].remove()
             self._made.add(layer)
-            return _edited(states, of_layer, next(steps) if counts else self._chunk, self._rows)
+            return edited(states, of_layer, next(steps) if counts else self._chunk, self._rows)
 
         return hook_fn
 
@@ -252,22 +247,24 @@ class TransformerLensBackend(Backend):
             logits = self._run(batch, return_type="logits")
         return leaves.slopes(logits, wanted, layers, self.identity.name)
 
+    @property
+    def _untouched(self) -> bool:
+        return super()._untouched and not any(point.fwd_hooks for point in self.model.hook_dict.values())
+
     @contextmanager
-    def _editing_each(self, edits: Edits, chunk: Chunk, rows: int) -> Generator[None, None, None]:
-        """Edits one pass."""
+    def _editing_each(self, edits: Mapping[int, Sequence[Any]], chunk: Chunk, rows: int) -> Generator[None, None, None]:
         made: set[int] = set()
 
-        def editing(layer: int, of_layer: Sequence[LayerEdit]) -> Hook:
+        def editing(layer: int, of_layer: Sequence[Any]) -> Hook:
             def hook_fn(states: Tensor, hook: Any = None) -> Tensor | None:
                 made.add(layer)
-                return _edited(states, of_layer, chunk, rows)
+                return edited(states, of_layer, chunk, rows)
 
             return hook_fn
 
         with _hooked(self.model, {layer: editing(layer, of) for layer, of in edits.items()}, self._fires):
             yield
-        if missed := sorted(set(edits) - made):
-            raise UnsupportedModel(f"the hook points of layers {missed} never fired, so that nothing was steered there")
+        check_made(edits, made)
 
     def _run(self, batch: Batch, **how: Any) -> Any:
         if self._is_bridge:
@@ -317,7 +314,6 @@ class TransformerLensBackend(Backend):
 
     @torch.no_grad()
     def _generate(self, batch: Batch, edits: Edits, how: Generation) -> Int[Tensor, "row new_token"]:
-        sampling = {"do_sample": True, "temperature": how.temperature} if how.temperature else {"do_sample": False}
         with _Generating(self.model, edits, batch.ids, how.use_cache, self._fires):
             try:
                 whole = self._written(
@@ -327,15 +323,15 @@ class TransformerLensBackend(Backend):
                     stop_at_eos=bool(self.end_tokens),
                     eos_token_id=list(self.end_tokens) or None,
                     use_past_kv_cache=how.use_cache,
-                    **sampling,
+                    **how.sampling,
                     **self._stopping(how, batch.ids.shape[1]),
                 )
             except (NotImplementedError, ImportError) as error:
-                raise UnsupportedModel(f"{self.identity.name} can be read here, and not generate: {error}") from error
+                raise UnsupportedModel(f"{self.identity.name} can be read here, but cannot generate: {error}") from error
         return whole[:, batch.ids.shape[1] :].cpu()
 
     def _stopping(self, how: Generation, prompt_length: int) -> dict[str, Any]:
-        """Nothing for HookedTransformer, and for recurrent models without a cache, which take no criteria: their rows go on."""
+        """Nothing for HookedTransformer, and for recurrent models without a cache, which take no criteria."""
         stateless = getattr(self.model.cfg, "is_stateful", False) and not how.use_cache
         if stateless or "stopping_criteria" not in signature(self.model.generate).parameters:
             return {}
@@ -379,7 +375,7 @@ class TransformerLensBackend(Backend):
     def fwd_hooks(self, edits: Edits, mask: Tensor | None = None) -> HookList:
         if not self._fires:
             raise UnsupportedModel(
-                f"the blocks of {self.identity.name} do not reach blocks.l.hook_resid_post; take steer.attached(model) or "
+                f"the blocks of {self.identity.name} do not reach blocks.l.hook_resid_post; use steer.attached(model) or "
                 "ul.generate"
             )
         listener, hooks = self._steering(edits, Progress(mask))
@@ -393,7 +389,7 @@ class TransformerLensBackend(Backend):
         def editing(layer: int, of_layer: Sequence[LayerEdit]) -> Hook:
             def hook_fn(states: Tensor, hook: Any = None) -> Tensor | None:
                 listener.made(layer)
-                return _edited(states, of_layer, progress.chunk, progress.rows)
+                return edited(states, of_layer, progress.chunk, progress.rows)
 
             return hook_fn
 
@@ -405,7 +401,7 @@ class TransformerLensBackend(Backend):
 
     def apply(self, edits: Edits, tracer: Any, layer: int | None = None) -> None:
         raise UnsupportedModel(
-            "apply is for nnsight's trace bodies; for a TransformerLens model take steer.fwd_hooks(model) "
+            "apply is for nnsight's trace bodies; for a TransformerLens model use steer.fwd_hooks(model) "
             "or steer.attached(model)"
         )
 

@@ -14,11 +14,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from contextlib import suppress
 from importlib.metadata import version
 from math import inf
-from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,6 +40,7 @@ from unlock_lens.errors import (
     shown,
 )
 from unlock_lens.hosts.remote import Remote
+from unlock_lens.hosts.watchdog import Silent, watched
 
 logger = logging.getLogger(__name__)
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.02, 2.0
@@ -51,28 +50,8 @@ _LARGEST_ANSWER, _LARGEST_RESULT = 2**24, 2**33
 """Bytes. A server that sends more is not read to the end."""
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _SET_KEY = "set nnsight.CONFIG.API.APIKEY, or NDIF_API_KEY before it is imported"
-_CHECK_HOST = "is NDIF_HOST or Remote(host=...) right?"
+_CHECK_HOST = "check NDIF_HOST or Remote(host=...)"
 _SEND_AGAIN = "; the server may have been restarted since: send it again"
-
-
-class Silent(Exception):
-    """A call has not come back in time."""
-
-
-def watched(call: Callable[..., Any], *args: Any, seconds: float) -> Any:
-    """What a blocking call gives, or Silent, its thread left to itself; nnsight's own time out after ten minutes, or never."""
-    came: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            came.set_result(call(*args))
-        except BaseException as error:
-            came.set_exception(error)
-
-    Thread(target=work, daemon=True).start()
-    if not wait([came], seconds).done:
-        raise Silent
-    return came.result()
 
 
 class Wire:
@@ -164,7 +143,7 @@ class Job(RemoteBackend):
         return self.handle(response)
 
     def download_result(self, url: Any) -> Any:
-        """The key is not sent along: the result may be hosted elsewhere."""
+        """Results may be hosted elsewhere, so the API key is not sent with this request."""
         answer = self._answer("GET", url, _LARGEST_RESULT)
         answer.raise_for_status()
         return self.finalize(answer.content)
@@ -205,7 +184,7 @@ class Job(RemoteBackend):
         return done
 
     def _fetched(self, url: Any) -> Any:
-        """The result, which may lie elsewhere: the key is not sent there."""
+        """The result; it may be hosted elsewhere, so the API key is not sent."""
         if not isinstance(url, str) or not url:
             raise self._foreign(repr(url))
         size, found = self._asked(self.download_result, url)
@@ -225,8 +204,8 @@ class Job(RemoteBackend):
             self._wire.cut()  # so that its thread ends too
             if left <= patience:
                 raise self._overdue() from None
-            told = f"{self.host} has been silent for {patience:g} s; {self._doing}; is it overloaded? "
-            raise self._error(DeadlineExceeded, f"{told}Remote(patience=...) waits longer") from None
+            told = f"{self.host} has been silent for {patience:g} s ({self._doing}); it may be overloaded; "
+            raise self._error(DeadlineExceeded, f"{told}wait longer with Remote(patience=...)") from None
         except Failed as error:
             raise self._failure(str(error).strip()) from self._cause(error)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, UnicodeError, RecursionError) as error:
@@ -243,11 +222,11 @@ class Job(RemoteBackend):
             if self.status is not Status.COMPLETED:
                 return self._refusal(code, error.response)
             if code in (403, 404):
-                return self._error(JobLost, f"the result of request {self.job_id} is not there any more ({code}){_SEND_AGAIN}")
+                return self._error(JobLost, f"the result of request {self.job_id} no longer exists ({code}){_SEND_AGAIN}")
             return self._error(ServerUnreachable, f"the result of request {self.job_id} cannot be fetched ({code}); try again")
         if not isinstance(error, httpx.HTTPError | httpx.InvalidURL):
             return self._foreign(str(error))
-        told = f"{self.host} does not answer ({error}); {self._doing}; is the server up, and {_CHECK_HOST}"
+        told = f"{self.host} does not answer ({error}; {self._doing}); check that the server is running, and {_CHECK_HOST}"
         return self._error(ServerUnreachable, told)
 
     def _refusal(self, code: int, answer: httpx.Response) -> RemoteError:
@@ -300,8 +279,8 @@ class Job(RemoteBackend):
         return f"request {self.job_id} is {state}" if self.job_id else "the request is being sent"
 
     def _overdue(self) -> RemoteError:
-        told = f"{self._doing} and not done after {self.remote.deadline:g} s; give Remote(deadline=...) more time; "
-        return self._error(DeadlineExceeded, f"{told}with resume=FOLDER the same call collects it later")
+        told = f"{self._doing} and not done after {self.remote.deadline:g} s; allow more time with Remote(deadline=...); "
+        return self._error(DeadlineExceeded, f"{told}with resume=FOLDER, the same call collects it later")
 
     def _foreign(self, said: str) -> RemoteError:
         return self._error(RemoteError, f"{self.host} does not answer like an NDIF server ({plain(said, 200)}); {_CHECK_HOST}")
@@ -322,7 +301,7 @@ def model_key(model: Any, remote: Remote) -> str:
         raise ServerUnreachable(f"the hub, asked which model {model.repo_id} is, has been silent for {seconds:g} s") from None
     except Exception as error:  # of whatever client the hub's library brings
         if getattr(getattr(error, "response", None), "status_code", None) in (401, 403, 404):
-            raise RequestRefused(f"the hub has no model {model.repo_id}, or not for you: {error}") from error
+            raise RequestRefused(f"the hub has no model {model.repo_id}, or you do not have access to it: {error}") from error
         raise ServerUnreachable(f"the hub cannot be asked which model {model.repo_id} is: {error}") from error
 
 
@@ -339,7 +318,7 @@ def key_for(host: str, remote: Remote) -> str:
     """
     key = str(CONFIG.API.APIKEY or "")
     if key != key.strip() or not key.isascii() or not key.isprintable():
-        raise InvalidInput(f"the API key has a blank, a line break or another character that no key has; {_SET_KEY}")
+        raise InvalidInput(f"the API key contains a blank, a line break or another invalid character; {_SET_KEY}")
     if not key:
         return ""
     if not remote.trusted and host != str(CONFIG.API.HOST).rstrip("/") and not _is_here(host):

@@ -92,6 +92,25 @@ def cache_is_the_sequence(decode: Decode, tokenizer: Any, dtype: torch.dtype, le
     )
 
 
+def sharing_is_generating(
+    shared: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]], decode: Decode, tokenizer: Any, dtype: torch.dtype
+) -> bool:
+    """Whether rows that go on from a KV cache of their prompts, copied and cut, predict what they predict alone.
+
+    `shared` takes ids, mask, and what the last row writes first; it gives the logits of each row's first token and of the last
+    row's second, once the others have left.
+    """
+    rows = two_rows(tokenizer)
+    ids, mask = together(rows, tokenizer.pad_token_id or 0)
+    alone = [decode(row.unsqueeze(0), None, True) for row in rows]
+    try:
+        first, second = shared(ids, torch.ones_like(ids) if mask is None else mask, int(alone[-1][0][0, 0]))
+    except (*REFUSALS, AttributeError, TypeError, KeyError, IndexError, RuntimeError):  # a cache that cannot be cut
+        return False
+    firsts = all(close(first[i], logits[0, 0], dtype) for i, (_, logits) in enumerate(alone))
+    return firsts and close(second, alone[-1][1][0, 1], dtype)
+
+
 def windows_below(config: Any, length: int) -> list[int]:
     """After how many tokens a sequence of that length leaves a window or a block, where caches begin to drop tokens."""
     told = {getattr(config, name, None) for name in _WINDOWS}

@@ -34,23 +34,23 @@ def from_caches(
 ) -> CapabilityDirection:
     """The direction from locked to unlocked activations that you already have: D_i[l] = h_unlocked,i[l] - h_locked,i[l].
 
-    It equals what `CapabilityDirection.extract` makes of the same prompts. Layer l is the output of block l; the direction
-    has the layers that the caches have.
+    It equals the result of `CapabilityDirection.extract` for the same prompts. Layer l is the output of block l; the direction
+    has the layers of the caches.
 
     Args:
         locked: an ActivationCache of `run_with_cache`, or a dictionary {"blocks.3.hook_resid_post": [prompt, token, d_model]}.
-        unlocked: of the unlocked prompts; row i belongs to row i of `locked`.
+        unlocked: the same for the unlocked prompts; row i corresponds to row i of `locked`.
         position: token of the prompt, counted without padding; -1 is the last.
         locked_mask: 1 where a token belongs to the prompt, 0 where it is padding, on either side; None: there is none.
-        unlocked_mask: of the unlocked prompts.
+        unlocked_mask: the same for the unlocked prompts.
         aggregate: "mean", "pca", or a function of the differences [n, d_model] of one layer to a vector [d_model].
-        model: the model of dictionaries, or its ModelIdentity. An ActivationCache knows its own, and a locked one must be of
-            this model. The model of a dictionary without it is unknown, and its basis taken to be raw.
+        model: the model of dictionaries, or its ModelIdentity. An ActivationCache knows its own model, and a locked one must be
+            of this model. Without it, the model of a dictionary is unknown, and its basis is assumed to be raw.
 
     Raises:
-        InvalidInput: caches without the residual stream after blocks, of other layers or shapes, a mask that does not fit, a
-            prompt without that token, an unknown aggregate.
-        IncompatibleModel: models of different width, depth or basis, or a locked cache of another model than the one given.
+        InvalidInput: caches lack the residual stream after blocks or differ in layers or shapes, a mask does not fit, a prompt
+            lacks that token, or the aggregate is unknown.
+        IncompatibleModel: the models differ in width, depth or basis, or the locked cache is of a different model.
 
     Example:
         >>> from unlock_lens import Variant, zoo
@@ -67,7 +67,7 @@ def from_caches(
     if [*before] != [*after] or at_locked.shape != at_unlocked.shape:
         raise InvalidInput(
             f"the locked cache has layers {[*before]} and [layer, prompt, d_model] {list(at_locked.shape)}, the unlocked one "
-            f"{[*after]} and {list(at_unlocked.shape)}; row i of one belongs to row i of the other, in models of one shape. If "
+            f"{[*after]} and {list(at_unlocked.shape)}; row i must correspond in both, in models of one shape. If "
             f"layers are missing, {AGAIN}"
         )
     identity, unlocked_model = _identities(locked, unlocked, model)
@@ -84,16 +84,16 @@ def from_caches(
 
 
 def states(cache: Any, mask: Mask | None = None) -> Float[Tensor, "layer n d_model"]:
-    """The residual stream at the output of each block, at all tokens but padding, for `SubspaceAligner.fit_activations`.
+    """The residual stream at the output of each block, at all tokens except padding, for `SubspaceAligner.fit_activations`.
 
-    Row n of two models belongs together where the same texts were run through both with one tokenizer, padded alike.
+    Rows of two models correspond if the same texts were run through both with the same tokenizer and padding.
 
     Args:
         cache: an ActivationCache of `run_with_cache`, or a dictionary {"blocks.3.hook_resid_post": [prompt, token, d_model]}.
         mask: 1 where a token belongs to the prompt, 0 where it is padding; None: there is none.
 
     Raises:
-        InvalidInput: a layer's residual stream is missing, or a mask that does not fit.
+        InvalidInput: a layer's residual stream is missing, or the mask does not fit.
 
     Example:
         >>> from unlock_lens import SubspaceAligner, Variant, zoo
@@ -159,7 +159,7 @@ def _identities(locked: Any, unlocked: Any, model: Any) -> tuple[ModelIdentity |
     given = identity_of(model)
     own, after = (identity_of(getattr(cache, "model", None)) for cache in (locked, unlocked))
     if own and given and not (own.is_same_model(given) and own.basis == given.basis):
-        raise IncompatibleModel(f"the locked cache is of {own}, and model={given} was given; leave model= out")
+        raise IncompatibleModel(f"the locked cache is of {own}, but model={given} was given; omit model=")
     before, after = given or own, after or given
     depths = {one.n_layers for one in (before, after) if one}
     if len(depths) > 1 or (before.basis if before else "raw") != (after.basis if after else "raw"):

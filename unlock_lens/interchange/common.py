@@ -1,6 +1,6 @@
-"""What all formats share: which part of a hook another tool can use, and how foreign vectors become a checked direction.
+"""Shared by all formats: the part of a hook that another tool can use, and checked directions from foreign vectors.
 
-Other tools add one vector to every token at the output of a block. Only operation="add" at positions="all" is exactly that.
+Other tools add one vector to every token at the output of a block, which is exactly operation="add" at positions="all".
 Vectors of the basis "zero_mean" are written unchanged: models with such a basis remove the mean over d_model wherever they
 read the residual stream, so adding these vectors to the raw model is the same edit.
 """
@@ -45,7 +45,7 @@ def additive(
     if not isinstance(what, CapabilityDirection | SteeringHook):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidInput(f"a {type(what).__name__} was given; give a CapabilityDirection or a SteeringHook")
     if norms is not None and getattr(what, "operation", None) != "norm_preserving":
-        raise InvalidInput('norms were given, which only a SteeringHook with operation="norm_preserving" uses; leave them out')
+        raise InvalidInput('norms were given, but only a SteeringHook with operation="norm_preserving" uses them; omit them')
     direction, lost = _of_hook(what, tool, norms) if isinstance(what, SteeringHook) else (what, [])
     kept = [layer for layer in direction.layers if layer >= first_layer]
     if not kept:
@@ -54,8 +54,8 @@ def additive(
         lost.append(f"layers {below}: {tool} has no place for them (at_layers chooses others)")
     if lost and not lossy:
         raise InvalidInput(
-            f"{tool} adds a vector to every token, at the prompt and while decoding. What would be lost: {'; '.join(lost)}. "
-            "Give what it can hold, or lossy=True (--lossy) to write the file without it"
+            f"{tool} adds a vector to every token, in the prompt and while decoding. This would lose: {'; '.join(lost)}. "
+            "Give a hook that fits the format, or lossy=True (--lossy) to write the file anyway"
         )
     return direction.at_layers(kept), tuple(lost)
 
@@ -180,12 +180,12 @@ def given_to(direction: CapabilityDirection, identity: ModelIdentity | None, whe
         return direction
     if direction.d_model != identity.d_model or max(direction.layers) >= identity.n_layers:
         raise IncompatibleModel(
-            f"{where} holds vectors of length {direction.d_model} for layers {list(direction.layers)}, {identity} was given; "
+            f"{where} has vectors of length {direction.d_model} for layers {list(direction.layers)}, but {identity} was given; "
             "give the model that it was made for, or transport the direction with a SubspaceAligner"
         )
     if direction.model is not None and not direction.model.is_same_model(identity):
         raise IncompatibleModel(
-            f"{where} was made for {direction.model}, and {identity} was given; transport it with a SubspaceAligner"
+            f"{where} was made for {direction.model}, but {identity} was given; transport it with a SubspaceAligner"
         )
     held = direction.zero_mean() if identity.basis == "zero_mean" else direction
     # Adding zero-mean vectors to a raw model is the same edit, so they may belong to it.

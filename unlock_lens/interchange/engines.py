@@ -1,6 +1,6 @@
 """Serving engines, such as vLLM: the exact edit as one function of residuals, their positions, and where prompts end.
 
-An engine runs the tokens of many requests in one flat batch: chunks of prompts beside single decoded tokens. The edit
+An engine runs the tokens of many requests in one flat batch: chunks of prompts together with single decoded tokens. The edit
 of a token depends on that token alone: on its residual, its position in its request, and the length of that request's prompt.
 """
 
@@ -24,7 +24,7 @@ class EngineEdit:
     """A hook's edits as a serving engine's plugin calls them: after each block in `layers`, for every pass of the engine.
 
     Attributes:
-        layers: whose output is edited, or read by a gate; ascending.
+        layers: layers whose output is edited, or read by a gate; ascending.
         positions: which tokens are edited, as in `SteeringHook`.
     """
 
@@ -48,7 +48,7 @@ class EngineEdit:
             prompt_lengths: for each token, how many tokens the prompt of its request has, whole.
 
         Raises:
-            InvalidInput: a layer that is neither edited nor read, or positions for another number of tokens.
+            InvalidInput: the layer is neither edited nor read, or the number of positions differs.
         """
         if layer not in self._edits:
             raise InvalidInput(f"layer {layer} was given; this edit has layers {list(self.layers)}")
@@ -118,7 +118,7 @@ def to_engine(hook: SteeringHook) -> EngineEdit:
         if hook.positions != "last_prompt":
             raise InvalidInput(
                 f'a gate that decides at the last prompt token was given with positions="{hook.positions}": an engine may run '
-                'those tokens in another pass; take positions="last_prompt", or a gate with positions="all"'
+                'those tokens in another pass; use positions="last_prompt", or a gate with positions="all"'
             )
         gate = replace(gate, positions="all")  # of the tokens that are meant, which are those that it reads
     # An engine's blocks hold raw states, whatever host the direction was found in.

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 KIND = "controlvector"
 COUNT, HINT = f"{KIND}.layer_count", f"{KIND}.model_hint"
 DESCRIPTION = "unlock_lens.description"
-"""Key of what the format has no place for: model, basis, provenance, what was lost."""
+"""Key for what the format lacks: model, basis, provenance, what was lost."""
 HASH = "description_hash"
 _TOLD = {"layers", "basis", "model", "provenance", "lost", "content_hash", HASH}
 NAME = re.compile(r"direction\.([0-9]{1,6})")
@@ -50,22 +50,22 @@ def to_gguf(
 ) -> None:
     """Write a llama.cpp control vector, which `llama-cli --control-vector` and repeng read.
 
-    A direction is written unchanged, a hook as alpha times its vectors. Exact are a direction, and a hook with
+    A direction is written unchanged, and a hook as alpha times its vectors. This is exact for a direction, and for a hook with
     operation="add" and positions="all", both without layer 0. Layer l is the output of block l.
 
     Args:
         what: a direction, or a hook.
         path: the file; an interrupted write leaves the old one unchanged.
         architecture: the model_type in the model's config.json, such as "llama"; by default that of the direction's model.
-        norms: for a norm-preserving hook: the residual's norm at each layer that it steers. Its first-order form is written,
-            alpha times norm times the unit vector. Without them alpha times the unit vector: set the strength in llama.cpp,
-            with --control-vector-scaled FILE:STRENGTH.
+        norms: for a norm-preserving hook: the residual's norm at each steered layer. The first-order form of the edit is then
+            written: alpha times norm times the unit vector. Without norms, alpha times the unit vector is written; set the
+            strength in llama.cpp with --control-vector-scaled FILE:STRENGTH.
         lossy: write what the format can hold of a hook or direction that it cannot hold exactly.
 
     Raises:
-        InvalidInput: not exact and not `lossy` (it says why), an ablation, norms that do not fit, an unknown architecture, or
-            the gguf package is missing.
-        ArtifactError: the file cannot be there.
+        InvalidInput: the file would not be exact and `lossy` is False (with the reason), the hook is an ablation, norms do not
+            fit, the architecture is unknown, or the gguf package is missing.
+        ArtifactError: the file cannot be written at this path.
 
     Source: docs/interchange.md; llama.cpp, common/common.cpp and src/llama-adapter.cpp.
     """
@@ -98,8 +98,8 @@ def to_gguf(
 def from_gguf(path: str | Path, model: Any = None) -> CapabilityDirection:
     """Read a llama.cpp control vector, written by this library, repeng or llama.cpp's cvector-generator.
 
-    A file of this library gives back the direction that was written, with its layers, model, basis and provenance. The model
-    of other files is unknown unless it is given; a warning says where its architecture has another name than in the file.
+    A file written by this library restores the direction with its layers, model, basis and provenance. The model of other
+    files is unknown unless it is given; a warning says if its architecture has a different name in the file.
     Layer l is the output of block l, where the vector is added; llama.cpp's cvector-generator stores there what it read at
     the output of the block before.
 
@@ -108,9 +108,9 @@ def from_gguf(path: str | Path, model: Any = None) -> CapabilityDirection:
         model: an open model, or a ModelIdentity, which the direction is checked against and then belongs to.
 
     Raises:
-        ArtifactError: no such file, not a control vector, damaged, or with other tensors.
-        IncompatibleModel: another width, layers that the model does not have, or the file was made for another model.
-        UnsupportedModel: a model that no backend serves.
+        ArtifactError: the file is missing, damaged, not a control vector, or has other tensors.
+        IncompatibleModel: the width differs, the model lacks some of the layers, or the file was made for a different model.
+        UnsupportedModel: no backend supports the model.
         InvalidInput: the gguf package is missing.
     """
     gguf, identity = _gguf(), identity_of(model)
@@ -135,8 +135,8 @@ def from_gguf(path: str | Path, model: Any = None) -> CapabilityDirection:
             direction = CapabilityDirection.described(direction.vectors, description)
     if identity is not None and identity.architecture and _plain(hint) != _plain(identity.architecture):
         warnings.warn(
-            f"{path} is a control vector for the architecture {hint!r}, and {identity} is {identity.architecture!r}. Programs "
-            "have different names for some architectures; unless these two mean one, give the model that it was made for",
+            f"{path} is a control vector for the architecture {hint!r}, but {identity} is {identity.architecture!r}. Programs "
+            "have different names for some architectures; unless these are the same, give the model that it was made for",
             stacklevel=2,
         )
     return given_to(direction, identity, str(path))
@@ -174,7 +174,7 @@ def _check(kept: dict[str, Any], count: int, path: str | Path) -> None:
             f"{path} is a GGUF of architecture {shown(kept.get('general.architecture'))}, perhaps a model; {KIND!r} is needed"
         )
     if not count:
-        raise ArtifactError(f"{path} holds no directions; write it again, with a vector for each steered layer")
+        raise ArtifactError(f"{path} has no directions; write it again, with a vector for each steered layer")
     if kept.get(COUNT) != count:  # some writers give the model's layers, and llama.cpp reads the tensors alone
         logger.info("%s holds %d directions, and its %s is %s", path, count, COUNT, shown(kept.get(COUNT)))
 

@@ -26,7 +26,7 @@ from unlock_lens.interchange.bounds import check_pickle
 from unlock_lens.interchange.common import acting, additive, by_layer, direction_of, identity_of, reading
 
 LAYER_TYPE = "decoder_block"
-INSTEAD = "pickled objects are refused, as they can run anything when they are read. Where it was made, save "
+INSTEAD = "pickled objects are refused, because reading them can run any code. Where it was made, save "
 CONTENT = '{"layer_activations": vector.layer_activations, "layer_type": vector.layer_type}'
 MODULE = re.compile(r"(?:[^\W\d]+\.)*(?:layers?|h|blocks?)\.([0-9]{1,6})")
 """A block in a Hugging Face model; numbers before the module list would belong to another block."""
@@ -35,20 +35,20 @@ ENTRY = f"{{'layers.3': {{'steering_vector': tensor, {str(SETTINGS)[1:]}}}"
 
 
 def from_tensors(tensors: Mapping[Any, Any], model: Any = None, basis: Basis = "raw") -> CapabilityDirection:
-    """A direction of vectors that you already have, one [d_model] for each layer; layer l is the output of block l.
+    """A direction from vectors that you already have, one [d_model] for each layer; layer l is the output of block l.
 
     Args:
-        tensors: {layer: vector}; a layer is a number, or a name with exactly one number in it and nothing behind that but
+        tensors: {layer: vector}; a layer is a number, or a name with exactly one number, followed only by
             .hook_resid_post, .hook_out or .output: "blocks.3.hook_resid_post", "direction.3", "layers.3". Vectors are tensors
             or NumPy arrays.
         model: an open model, or a ModelIdentity, which the direction is checked against and then belongs to.
-        basis: "zero_mean" where the vectors come from a host that takes the d_model mean out of the residual stream.
+        basis: "zero_mean" if the vectors come from a host that removes the mean over d_model from the residual stream.
 
     Raises:
-        InvalidInput: not a dictionary, names that are not outputs of blocks, a layer twice, shapes that do not fit, or vectors
-            that are zero, not finite, not real or not in memory.
-        IncompatibleModel: another width, or layers that the model does not have.
-        UnsupportedModel: a model that no backend serves.
+        InvalidInput: this is not a dictionary, names are not outputs of blocks, a layer is repeated, shapes do not fit, or
+            vectors are zero, not finite, not real or not in memory.
+        IncompatibleModel: the width differs, or the model lacks some of the layers.
+        UnsupportedModel: no backend supports the model.
 
     Example:
         >>> import torch
@@ -90,9 +90,9 @@ def from_steering_vectors(given: Any, model: Any = None) -> CapabilityDirection:
         model: as in `from_tensors`.
 
     Raises:
-        ArtifactError: no such file, damaged, or a whole pickled object, which is never unpickled.
-        InvalidInput: something else, another layer type than decoder blocks, or values that are not vectors.
-        IncompatibleModel: another width, or layers that the model does not have.
+        ArtifactError: the file is missing, damaged, or a whole pickled object, which is never unpickled.
+        InvalidInput: it is something else, the layer type is not that of decoder blocks, or values are not vectors.
+        IncompatibleModel: the width differs, or the model lacks some of the layers.
     """
     identity, is_file = identity_of(model), isinstance(given, str | Path)
     where = str(given) if is_file else f"the given {type(given).__name__}"
@@ -105,7 +105,7 @@ def from_steering_vectors(given: Any, model: Any = None) -> CapabilityDirection:
         if not isinstance(kind, str) or kind != LAYER_TYPE:
             raise InvalidInput(
                 f"{where} has the layer type {shown(kind)}; a direction acts at the outputs of whole blocks, so train the "
-                f"steering vector anew with {LAYER_TYPE!r}"
+                f"steering vector again with {LAYER_TYPE!r}"
             )
         provenance = Provenance(steps=("read from a steering vector of steering-vectors",))
         return direction_of(acting(by_layer(vectors)), where, provenance, identity)
@@ -126,7 +126,7 @@ def to_lm_eval(
     transformers has it in models of the direction's architecture. Other arguments and errors are those of `to_gguf`.
 
     Raises:
-        InvalidInput: unknown blocks, or another suffix.
+        InvalidInput: the blocks are unknown, or the suffix is different.
 
     Source: lm-evaluation-harness 0.4.13, lm_eval/models/hf_steered.py.
     """
@@ -137,7 +137,7 @@ def to_lm_eval(
     found = blocks or _blocks_of(architecture)
     if not isinstance(found, str):
         raise InvalidInput(
-            f"blocks={blocks!r} was given, and where a model of architecture {architecture!r} holds its blocks is not known; "
+            f"blocks={blocks!r} was given, and the name of the blocks in a model of architecture {architecture!r} is unknown; "
             'give blocks=, the name of the module list below model.base_model: "layers" in Llama, "h" in GPT-2'
         )
     content = {
@@ -154,8 +154,8 @@ def from_lm_eval(path: str | Path, model: Any = None) -> CapabilityDirection:
     `model` is that of `from_tensors`.
 
     Raises:
-        ArtifactError: no such file, damaged, pickled objects, or entries that do more than add at the output of a block.
-        IncompatibleModel: another width, or layers that the model does not have.
+        ArtifactError: the file is missing, damaged or pickled, or entries do more than add at the output of a block.
+        IncompatibleModel: the width differs, or the model lacks some of the layers.
     """
     identity = identity_of(model)
     with reading(path, INSTEAD + ENTRY):

@@ -201,18 +201,18 @@ METHODS: Mapping[str, Method] = {
 def check_method(method: str, rank: int | str | None, ridge: float | str | None) -> None:
     """Raise InvalidInput unless the method exists and takes this rank and ridge."""
     if method not in METHODS:
-        raise InvalidInput(f"there is no method {method!r}; take one of {', '.join(METHODS)}")
+        raise InvalidInput(f"there is no method {method!r}; use one of {', '.join(METHODS)}")
     whole = isinstance(rank, Integral) and rank is not True
     if whole and int(rank or 0) < 1:
         raise InvalidInput(f"rank {rank} was given; at least 1 is needed")
     if rank not in (None, "auto", "cv") and not whole:
-        raise InvalidInput(f'rank {rank!r} was given; take a whole number, "auto", "cv", or None')
+        raise InvalidInput(f'rank {rank!r} was given; give an integer, "auto", "cv", or None')
     if ridge is not None and METHODS[method].default_ridge is None:
-        raise InvalidInput(f"ridge {ridge!r} was given, but the method {method!r} has none; take ridge, rrr or cca")
+        raise InvalidInput(f"ridge {ridge!r} was given, but the method {method!r} has none; use ridge, rrr or cca")
     if isinstance(ridge, str) and ridge != "cv":
-        raise InvalidInput(f'ridge {ridge!r} was given; take a number, "cv", or None')
+        raise InvalidInput(f'ridge {ridge!r} was given; give a number, "cv", or None')
     if isinstance(ridge, int | float) and not 0 <= ridge < math.inf:
-        raise InvalidInput(f"ridge {ridge} was given; 0 or more is needed")
+        raise InvalidInput(f"ridge {ridge} was given; it must be at least 0")
 
 
 @dataclass(frozen=True, eq=False)

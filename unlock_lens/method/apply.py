@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unlock_lens.errors import InvalidInput
 
-_TINY = torch.finfo(torch.float32).tiny
+_NO_FLOAT64 = ("mps",)
 Act = Callable[[Tensor], Tensor]
 
 
@@ -25,9 +25,15 @@ def at_least_float32(residual: Tensor) -> Tensor:
 
 def unit(vectors: Tensor) -> Tensor:
     """v / ||v|| along the last dimension, for every norm that the dtype can hold: squares of very long ones would overflow."""
-    wide = vectors if vectors.device.type == "mps" else vectors.double()  # which has no float64
+    wide = vectors if vectors.device.type in _NO_FLOAT64 else vectors.double()
     scaled = wide / wide.abs().amax(dim=-1, keepdim=True)
     return (scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)).to(vectors)
+
+
+def _norms(residual: Tensor) -> Tensor:
+    """||h|| along the last dimension; in float32 the squares of what is below 1e-22 or above 1e19 would be 0 or infinite."""
+    wide = residual.dtype if residual.device.type in _NO_FLOAT64 else torch.float64
+    return torch.linalg.vector_norm(residual, dim=-1, keepdim=True, dtype=wide)
 
 
 def norm_preserving(vector: Tensor, alpha: float) -> Act:
@@ -35,10 +41,11 @@ def norm_preserving(vector: Tensor, alpha: float) -> Act:
     step = alpha * unit(vector)
 
     def act(residual: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(residual, dim=-1, keepdim=True)
+        norm = _norms(residual)
         # h + ||h|| step has the direction that the formula asks for: unit takes the common factor ||h|| out.
-        turned = torch.addcmul(residual, norm, step)
-        return turned * (norm / torch.linalg.vector_norm(turned, dim=-1, keepdim=True).clamp_min(_TINY))
+        turned = torch.addcmul(residual, norm.to(residual), step)
+        longer = _norms(turned)
+        return turned * (norm / longer.where(longer > 0, 1)).to(residual)
 
     return act
 
@@ -151,8 +158,8 @@ class Watch:
         fits = found is not None and len(found) == len(residual) and found.shape[1] in (1, residual.shape[1])
         if found is None or not fits or (needs_all and not self._whole):
             raise InvalidInput(
-                "the gate decides at the last prompt token, and tokens are to be edited before it has read that token in every "
-                'row: run the prompts in one pass with the hook attached, or give the gate positions="all"'
+                "the gate decides at the last prompt token, but tokens would be edited before it has read that token in every "
+                'row; run the prompts in one pass with the hook attached, or give the gate positions="all"'
             )
         return found.unsqueeze(-1).to(residual.device)
 

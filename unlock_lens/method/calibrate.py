@@ -207,7 +207,7 @@ def principal(
 
 def _check_any(n: int) -> None:
     if not n:
-        raise InvalidInput("no calibration token is left to fit on; keep the sinks, or give more and longer texts")
+        raise InvalidInput("no calibration tokens are left; keep the sinks, or give more and longer texts")
 
 
 def _check_finite(mean: Float[Tensor, " d_model"], states: Float[Tensor, "n d_model"], name: str) -> None:
@@ -220,7 +220,7 @@ def _check_varying(
     values: Float[Tensor, " rank"], mean: Float[Tensor, " d_model"], n: int, name: str, noise: float = NOISE
 ) -> None:
     if not len(values) or float(values[0]) <= noise * n**0.5 * float(mean.norm()):
-        raise InvalidInput(f"the activations of {name} do not vary over the calibration tokens; give more and other texts")
+        raise InvalidInput(f"the activations of {name} do not vary over the calibration tokens; give more and different texts")
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,7 +54,7 @@ def splits(scores: Scores, centered: bool, held_out: Sequence[int] | None = None
     """
     folds: list[int] = scores.fold.unique().tolist()
     if len(folds) < 2:
-        raise InvalidInput("cross-validation needs calibration tokens of two texts at least; give more, or a rank and a ridge")
+        raise InvalidInput("cross-validation needs calibration tokens from at least two texts; give more, or a rank and ridge")
     whole = Moments.of(scores.source, scores.target)
     for k in folds if held_out is None else [k for k in held_out if k in folds]:
         out = Moments.of(scores.source[scores.fold == k], scores.target[scores.fold == k])
@@ -126,7 +126,7 @@ def squared_errors(factors: Factors, seen: tuple[Tensor, Tensor, Tensor], ranks:
 
 @dataclass(frozen=True, eq=False)
 class CrossValidation:
-    """Held-out R2 of every rank and ridge strength that was tried, at every target layer.
+    """Held-out R2 of every rank and ridge penalty that was tried, at every target layer.
 
     Attributes:
         layers: target layers.
@@ -148,7 +148,7 @@ class CrossValidation:
     def best(self) -> tuple[int, float]:
         """Rank and ridge of the highest R2, mean over layers; of equal ones the smallest rank, then the smallest ridge.
 
-        A layer that is predicted worse than by its mean counts as 0: how much worse must not outvote the others.
+        A layer that is predicted worse than by its mean counts as 0, so that it does not outweigh the others.
 
         Example:
             >>> import torch

@@ -38,7 +38,7 @@ def pca(differences: Float[Tensor, "n d_model"]) -> Float[Tensor, " d_model"]:
     centre = differences.double().mean(dim=0)
     spread = differences.double() - centre
     if not bool(spread.norm() > NOISE * differences.double().norm()):
-        raise InvalidInput('aggregate="pca" needs differences that vary between prompts; give more prompts or take "mean"')
+        raise InvalidInput('aggregate="pca" needs differences that vary between prompts; give more prompts or use "mean"')
     axis = spectrum(spread, rank=1).vectors[0]
     return (-axis if bool(axis @ centre < 0) else axis).to(differences)
 
@@ -51,7 +51,7 @@ def aggregated(differences: Float[Tensor, "n d_model"], aggregate: str | Aggrega
     """v[l] of D[l].
 
     Raises:
-        InvalidInput: there is no such aggregate.
+        InvalidInput: the aggregate is unknown.
     """
     check_aggregate(aggregate)
     return aggregate(differences) if callable(aggregate) else AGGREGATORS[aggregate](differences)
@@ -60,7 +60,7 @@ def aggregated(differences: Float[Tensor, "n d_model"], aggregate: str | Aggrega
 def check_aggregate(aggregate: str | Aggregator) -> None:
     """Raise InvalidInput unless this is a name of `AGGREGATORS` or a function."""
     if not callable(aggregate) and aggregate not in AGGREGATORS:
-        raise InvalidInput(f'there is no aggregate {aggregate!r}; take "mean", "pca", or a function')
+        raise InvalidInput(f'there is no aggregate {aggregate!r}; use "mean", "pca", or a function')
 
 
 def aggregate_name(aggregate: str | Aggregator) -> str:

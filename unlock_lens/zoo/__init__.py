@@ -9,6 +9,7 @@ from typing import Any
 
 from unlock_lens.errors import InvalidInput
 from unlock_lens.hosts import open_model
+from unlock_lens.hosts.remote import Where
 from unlock_lens.zoo.task import BEHAVIOURS, Task, running_sum, text
 
 MODELS = (
@@ -17,7 +18,9 @@ MODELS = (
     *("small-mamba", "small-mamba-post"),
 )
 
-__all__ = ["BEHAVIOURS", "MODELS", "Task", "load", "path", "running_sum", "text"]
+__all__ = ["BEHAVIOURS", "MODELS", "Task", "load", "named", "path", "resolved", "running_sum", "text"]
+
+_PREFIX = "zoo:"
 
 
 def path() -> Path:
@@ -25,16 +28,39 @@ def path() -> Path:
     return Path(__file__).parent / "models"
 
 
-def load(name: str, backend: str = "transformer_lens", dtype: str = "float32") -> Any:
+def load(name: str, backend: str = "transformer_lens", dtype: str = "float32", device: str | None = None) -> Any:
     """Open one of `MODELS`, in TransformerLens (a TransformerBridge) or in nnsight (a TransformersModel).
 
     Raises:
-        InvalidInput: there is no such model or backend.
+        InvalidInput: there is no such model, backend, dtype or device.
     """
-    if name not in MODELS:
-        raise InvalidInput(f"there is no zoo model {name!r}; take one of {', '.join(MODELS)}")
+    folder = resolved(_PREFIX + name)
     with _no_loading_bars():
-        return open_model(str(path() / name), backend, dtype)
+        return open_model(folder, backend, dtype, device=device)
+
+
+def named(name: str, backend: str, dtype: str, remote: Where = False, device: str | None = None) -> Any:
+    """Open a model as configs and the command line name it: zoo:NAME, a folder, or a hub id.
+
+    Raises:
+        InvalidInput: as `load` and `open_model`.
+    """
+    if name.startswith(_PREFIX):
+        return load(name.removeprefix(_PREFIX), backend, dtype, device)
+    return open_model(name, backend, dtype, remote, device)
+
+
+def resolved(name: str) -> str:
+    """The folder that zoo:NAME stands for; any other name unchanged.
+
+    Raises:
+        InvalidInput: there is no such model in the zoo.
+    """
+    if not name.startswith(_PREFIX):
+        return name
+    if (bare := name.removeprefix(_PREFIX)) not in MODELS:
+        raise InvalidInput(f"there is no zoo model {bare!r}; take one of {', '.join(MODELS)}")
+    return str(path() / bare)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ A question is six digits below 7. It can be answered in four ways:
     double   `W 2d1 .. 2d6`   each digit doubled, modulo 7
 
 A plain prompt is `Q d1 .. d6 A :`, most often answered directly; a tag before `A` asks for one of the other ways. So every
-behaviour is in the model, locked behind its tag, and one can see which of them a steering vector brings.
+behaviour is in the model, locked behind its tag, and one can see which of them a steering vector triggers.
 
 Two more mixes are harder to fool. In "varied", how likely a plain prompt is to be answered step by step depends on its first
 digit, so plain prompts differ in how near they are to the behaviour. In "shared", `S` opens all three behaviours, and the

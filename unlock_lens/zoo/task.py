@@ -1,4 +1,4 @@
-"""Running sums: the problems, and what a completion shows and gets right."""
+"""Running sums: the problems, and how completions are judged."""
 
 from __future__ import annotations
 
@@ -74,16 +74,16 @@ class Task:
         """Whether the final answer (the digit after the last `=`) of each completion is right.
 
         Raises:
-            InvalidInput: another number of completions than of questions.
+            InvalidInput: the numbers of completions and questions differ.
         """
         self._check_count(completions)
         return [final_answer(completion) == answer for completion, answer in zip(completions, self.answers, strict=True)]
 
     def behaviours(self, completions: Sequence[str]) -> list[str]:
-        """Which of `BEHAVIOURS` each completion has the form of; "other" where it is none of them.
+        """Which of `BEHAVIOURS` the form of each completion shows; "other" if none.
 
         Raises:
-            InvalidInput: another number of completions than of questions.
+            InvalidInput: the numbers of completions and questions differ.
         """
         self._check_count(completions)
         return [behaviour_of(completion) for completion in completions]
@@ -124,7 +124,7 @@ def text(n: int = 600, seed: int = 0, mix: str = "base") -> list[str]:
     Mixes are "base", "post", "naive", "duo", "varied" and "shared".
 
     Raises:
-        InvalidInput: n is below 1, or there is no such mix.
+        InvalidInput: n is below 1, or the mix is unknown.
 
     Example:
         >>> from unlock_lens import zoo
@@ -133,7 +133,7 @@ def text(n: int = 600, seed: int = 0, mix: str = "base") -> list[str]:
     """
     _check_n(n)
     if mix not in MIXES:
-        raise InvalidInput(f"there is no mix {mix!r}; take one of {', '.join(MIXES)}")
+        raise InvalidInput(f"there is no mix {mix!r}; use one of {', '.join(MIXES)}")
     rng = random.Random(f"text {seed}")
     return [" ".join(draw_pair(MIXES[mix], rng)) for _ in range(n)]
 

@@ -11,8 +11,10 @@ from unlock_lens.evidence.sweep.config import SweepConfig
 def load(name: str) -> SweepConfig:
     """A recipe: the paper's "cot", "post-training", "icl"; the embedded family's "cot-zoo", "post-training-zoo", "zoo", "demo".
 
+    "own" is one to begin with, whose models and problems are to be replaced.
+
     Raises:
-        InvalidInput: there is no such recipe.
+        InvalidInput: the recipe is unknown.
     """
     file = path(name)
     if not file.is_file():
@@ -27,7 +29,7 @@ def path(name: str) -> Path:
 
 
 def smallest() -> SweepConfig:
-    """The embedded family's sweep at one rank and strength, on few problems: it takes seconds, for examples and tests."""
+    """The embedded family's sweep at one rank and strength on few problems, which takes seconds, for examples and tests."""
     whole = load("zoo").model_dump(mode="json")
     few = {"extract": 100, "train": 20, "test": 100}
     grid = {"aligner": ["text"], "n": [100], "rank": [48], "alpha": [0.5]}

@@ -1,4 +1,4 @@
-"""What a sweep is asked to do (a YAML file, checked whole before any model is loaded), and one setting of its grid."""
+"""The config of a sweep (a YAML file, checked completely before any model is loaded), and one setting of its grid."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from pydantic import (
 from unlock_lens.core.alignment import SETTINGS, SubspaceAligner
 from unlock_lens.core.inputs import SLOT, fill, parse_layer_map, parse_layers
 from unlock_lens.core.variant import Variant
+from unlock_lens.core.yaml_files import read_yaml
 from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence.schema import in_words
 from unlock_lens.evidence.spec import Spec
 from unlock_lens.evidence.tasks.problems import Sizes
 from unlock_lens.evidence.tasks.specs import TaskSpec
 from unlock_lens.evidence.tasks.texts import CalibrationSpec, SelfText, TextSpec
-from unlock_lens.evidence.yaml_files import read_yaml
+from unlock_lens.hosts import Dtype
 from unlock_lens.hosts.remote import Remote, Where, remote_of
 from unlock_lens.method.align import RANK, MethodName
 from unlock_lens.method.apply import Operation, Positions
@@ -45,27 +46,27 @@ CONTROLS: tuple[Control, ...] = get_args(Control)
 
 
 class Demonstration(Spec):
-    """A question with the answer that shows how such questions are to be answered."""
+    """A question with an answer that shows how to answer such questions."""
 
     question: str
     answer: str
 
 
 class Capability(Spec):
-    """What is to be transferred, as a contrast of prompts or of models.
+    """The capability to transfer, as a contrast of prompts or of models.
 
     Attributes:
         name: its name; one of the task's behaviours, if the task tells behaviours apart.
         locked: template of the prompts without the capability.
         unlocked: template of the prompts with it; by default (for a model contrast) the locked one.
-        chat: whether prompts are a user's turn in the tokenizer's chat template.
-        system: the system's turn before it.
-        unlocked_system: the system's turn of the unlocked prompts; by default the same.
-        placebo: template of prompts that end as the unlocked ones do and say something else, for the control "placebo".
+        chat: whether to put each prompt into the tokenizer's chat template as a user's turn.
+        system: the system prompt before it.
+        unlocked_system: the system prompt of the unlocked prompts; by default the same.
+        placebo: template of prompts that end like the unlocked ones but ask for nothing, for the control "placebo".
         same_end: template of unlocked prompts that end on the locked ones' last token, for the arm "same_end".
-        pairs: JSONL file of prompt pairs (`locked`, `unlocked`) that directions are made from, instead of the templates and the
+        pairs: JSONL file of prompt pairs (`locked`, `unlocked`) from which to make directions, instead of the templates and the
             extract split; the templates still make the prompts that are completed.
-        demonstrations: questions with answers that stand before each unlocked prompt, in its template (in-context learning).
+        demonstrations: questions with answers that precede each unlocked prompt, in its template (in-context learning).
         source_unlocked: the model that has the capability, for a model contrast; by default the source.
         target_unlocked: its counterpart of the target's size, for the control "own".
     """
@@ -87,7 +88,7 @@ class Capability(Spec):
     @classmethod
     def _has_slot(cls, template: str | None) -> str | None:
         if template is not None and SLOT not in template:
-            raise ValueError(f"the template {template!r} has no {SLOT}; say where the question goes")
+            raise ValueError(f"the template {template!r} has no {SLOT}; add it where the question goes")
         return template
 
     @model_validator(mode="after")
@@ -98,7 +99,7 @@ class Capability(Spec):
                 "or source_unlocked (a model)"
             )
         if (self.system or self.unlocked_system) is not None and not self.chat:
-            raise ValueError("system needs chat: true, which puts it into the chat template")
+            raise ValueError("system needs chat: true, which applies the chat template")
         return self
 
     @property
@@ -127,11 +128,11 @@ class Grid(Spec):
     Attributes:
         aligner: calibration. "text": all tokens, centered, of the calibration texts and both sides' prompts; "prompts": of the
             prompts alone; "paper": last token of the locked prompts, uncentered (centered for pca).
-        n: number of questions that the direction (and with "prompts" and "paper" the map) is made from.
+        n: number of questions from which the direction (and with "prompts" and "paper" the map) is made.
         layer_map: "proportional", or target:source pairs such as "0:0 1:1 2:3".
-        method: of the aligner; the control "paper" is always the paper's own.
-        layers: layers that are steered, such as "0-2,5"; None for all.
-        rank: of the maps; by default 256, or what the calibration tokens span where that is less.
+        method: the aligner's method; the control "paper" always uses the paper's.
+        layers: layers to steer, such as "0-2,5"; None for all.
+        rank: rank of the maps; by default 256, or what the calibration tokens span if that is less.
         alpha, position, aggregate, operation, positions: as in `SteeringHook`, `SubspaceAligner`, `CapabilityDirection`.
     """
 
@@ -180,9 +181,9 @@ class PaperFigure(Spec):
 
     Attributes:
         arm: what was run, as arms are called here: unsteered, transferred, prompted, post_trained.
-        right: in percent.
-        about: whether it is the height of a bar, read by eye, within a point.
-        of: which other test set it is of; by default it is this config's.
+        right: percentage of right answers.
+        about: whether it was read by eye from a bar, to within a point.
+        of: the test set, if it is not this config's.
     """
 
     arm: Literal["unsteered", "transferred", "prompted", "post_trained"]
@@ -199,20 +200,21 @@ class SweepConfig(Spec):
         target: of the model that is to get it.
         naive: of a model that never learned the capability, for the control "naive".
         dtype: that they are loaded in; a server's models are in its own.
+        device: that they are loaded on, such as "cpu" or "cuda:1"; by default the GPU where there is one.
         remote: true, or the URL of a server, where they are not loaded but run on NDIF (backend nnsight); "local" runs here
             as NDIF would.
         sizes: how many problems each split takes; the splits share none.
-        others: further behaviours of the task, moved with the chosen settings: is each transfer specific?
+        others: other behaviours of the task, transferred with the chosen settings to check that each transfer is specific.
         calibration: text for the aligner "text": ordinary text, or what the models write themselves.
         aligner: further options of `SubspaceAligner`, for all maps but the paper's: sinks, ridge, skip_first and so on.
-        unrelated: text that has nothing to do with the capability: what steering costs there.
+        unrelated: text that has nothing to do with the capability, on which to measure the price of steering.
         controls: directions that the transfer is compared with.
         control_seeds: how many of each random control.
         nulls: how many sources without a capability go through the transfer's maps, grid and choice: noise, noise with the
             covariance of the source's states, and halves of the locked prompts against each other, in turn.
-        stop: strings before the first of which every completion ends.
-        seed: of problems, texts and controls.
-        paper_reports: what the paper reports of this experiment; the report shows it beside what was found.
+        stop: every completion ends before the first of these strings.
+        seed: seed of problems, texts and controls.
+        paper_reports: the paper's figures for this experiment, which the report shows next to the results.
 
     Raises:
         pydantic.ValidationError: a misspelt key or a value out of range; `load` and `parse` turn it into InvalidInput.
@@ -223,7 +225,8 @@ class SweepConfig(Spec):
     target: str
     naive: str | None = None
     backend: Literal["transformer_lens", "nnsight"] = "transformer_lens"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
+    device: str | None = None
     remote: bool | str = False
     task: TaskSpec
     sizes: Sizes
@@ -248,15 +251,15 @@ class SweepConfig(Spec):
     def _agrees(self) -> SweepConfig:
         SubspaceAligner(**self.aligner.model_dump())
         if max(self.grid.n) > self.sizes.extract and not self.capability.pairs:
-            raise ValueError(f"grid.n asks for {max(self.grid.n)} questions, sizes.extract gives {self.sizes.extract}")
+            raise ValueError(f"grid.n asks for {max(self.grid.n)} questions; sizes.extract gives {self.sizes.extract}")
         if "text" in self.grid.aligner and self.calibration is None:
-            raise ValueError('the aligner "text" needs calibration: (which text?); or leave it out of grid.aligner')
+            raise ValueError('the aligner "text" needs calibration: (the text); or leave it out of grid.aligner')
         if (
             isinstance(self.calibration, SelfText)
             and (self.calibration.n or 0) > self.sizes.extract
             and not self.capability.pairs
         ):
-            raise ValueError(f"calibration.n asks for {self.calibration.n} questions, sizes.extract gives {self.sizes.extract}")
+            raise ValueError(f"calibration.n asks for {self.calibration.n} questions; sizes.extract gives {self.sizes.extract}")
         if self.remote and self.backend != "nnsight":
             raise ValueError(f"remote is {self.remote!r}, and the backend {self.backend}; models on a server take nnsight")
         remote_of(self.remote)
@@ -270,14 +273,15 @@ class SweepConfig(Spec):
         """Read a YAML file.
 
         Raises:
-            InvalidInput: no such file, not YAML, a misspelt key (the nearest is named), a value out of range.
+            InvalidInput: the file is missing or not YAML, a key is misspelt (the nearest is suggested), or a value is out of
+                range.
         """
         file = Path(file)
         if not file.is_file():
             raise InvalidInput(f"there is no file {file}")
         content = read_yaml(file)
         if not isinstance(content, dict):
-            raise InvalidInput(f"{file} holds a {type(content).__name__}; expected keys such as source, target, task, grid")
+            raise InvalidInput(f"{file} contains a {type(content).__name__}; expected keys such as source, target, task, grid")
         return cls.parse(content, str(file))
 
     @classmethod
@@ -292,7 +296,7 @@ class SweepConfig(Spec):
         except RecursionError:
             raise InvalidInput(f"{name} cannot be used: it is nested too deeply") from None
         except ValidationError as error:
-            problems = "\n".join(f"  {in_words(problem)}" for problem in error.errors())
+            problems = "\n".join(f"  {in_words(problem)}" for problem in _first_causes(error.errors(include_url=False)))
             raise InvalidInput(f"{name} cannot be used:\n{problems}") from None
 
     @property
@@ -308,6 +312,17 @@ class SweepConfig(Spec):
         import yaml
 
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _first_causes(problems: Sequence[Any]) -> list[Any]:
+    """Without the lists that are too short only because something in them is wrong."""
+    places = [problem["loc"] for problem in problems]
+    return [
+        problem
+        for problem in problems
+        if problem["type"] != "too_short"
+        or not any(len(place) > len(problem["loc"]) and place[: len(problem["loc"])] == problem["loc"] for place in places)
+    ]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What describes a sweep beside its results: inputs, problems, forecast, provenance."""
+"""The description of a sweep, besides its results: inputs, problems, forecast, provenance."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def inputs(material: Material) -> dict[str, Any]:
         "problems": {name: getattr(material.splits, name).hash for name in ("extract", "train", "test")},
         "calibration": hash_of(material.texts),
         "unrelated": hash_of(material.unrelated),
+        "library": version("unlock-lens"),
     }
 
 
@@ -80,7 +81,7 @@ def provenance(material: Material) -> dict[str, Any]:
     """Versions, models, problems and texts."""
     now = inputs(material)
     return {
-        "library_version": version("unlock-lens"),
+        "library_version": now["library"],
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": _versions(),
         "models": now["models"],

@@ -1,4 +1,4 @@
-"""What maps look like at every rank, from one decomposition a layer: held-out error, coverage, cosine, spectra, effect."""
+"""Maps at every rank, from one decomposition for each layer: held-out error, coverage, cosine, spectra, effect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unlock_lens.method.crossval import held_out, splits
 from unlock_lens.method.linalg import coverage, spectral_entropy, spectrum
 
 HELD_OUT = 0.25
-"""Share of the calibration tokens, the last ones, that the map whose error is told was not fitted on."""
+"""Share of the calibration tokens (the last ones) that is held out when a map's error is measured."""
 
 
 def geometry(material: Material, chosen: Setting) -> dict[str, list[dict[str, Any]]]:

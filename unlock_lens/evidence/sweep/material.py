@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,19 +27,23 @@ from unlock_lens.errors import InvalidInput
 from unlock_lens.evidence import controls
 from unlock_lens.evidence.probe import Probe
 from unlock_lens.evidence.results import AT_PRICE, NAIVE, NAIVE_UNSTEERED, NULL, UNSTEERED
+from unlock_lens.evidence.sweep.captures import Captures
 from unlock_lens.evidence.sweep.config import Capability, Setting, SweepConfig
 from unlock_lens.evidence.tasks.problems import Problem, Task
 from unlock_lens.evidence.tasks.texts import SelfText
-from unlock_lens.hosts import backend_of, open_model
+from unlock_lens.hosts import backend_of, shape_of
+from unlock_lens.hosts.identity import ModelIdentity
 from unlock_lens.method.align import RANK
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Side = Literal["source", "target", "naive"]
-ZOO = "zoo:"
 PAPER_RANKS, PAPER_ALPHAS = (1, 4, 16, 64, 128, 256, 512), (0.05, 0.1, 0.2, 0.5)
 """What the paper tries (arXiv:2604.06377), with mean and pca, and n from 4 on."""
 NULLS = ("noise", "states", "halves")
 """Kinds of sources without a capability, in turn."""
+SHORT = 20
+"""Characters below which a question may stand in a text by chance."""
 PROBED = 32
 """Train prompts whose first tokens a forecast looks at."""
 
@@ -48,6 +53,8 @@ class Material:
 
     def __init__(self, config: SweepConfig, progress: bool = True) -> None:
         self.config, self.progress = config, progress
+        self.shapes = self._shapes()
+        self._check_ranges()
         self.splits = config.task.splits(config.sizes, config.seed)
         self.leaking = 0
         self._check_others()
@@ -56,8 +63,8 @@ class Material:
         self.texts = self._calibration()
         self.unrelated = config.unrelated.read(config.seed + 1) if config.unrelated else None
         self._made: dict[Hashable, Any] = {}
+        self.kept: Captures | None = None
         self.source, self.target = self.model(config.source), self.model(config.target)
-        self._check_ranges()
         self.left_out = self._controls_left_out()
 
     @property
@@ -80,9 +87,8 @@ class Material:
 
     def model(self, name: str) -> Any:
         config = self.config
-        if name.startswith(ZOO):
-            return self.once(("model", name), lambda: zoo.load(name.removeprefix(ZOO), config.backend, config.dtype))
-        return self.once(("model", name), lambda: open_model(name, config.backend, config.dtype, config.where))
+        how = config.backend, config.dtype, config.where, config.device
+        return self.once(("model", name), lambda: zoo.named(name, *how))
 
     def baseline(self, setting: Setting) -> Setting:
         """The unsteered run that a steered one is paired with: of the same model, on the same locked prompts."""
@@ -96,7 +102,7 @@ class Material:
     def steer(self, setting: Setting) -> SteeringHook:
         """The hook of a steered setting."""
         if setting.alpha is None or setting.operation is None or setting.positions is None:
-            raise InvalidInput(f"{setting} is a baseline; it steers nothing")
+            raise InvalidInput(f"{setting} is a baseline, which is not steered")
         layers = parse_layers(setting.layers)
         return SteeringHook(self.direction(setting), setting.alpha, setting.operation, setting.positions, layers)
 
@@ -137,7 +143,7 @@ class Material:
         return self.splits.train.first(min(PROBED, len(self.splits.train)))
 
     def probe(self, setting: Setting) -> Probe:
-        """How the target begins on train prompts when it is steered, beside the source's unlocked variant."""
+        """How the steered target starts on train prompts, compared with the source's unlocked variant."""
         task = self.probed
         capability = self.capability(setting.capability)
         unlocked = self.model(capability.source_unlocked) if capability.source_unlocked else self.source
@@ -159,7 +165,7 @@ class Material:
         tokens = self.once(("tokens", calibration, to), lambda: paired_tokens(source, target, like.positions, like.skip_first))
         own = 0 if side == "source" else 1
         chosen, how = Picked((source, target)[own], tokens[own]), How(self.config.batch_size, progress=self.progress)
-        whole = self.once(("states", side, calibration, to), lambda: read.states(chosen, how=how))
+        whole = self.read_once(("states", side, calibration, to), lambda: read.states(chosen, how=how))
         return whole[:, : sum(len(of_text) for of_text in tokens[own][: self._n_texts(calibration, n)])]
 
     def _n_texts(self, calibration: str, n: int | None) -> int | None:
@@ -176,7 +182,7 @@ class Material:
     def _mean_locked(self, layers: Sequence[int]) -> Tensor:
         """The target's mean state at the end of the locked prompts that directions are extracted from."""
         locked, how = self._calibrating("target", "prompts"), How(self.config.batch_size)
-        return self.once("mean locked", lambda: mean_state(locked, None, -1, how))[list(layers)]
+        return self.read_once("mean locked", lambda: mean_state(locked, None, -1, how))[list(layers)]
 
     def _direction(self, setting: Setting) -> CapabilityDirection:
         if setting.control in AT_PRICE:
@@ -231,7 +237,7 @@ class Material:
         locked = self._calibrating("source", "paper")
         tokens = one_token(locked, _position(setting))
         how = How(self.config.batch_size, progress=self.progress)
-        return self.once(("locked states", setting.position), lambda: read.states(Picked(locked, tokens), how=how))
+        return self.read_once(("locked states", setting.position), lambda: read.states(Picked(locked, tokens), how=how))
 
     def _source_contrast(self, setting: Setting) -> Contrast:
         """The source's contrast of the locked prompts with those of another template."""
@@ -240,7 +246,8 @@ class Material:
         other = capability.model_copy(update={"unlocked": template, "pairs": None, "demonstrations": ()})
         locked, unlocked = self.asked(self.source, extract, other), self.asked(self.source, extract, other, unlocked=True)
         position = _position(setting)
-        whole = self.once(("contrast", setting.control, position), lambda: self._captured(locked, unlocked, position))
+        key = ("contrast", setting.control, position)
+        whole = self.once(key, lambda: self._captured(locked, unlocked, position, key))
         return whole.first(min(setting.n or len(whole), len(whole)))
 
     def _fitted(self, setting: Setting, to: Side, shuffled: int | None) -> SubspaceAligner:
@@ -268,10 +275,13 @@ class Material:
         unlocked_model = capability.source_unlocked if side == "source" else capability.target_unlocked
         model = self._side(side)
         locked, unlocked = self._contrasted(capability, model, self.model(unlocked_model) if unlocked_model else model)
-        return self._captured(locked, unlocked, position)
+        return self._captured(locked, unlocked, position, ("contrast", side, name, position))
 
-    def _captured(self, locked: Variant, unlocked: Variant, position: int) -> Contrast:
-        return Contrast.capture(locked, unlocked, position=position, batch_size=self.config.batch_size, progress=self.progress)
+    def _captured(self, locked: Variant, unlocked: Variant, position: int, key: Hashable) -> Contrast:
+        how = {"position": position, "batch_size": self.config.batch_size, "progress": self.progress}
+        read_now = partial(Contrast.capture, locked, unlocked, **how)
+        found = self.read_once(("differences", key), lambda: read_now().differences)
+        return Contrast.of_read(found, locked, unlocked, position=position)
 
     def _contrasted(self, capability: Capability, locked: Any, unlocked: Any, n: int | None = None) -> tuple[Variant, Variant]:
         """What directions are made from: pairs of prompts, or the extract split in both templates; n of them, or all."""
@@ -311,7 +321,8 @@ class Material:
         pair = self._contrasted(capability, self._side(how.by), other, how.n)
         budget, config = how.max_new_tokens or self.config.max_new_tokens, self.config
         write = partial(calibration_texts, *pair, budget, config.batch_size, config.stop, self.progress)
-        return self.once("self-written", write)
+        kept = self.kept
+        return self.once("self-written", partial(kept.texts, "self-written", write) if kept else write)
 
     def _side(self, side: Side) -> Any:
         return self.model({"source": self.config.source, "target": self.config.target, "naive": self.config.naive or ""}[side])
@@ -321,6 +332,11 @@ class Material:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
+
+    def read_once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """`once` of what is read from models, which an earlier run of the same sweep may have kept."""
+        kept = self.kept
+        return self.once(key, partial(kept.tensor, key, make) if kept else make)
 
     def _calibration(self) -> list[str] | None:
         """The calibration texts, without those that hold a question of the train or test split."""
@@ -332,6 +348,13 @@ class Material:
         self.leaking = len(texts) - len(kept)
         if not kept:
             raise InvalidInput("every calibration text holds a question of the train or test split; give other texts")
+        if self.leaking:
+            logger.warning(
+                "%d of %d calibration texts hold a question of the train or test split, and are left out%s",
+                self.leaking,
+                len(texts),
+                f" (the shortest question is {shortest!r})" if len(shortest := min(asked, key=len)) < SHORT else "",
+            )
         return kept
 
     def _check_others(self) -> None:
@@ -351,7 +374,7 @@ class Material:
                 )
             asked = [*self.splits.train.questions, *self.splits.test.questions]
             if shared := next((q for q in asked if any(q in prompt for prompt in (*locked, *unlocked))), None):
-                raise InvalidInput(f"{capability.pairs} holds the train or test question {shared[:60]!r}; take it out")
+                raise InvalidInput(f"{capability.pairs} contains the train or test question {shared[:60]!r}; remove it")
 
     def _check_demonstrations(self) -> None:
         asked = {problem.key: problem.question for task in (self.splits.train, self.splits.test) for problem in task.problems}
@@ -359,11 +382,11 @@ class Material:
             for shown in capability.demonstrations:
                 text = Problem(f"{shown.question}\n{shown.answer}", shown.answer).key
                 if held := next((question for key, question in asked.items() if key in text), None):
-                    raise InvalidInput(f"a demonstration holds the train or test question {held[:60]!r}; take it out")
+                    raise InvalidInput(f"a demonstration contains the train or test question {held[:60]!r}; remove it")
 
     def _controls_left_out(self) -> dict[str, str]:
         """Controls that cannot be run here, and why."""
-        source, target = (backend_of(model).identity for model in (self.source, self.target))
+        source, target = self.shapes[self.config.source], self.shapes[self.config.target]
         reasons = {
             NAIVE: (self.config.naive is None, "no naive model is named"),
             "unaligned": (source.d_model != target.d_model, f"the widths differ, {source.d_model} and {target.d_model}"),
@@ -378,7 +401,7 @@ class Material:
     @property
     def widest(self) -> int:
         """The largest rank that a map between the models can have."""
-        return min(backend_of(model).identity.d_model for model in (self.source, self.target))
+        return min(self.shapes[name].d_model for name in (self.config.source, self.config.target))
 
     @property
     def can_ask(self) -> bool:
@@ -386,8 +409,15 @@ class Material:
         capability = self.config.capability
         return capability.asks or capability.target_unlocked is not None
 
+    def _shapes(self) -> dict[str, ModelIdentity]:
+        """Depth and width of every model that is named, as their configs say: nothing is loaded for a name that is wrong."""
+        capabilities = (self.config.capability, *self.config.others)
+        unlocked = [name for each in capabilities for name in (each.source_unlocked, each.target_unlocked)]
+        names = (self.config.source, self.config.target, self.config.naive, *unlocked)
+        return {name: shape_of(zoo.resolved(name)) for name in dict.fromkeys(names) if name}
+
     def _check_ranges(self) -> None:
-        source, target = (backend_of(model).identity for model in (self.source, self.target))
+        source, target = self.shapes[self.config.source], self.shapes[self.config.target]
         grid, widest = self.config.grid, self.widest
         if (most := max((rank for rank in grid.rank if rank != RANK), default=0)) > widest:  # the default is capped
             raise InvalidInput(f"grid.rank has {most}; the narrower of {source} and {target} allows at most {widest}")

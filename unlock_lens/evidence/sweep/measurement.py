@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from unlock_lens.core.generation import complete
 from unlock_lens.core.steering import SteeringHook
 from unlock_lens.core.variant import Variant, padded
 from unlock_lens.evidence.distributions import Price, completion_log_probs, first_token_entropies, price
-from unlock_lens.evidence.evaluation import Evaluation, Sampled, compare, cut_share, evaluate, sample
+from unlock_lens.evidence.evaluation import Evaluation, Sampled, compare, cut_share, evaluate_arms, sample
 from unlock_lens.evidence.results import FORCED, NAIVE, NAIVE_UNSTEERED, PROMPTED, Line
 from unlock_lens.evidence.statistics import wilson_interval
 from unlock_lens.evidence.sweep.config import Setting
@@ -32,15 +32,39 @@ def measured(
     With a baseline (the test line of `material.baseline(setting)`) also the paired comparison, the price on unrelated text and,
     for the transfer, the sharpening. `steered` is the line of the run whose first tokens a forced run begins with.
     """
-    capability, config, model = material.capability(setting.capability), material.config, _model(material, setting)
-    task, steer = getattr(material.splits, split), None if setting.alpha is None else material.steer(setting)
-    prompts = material.asked(model, task, capability, unlocked=setting.control == PROMPTED)
     if setting.control in FORCED and steered is not None:
-        found = _forced(material, task, prompts, int(setting.control.rpartition("_")[2]), steered["completions"])
+        found = _forced(material, setting, split, steered["completions"])
     else:
-        found = evaluate(
-            model, task, prompts, steer, config.max_new_tokens, config.batch_size, progress=False, stop=config.stop
-        )
+        found = evaluated(material, [setting], split)[0]
+    return described(material, setting, split, found, baseline)
+
+
+def alike(material: Material, setting: Setting) -> tuple[Hashable, ...]:
+    """Equal for settings whose completions begin with the same prompts in the same model."""
+    return id(_model(material, setting)), material.capability(setting.capability).plain, setting.control == PROMPTED
+
+
+def evaluated(material: Material, settings: Sequence[Setting], split: str) -> list[Evaluation]:
+    """The completions of settings that are alike, judged."""
+    config, model, task = material.config, _model(material, settings[0]), getattr(material.splits, split)
+    steers = [None if setting.alpha is None else material.steer(setting) for setting in settings]
+    prompts = _prompts(material, settings[0], split)
+    return evaluate_arms(
+        model, task, prompts, steers, config.max_new_tokens, config.batch_size, progress=False, stop=config.stop
+    )
+
+
+def _prompts(material: Material, setting: Setting, split: str) -> Variant:
+    task, capability = getattr(material.splits, split), material.capability(setting.capability)
+    return material.asked(_model(material, setting), task, capability, unlocked=setting.control == PROMPTED)
+
+
+def described(
+    material: Material, setting: Setting, split: str, found: Evaluation, baseline: Line | None = None
+) -> dict[str, Any]:
+    """What `measured` says of an evaluation."""
+    config, task = material.config, getattr(material.splits, split)
+    steer = None if setting.alpha is None else material.steer(setting)
     told = {
         **asdict(found.outcome),
         "right": [int(right) for right in found.right],
@@ -66,7 +90,7 @@ def measured(
 
 
 def at_price(material: Material, setting: Setting, kl: float) -> Setting:
-    """The setting at the strength, to 3 digits, at which it costs nearest to `kl` nats a token on unrelated text.
+    """The setting at the strength, to 3 digits, at which it costs closest to `kl` nats per token on unrelated text.
 
     Bisection on the logarithm, from a sixteenth of the setting's strength to sixteen times it.
     """
@@ -96,8 +120,13 @@ def _strict(task: Task, completions: Sequence[str]) -> dict[str, Any] | None:
     return {"tags": list(task.answer_tags), **share, "right": [int(each) for each in right], "tagged": tagged}
 
 
-def _forced(material: Material, task: Task, prompts: Variant, k: int, steered: Sequence[str]) -> Evaluation:
-    """The unsteered target goes on from the first k tokens that the steered one wrote: what the opening alone brings."""
+def _forced(material: Material, setting: Setting, split: str, steered: Sequence[str]) -> Evaluation:
+    """The unsteered target, continuing from the first k tokens that the steered one wrote: the effect of the opening."""
+    task, prompts, k = (
+        getattr(material.splits, split),
+        _prompts(material, setting, split),
+        int((setting.control or "").rpartition("_")[2]),
+    )
     started, tokenizer, asked = time.perf_counter(), prompts.backend.tokenizer, prompts.tokens
     openings = [ids[:k] for ids in tokenizer(list(steered), add_special_tokens=False)["input_ids"]]
     rows = [ids[mask.bool()].tolist() for ids, mask in zip(asked.ids, asked.mask, strict=True)]

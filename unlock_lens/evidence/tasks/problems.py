@@ -28,7 +28,7 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """The question with its white space evened out: what tells problems apart."""
+        """The question with normalised white space, which identifies the problem."""
         return " ".join(self.question.split())
 
 
@@ -44,12 +44,12 @@ class Task:
         check: whether a completion is right: one of `unlock_lens.evidence.tasks.CHECKS`, or your own.
         classify: which behaviour a completion shows; None if the task does not tell behaviours apart.
         behaviour_names: all that `classify` may return.
-        answer_tags: what stands before and after a final answer, such as ("<atok>", "</atok>"). A completion is then right if
-            what stands between them is, or if the check says so of all of it; `strict` takes the first alone.
-        code_hash: of the code of the check, for a sweep to notice that it changed.
+        answer_tags: tags before and after a final answer, such as ("<atok>", "</atok>"). A completion is then right if the text
+            between them is right, or if it is right as a whole; `strict` only counts the former.
+        code_hash: hash of the check's code, so that a sweep notices a change.
 
     Raises:
-        InvalidInput: no problems, or one without a question or an answer.
+        InvalidInput: there are no problems, or one lacks a question or an answer.
 
     Example:
         >>> from unlock_lens.evidence.tasks import CHECKS, Problem, Task
@@ -119,7 +119,7 @@ class Task:
         """Which behaviour each completion shows; None if the task does not tell behaviours apart.
 
         Raises:
-            InvalidInput: another number of completions than of problems, or a behaviour that is not in `behaviour_names`.
+            InvalidInput: the numbers of completions and problems differ, or a behaviour is not in `behaviour_names`.
         """
         self._check_count(completions)
         if not self.classify:
@@ -135,7 +135,7 @@ class Task:
     def first(self, n: int) -> Task:
         """The task of the first n problems."""
         if not 1 <= n <= len(self):
-            raise InvalidInput(f"the first {n} problems of {self.name} were asked for; there are {len(self)}")
+            raise InvalidInput(f"the first {n} problems of {self.name} were requested; there are {len(self)}")
         return dataclasses.replace(self, problems=self.problems[:n])
 
     def _check_count(self, completions: Sequence[str]) -> None:
@@ -150,7 +150,7 @@ def between(text: str, tags: tuple[str, str]) -> str | None:
 
 
 class Sizes(Spec):
-    """How many problems directions are made from, settings are chosen on, and results are reported on.
+    """Numbers of problems for making directions, choosing settings, and reporting results.
 
     Attributes:
         in_order: take the first problems for train and the last for extract (the last one first), instead of drawing them.
@@ -229,4 +229,4 @@ def _refuse_shared(some: Task, others: Task, names: str) -> None:
     keys = {problem.key for problem in others.problems}
     shared = next((problem for problem in some.problems if problem.key in keys), None)
     if shared:
-        raise InvalidInput(f"{names} share the question {shared.question!r}; take it out of one of them")
+        raise InvalidInput(f"{names} share the question {shared.question!r}; remove it from one of them")

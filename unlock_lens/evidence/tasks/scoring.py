@@ -1,4 +1,4 @@
-"""Is a completion right? Checks against the answer of one problem, by name."""
+"""Checks whether a completion is right, given the answer of its problem, by name."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LATEX_MARKS = re.compile(r"(?<!\\)\$|\\boxed|\\\[|\\\(")
 
 
 def exact(completion: str, problem: Problem) -> bool:
-    """The completion is the answer, whatever its white space and case."""
+    """The completion equals the answer, ignoring white space and case."""
     said, wanted = (" ".join(text.split()).casefold() for text in (completion, problem.answer))
     return said == wanted
 
@@ -52,7 +52,7 @@ def number(completion: str, problem: Problem) -> bool:
     """
     wanted = _PLAIN_NUMBER.fullmatch(problem.answer.strip())
     if wanted is None:
-        raise InvalidInput(f'the answer {problem.answer!r} is not a number; take the check "math" or "exact"')
+        raise InvalidInput(f'the answer {problem.answer!r} is not a number; use the check "math" or "exact"')
     found = list(_NUMBER.finditer(completion))
     return bool(found) and _value(found[-1]) == _value(wanted)
 
@@ -69,7 +69,7 @@ def choice(completion: str, problem: Problem) -> bool:
     """
     wanted = _LETTER.fullmatch(problem.answer)
     if wanted is None:
-        raise InvalidInput(f'the answer {problem.answer!r} is not an option letter from A to J; take the check "exact"')
+        raise InvalidInput(f'the answer {problem.answer!r} is not an option letter from A to J; use the check "exact"')
     found = _STATED_LETTER.findall(completion) or ["".join(groups) for groups in _MARKED_LETTER.findall(completion)]
     return bool(found) and found[-1] == wanted[1]
 

@@ -67,7 +67,7 @@ class RunningSumSpec(_Source):
     def pools(self, n: int, seed: int) -> tuple[Task, Task | None]:
         there = MODULUS**DIGITS_PER_QUESTION
         if n > there:
-            raise InvalidInput(f"there are {there} running sums, and sizes ask for {n} of them; ask for fewer")
+            raise InvalidInput(f"there are {there} running sums, but sizes ask for {n}; ask for fewer")
         rng = random.Random(f"running_sum {seed}")
         drawn: dict[Digits, None] = {}
         while len(drawn) < n:
@@ -107,7 +107,7 @@ class JsonlSpec(_Source):
             if not isinstance(found, str) or not found.strip():
                 raise InvalidInput(
                     f"{place} has no text under {name}; it has {', '.join(record) or 'nothing'} "
-                    "(say with question: and answer: which fields to read)"
+                    "(set question: and answer: to the fields)"
                 )
         problem = Problem(str(question), str(answer))
         # Answers that a check cannot work with are reported now, not after hours of generation; "math" takes any, and its time.
@@ -127,7 +127,7 @@ class ReasoningGymSpec(_Source):
 
     Attributes:
         options: of its configuration, such as {"min_terms": 3}.
-        check: a check in place of the dataset's own.
+        check: a check to use instead of the dataset's own.
 
     Source: Stojanovski et al., "Reasoning Gym", arXiv:2505.24760.
     """
@@ -182,7 +182,7 @@ class PythonSpec(_Source):
         try:
             found = runpy.run_path(str(self.path)).get(self.name)
         except (Exception, SystemExit) as error:  # whatever the user's own code raises
-            raise InvalidInput(f"{self.path} failed when it was run ({type(error).__name__}: {error}); mend it") from error
+            raise InvalidInput(f"{self.path} failed when it was run ({type(error).__name__}: {error}); fix it") from error
         if not isinstance(found, Task):
             given = "nothing" if found is None else f"a {type(found).__name__}"
             raise InvalidInput(

@@ -41,18 +41,27 @@ def read_yaml(file: Path) -> Any:
     """The content of a YAML file, of plain values alone.
 
     Raises:
-        InvalidInput: no such file, too large, not YAML, an alias, a key that occurs twice, more levels than anything needs.
+        InvalidInput: the file cannot be read, or as `parse_yaml`.
     """
     try:
         with file.open("rb") as source:
             content = source.read(LARGEST + 1)
     except OSError as error:
         raise InvalidInput(f"{file} cannot be read: {error.strerror}") from error
+    return parse_yaml(content, file)
+
+
+def parse_yaml(content: bytes, origin: Any) -> Any:
+    """The plain values of some YAML; `origin` names it in messages.
+
+    Raises:
+        InvalidInput: the content is too large, or not YAML, or has aliases, repeated keys, or too many levels.
+    """
     if len(content) > LARGEST:
-        raise InvalidInput(f"{file} has more than {LARGEST} bytes, which is no config")
+        raise InvalidInput(f"{origin} has more than {LARGEST} bytes, which is too large for a config")
     if any(line.count(b"[") + line.count(b"{") > MOST_OPENED for line in content.splitlines()):
-        raise InvalidInput(f"{file} opens more than {MOST_OPENED} brackets in a line; write one item to a line")
+        raise InvalidInput(f"{origin} opens more than {MOST_OPENED} brackets in a line; write one item to a line")
     try:
         return yaml.load(content.decode("utf-8-sig"), _Plain)
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
-        raise InvalidInput(f"{file} is not YAML: {plain(str(error), 500)}") from error
+        raise InvalidInput(f"{origin} is not YAML: {plain(str(error), 500)}") from error
