@@ -123,7 +123,12 @@ def test_only_the_figures_that_decide_are_unfolded(opened: Open) -> None:
 
 def test_a_mark_tells_its_value_under_the_pointer(opened: Open) -> None:
     with opened() as page:
-        page.locator("#figure-flips .wide rect[data-tip]").first.hover()
+        bar = page.locator("#figure-flips .wide rect[data-tip]").first
+        page.evaluate("document.documentElement.style.scrollBehavior = 'auto'")
+        bar.scroll_into_view_if_needed()
+        page.wait_for_timeout(200)  # scrolling hides what is told of another mark
+        bar.hover()
+        page.locator(".tip").wait_for(state="visible")
         told = page.inner_text(".tip")
         assert "naive target" in told
         assert "wrong to right" in told

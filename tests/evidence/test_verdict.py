@@ -79,7 +79,7 @@ def test_the_words_hold_every_number_a_sceptic_asks_for() -> None:
         r"\+85\.0 points",
         "p < 0.0001",
         f"{paired['gained']} wrong .*{paired['lost']} right",
-        "every one: 5",
+        r"every control \(5 were run\)",
         r"random \(14\.0%, best of 3 seeds: \+84\.0 points",
         "own direction 100.0%",
         "most of the gain",

@@ -17,9 +17,9 @@ def run(rig: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_it_shows_what_is_kept(run: Any) -> None:
-    """Numbers, table and completions of a run are those in the notebook; its seconds, bytes sent and job counts may differ."""
+    """Numbers, table and completions of a run are those in the notebook; its seconds may differ."""
     kept = shown(notebook_of(REMOTE))
-    assert any("transferred      0.5           100" in line for cell in kept for line in cell)
+    assert any("transferred  alpha 0.5   100 of 100 right" in line for cell in kept for line in cell)
     assert shown(run) == kept
 
 

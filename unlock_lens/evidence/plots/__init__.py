@@ -34,19 +34,17 @@ class Entry:
 
 
 FIGURES = (
-    Entry(arms, "Bars are 95% Wilson intervals; open circles are other seeds, and the dotted line is the unsteered target."),
-    Entry(flips, "A transfer should turn wrong answers right and hardly any right answer wrong."),
-    Entry(strength_curve, "Strength was chosen here, on other questions than those reported; the band is the 95% interval."),
-    Entry(specificity, "A framed cell is the behaviour that was wanted: it should be dark, and the rest of its row pale."),
-    Entry(lengths, "A changed behaviour shows in the length of what is written, whether or not the answer is right."),
-    Entry(sharpening, "Where the dashed line lies on the curve says how many samples one steered answer is worth."),
-    Entry(frontier, "The framed cell was chosen; a wide dark area means that the result does not hang on that choice."),
+    Entry(arms, "Bars are 95% Wilson intervals. Open circles are other seeds, and the dotted line is the unsteered target."),
+    Entry(flips, "A good transfer turns many wrong answers right and few right answers wrong."),
+    Entry(strength_curve, "The strength was chosen here, on questions that are not reported. The band is the 95% interval."),
+    Entry(specificity, "Framed cells are the behaviours that were wanted. They should be dark, and the rest of each row pale."),
+    Entry(lengths, "A changed behaviour shows in the length of the completions, whether or not the answers are right."),
+    Entry(sharpening, "The dashed line meets the curve at the number of samples that one steered answer is worth."),
+    Entry(frontier, "The framed cell was chosen. A wide dark area means that the result does not depend on that choice."),
     Entry(
         transform_error,
-        "Mean over layers, on tokens the map was not fitted to; their kind differs by panel, so compare within one.",
+        "Mean over layers, on tokens that the map was not fitted to. Panels use different tokens: compare within one.",
     ),
-    Entry(
-        spectra, "The faster a line falls, the fewer dimensions hold the layer's activations, and the lower a rank suffices."
-    ),
-    Entry(heat_maps, "A direction that the calibration text does not span cannot be carried over by any map."),
+    Entry(spectra, "The faster a line falls, the fewer dimensions the layer uses, and the lower the rank that suffices."),
+    Entry(heat_maps, "No map can carry over a direction that the calibration text does not span."),
 )

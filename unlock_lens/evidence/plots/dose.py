@@ -19,7 +19,7 @@ def dose_response(found: Response) -> go.Figure:
     """The share of completions that show the behaviour over strength, with its 95% interval and EC50, and the price below."""
     priced = "kl" in found.table
     headings = ["completions that show the behaviour", "price on unrelated text"][: 1 + priced]
-    drawn = style.panels("Dose and response", headings, [220, 150][: 1 + priced])
+    drawn = style.panels("Behaviour and price by strength", headings, [220, 150][: 1 + priced])
     for name, one in ((TRANSFERRED, found), ("own", found.own)):
         if one is not None:
             _draw(drawn, one, name, priced)
@@ -27,7 +27,7 @@ def dose_response(found: Response) -> go.Figure:
     tried: Sequence[float] = [*found.table.index, *(found.own.table.index if found.own else ())]
     drawn.update_xaxes(title="strength alpha", **style.log_ticks(tried))
     if priced:
-        drawn.update_yaxes(title="nats a token", row=2, rangemode="tozero")
+        drawn.update_yaxes(title="nats per token", row=2, rangemode="tozero")
     style.legend_below(drawn, 52)
     return drawn
 

@@ -57,7 +57,7 @@ def svg(drawn: go.Figure, width: int) -> str:
 
     Classes "text", "strong", "grid" and "ink" are left to the page's style sheet.
     """
-    spec = drawn.to_plotly_json()
+    spec: dict[str, Any] = drawn.to_plotly_json()
     panels = list(_panels(spec["data"], spec["layout"], width))
     made = Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "width": str(width)})
     widest = max((len(_plain(label)) for panel in panels for _, label in panel.y.ticks), default=0)

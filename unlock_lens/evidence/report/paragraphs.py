@@ -35,12 +35,12 @@ def of(results: Results, arms: Arms, against: Sequence[Rival], nulls: NullTest |
 
 def _nulls(nulls: NullTest | None) -> str:
     if nulls is None:
-        return "No source without a capability was tried: how often noise would look like this is not known."
+        return "No source without a capability was tried, so it is unknown how often noise would look like this."
     return (
-        f"Of {nulls.n} sources without a capability (noise, noise with the covariance of the source's states, halves of the "
-        f"locked prompts), moved by the same maps and with the same settings to choose from, {nulls.as_good} arrive at no "
-        f"greater strength than the transfer: p = {nulls.p:.2g}. Arriving is a gain of {points(nulls.needed)} points on train; "
-        f"{nulls.arrive} of them arrive at some strength."
+        f"{nulls.n} sources without a capability (noise, noise with the covariance of the source's states, halves of the "
+        f"locked prompts) went through the same maps, with the same settings to choose from. {nulls.as_good} of them arrive at "
+        f"no greater strength than the transfer: p = {nulls.p:.2g}. Arriving means gaining {points(nulls.needed)} points on "
+        f"train; {nulls.arrive} of them arrive at some strength."
     )
 
 
@@ -64,7 +64,7 @@ def _controls(results: Results, against: Sequence[Rival]) -> str:
     found: list[str] = []
     if against:
         how = "question by question" if all(rival.paired for rival in against) else "by intervals where no answers were kept"
-        found.append(f"Controls that it must beat, every one: {len(against)}, compared {how}.")
+        found.append(f"The transfer must beat every control ({len(against)} were run), compared {how}.")
     for verb, beaten in (("It beats", True), ("It does not beat", False)):
         named = [_named(results, rival) for rival in against if rival.beaten == beaten]
         found += [f"{verb} {listed(named)}."] if named else []
@@ -98,7 +98,7 @@ def _naive(arms: Arms) -> str:
         return f"The naive target gains too ({change}): what it never learned was brought to it, not unlocked in it."
     if few:
         return f"Whether the naive target gains, which it must not, cannot be decided ({change}): {few}."
-    return f"The naive target shows no gain, as it must not ({change})."
+    return f"The naive target shows no gain, as expected ({change})."
 
 
 def _references(arms: Arms) -> str:
@@ -162,7 +162,7 @@ def specificity(results: Results) -> str:
     stray = [share for name, shares in rows for other, share in shares.items() if other not in (name, "direct", "other")]
     return (
         f"Specificity: {len(own)} of {len(rows)} transferred capabilities bring their own behaviour in most completions "
-        f"({shown}); another one's comes in at most {max(stray, default=0.0):.0%}."
+        f"({shown}); that of another appears in at most {max(stray, default=0.0):.0%}."
     )
 
 
