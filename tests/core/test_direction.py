@@ -116,7 +116,7 @@ def test_extract_refuses_before_it_runs_a_model(small: Any, large: Any, monkeypa
         extract(locked, unlocked, position=-20)
     with pytest.raises(ul.InvalidInput, match="position 9 .* every prompt needs 10"):
         extract(locked, unlocked, position=9)
-    with unchecked(), pytest.raises(ul.InvalidInput, match='no aggregate \'median\'; take "mean", "pca", or a function'):
+    with unchecked(), pytest.raises(ul.InvalidInput, match='no aggregate \'median\'; use "mean", "pca", or a function'):
         extract(locked, unlocked, aggregate="median")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ul.InvalidInput, match="batch_size 0"):
         extract(locked, unlocked, batch_size=0)

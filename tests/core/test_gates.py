@@ -231,7 +231,7 @@ def test_a_prompt_in_parts_is_decided_by_its_end() -> None:
     first, second, step = (h[:, :4], Chunk(6)), (h[:, 4:], Chunk(6, seen=4)), (h[:, :1], Chunk(6, seen=6))
     assert watch(*first) is first[0]
     assert last(*first) is first[0]
-    with pytest.raises(ul.InvalidInput, match="before it has read that token in every row: run the prompts in one pass"):
+    with pytest.raises(ul.InvalidInput, match="before it has read that token in every row; run the prompts in one pass"):
         every(*first)
     assert watch(*second) is second[0]
     changed = (last(*second) != second[0]).any(dim=-1)
