@@ -112,7 +112,7 @@ def test_python_command_line_and_configs_agree() -> None:
     for name in ("backend", "dtype", "device"):
         default = signature(open_model).parameters[name].default
         assert getattr(options, name) == default == fields[name].default
-    for wrong in ({"dtype": "float64"}, {"dtype": "int8"}):
+    for wrong in ({"dtype": "float8"}, {"dtype": "int8"}):
         with pytest.raises(ul.InvalidInput, match="dtype"):
             SweepConfig.parse({**recipes.smallest().model_dump(mode="json"), **wrong})
 

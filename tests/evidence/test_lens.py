@@ -212,7 +212,7 @@ class TestBadInput:
             (lambda d: lens.cosines(cast("Any", [d])), "directions"),
             (lambda d: lens.projection(cast("Any", ul.SteeringHook(d, 1.0)), {}), "SteeringHook.*CapabilityDirection"),
             (lambda d: lens.projection(d, [1]), "list.*ActivationCache"),
-            (lambda d: lens.projection(d, {0: [1.0]}), "hook_resid_post.*tensor"),
+            (lambda d: lens.projection(d, {0: [1.0]}), "hook_resid_post.*run_with_cache"),
         ],
     )
     def test_what_is_neither_a_direction_nor_a_cache(

@@ -313,8 +313,18 @@ HASHED = ("direction", "aligner", "key", "gguf")
 TEXTS = b'{"question": "1 + 1?", "answer": "2"}\n{"question": "2 + 2?", "answer": "4", "n": [1, {"a": 2.5}]}\n'
 PAIRS = b'{"locked": "1 + 1?", "unlocked": "Think. 1 + 1?"}\n{"locked": "2?", "unlocked": "Think. 2?", "n": [1]}\n'
 CARD = b"---\nlicense: mit\ntags: [a, b]\nbase_model: org/model\nlibrary_name: other\n---\n\n# Mine\n\nText.\n"
-DESCRIBING = ("geometry.json", "provenance.json", "problems.json", "diagnosis.json", "benchmarks.json", "inputs.json")
-"""Damaged descriptions count as missing."""
+DESCRIBING = (
+    "results.jsonl", "geometry.json", "provenance.json", "problems.json", "diagnosis.json", "benchmarks.json", "inputs.json"
+)  # fmt: skip
+    "results.jsonl",
+    "geometry.json",
+    "provenance.json",
+    "problems.json",
+    "diagnosis.json",
+    "benchmarks.json",
+    "inputs.json",
+)
+"""Damaged descriptions count as missing, and damaged lines of results are set aside."""
 Kind = tuple[str, Callable[[], bytes], Callable[[Path], Any]]
 KINDS: dict[str, Kind] = {
     "direction": ("d.safetensors", lambda: _written(a_direction().save, "d.safetensors"), use_direction),

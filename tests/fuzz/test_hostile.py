@@ -103,8 +103,10 @@ def test_a_hostile_file_is_refused_or_says_what_it_says(hostile: Path, kind: str
     assert [told for told in said if not all(c.isprintable() or c in "\n\t" for c in told)] == []
 
 
-def test_the_damaged_parts_of_a_sweeps_folder_are_left_out(hostile: Path, tmp_path: Path) -> None:
-    logging.getLogger("unlock_lens").setLevel(logging.ERROR)
+def test_the_damaged_parts_of_a_sweeps_folder_are_left_out(
+    hostile: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR, "unlock_lens")
     refused: set[str] = set()
     for damaged in sorted((hostile / "results").iterdir()):
         folder = tmp_path / damaged.name

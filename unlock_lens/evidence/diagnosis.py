@@ -182,7 +182,7 @@ class Diagnosis:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, given: Mapping[str, Any]) -> Diagnosis:
+    def from_json(cls, given: Any) -> Diagnosis:
         """Read what `to_json` returned.
 
         Raises:

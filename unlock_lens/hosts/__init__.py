@@ -15,7 +15,7 @@ from unlock_lens.hosts.remote import Remote, Where, remote_of
 from unlock_lens.hosts.tokenizers import watch
 
 BACKENDS = ("transformer_lens", "nnsight")
-Dtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 """What models are loaded in."""
 
 _NOT_YET = {
@@ -109,7 +109,7 @@ def open_model(
     Args:
         name: folder or hub id.
         backend: "transformer_lens" or "nnsight".
-        dtype: of the weights: "float32", "bfloat16" or "float16"; a server's models are in its own.
+        dtype: of the weights: "float32", "bfloat16", "float16" or "float64"; a server's models are in its own.
         remote: as in `Variant`.
         device: such as "cpu", "cuda" or "cuda:1"; None is the GPU where there is one.
 
