@@ -81,3 +81,8 @@ def test_garbage_under_steering_is_told_with_a_way_out() -> None:
         caution_of_garbage([broken], [])  # unsteered
         caution_of_garbage([broken, sound, sound], [everywhere])
         caution_of_garbage([], [everywhere])
+
+
+def test_a_seed_without_sampling_is_refused(model: Any) -> None:
+    with pytest.raises(ul.InvalidInput, match="seed.*temperature"):
+        ul.generate(model, TASK.direct, seed=1, **HOW)

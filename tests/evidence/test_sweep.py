@@ -582,6 +582,21 @@ def test_pairs_take_the_place_of_the_extract_split(tmp_path: Path) -> None:
         Material(paired.config, progress=False)
 
 
+def test_pairs_that_were_edited_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extract = Material(changed(**PLAIN), progress=False).splits.extract
+    pairs = zip(extract.prompts("Q {question} A :"), extract.prompts("Q {question} think A :"), strict=True)
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps({"locked": a, "unlocked": b}) + "\n" for a, b in pairs))
+    capability = {"name": "think", "locked": "Q {question} A :", "unlocked": "Q {question} think A :", "pairs": str(file)}
+    config = changed(capability=capability, **PLAIN)
+    monkeypatch.setattr(results, "append", stopping_after(1))
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(config, tmp_path / "out", progress=False)
+    file.write_text(file.read_text().replace("think", "Think", 1))
+    with pytest.raises(ul.InvalidInput, match="pairs"):
+        sweep.run(config, tmp_path / "out", progress=False)
+
+
 def test_options_of_the_aligner_are_keys_of_the_config() -> None:
     material = Material(changed(aligner={"sinks": "drop", "skip_first": True}, **PLAIN), progress=False)
     setting = runner.grid(material.config, "think")[0]

@@ -314,8 +314,6 @@ TEXTS = b'{"question": "1 + 1?", "answer": "2"}\n{"question": "2 + 2?", "answer"
 PAIRS = b'{"locked": "1 + 1?", "unlocked": "Think. 1 + 1?"}\n{"locked": "2?", "unlocked": "Think. 2?", "n": [1]}\n'
 CARD = b"---\nlicense: mit\ntags: [a, b]\nbase_model: org/model\nlibrary_name: other\n---\n\n# Mine\n\nText.\n"
 DESCRIBING = (
-    "results.jsonl", "geometry.json", "provenance.json", "problems.json", "diagnosis.json", "benchmarks.json", "inputs.json"
-)  # fmt: skip
     "results.jsonl",
     "geometry.json",
     "provenance.json",

@@ -116,6 +116,8 @@ def complete(
 ) -> list[Completion]:
     """`generate`, which also says which completions were cut."""
     check_how(max_new_tokens, stop, temperature, top_p)
+    if seed is not None and not temperature:
+        raise InvalidInput(f"seed={seed} was given at temperature 0, which draws nothing; give a temperature above 0 to sample")
     backend, where = variant.backend, remote_of(variant.remote)
     check_resumable(where is not None, resume, wait)
     how = Generation(max_new_tokens, use_cache, temperature, stop=tuple(stop), top_p=top_p)

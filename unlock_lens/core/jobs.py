@@ -91,7 +91,7 @@ class Kept:
         """Create the folder if it does not exist.
 
         Raises:
-        InvalidInput: it cannot be created.
+            InvalidInput: it cannot be created.
         """
         folder = Path(resume)
         try:

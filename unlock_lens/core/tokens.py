@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Literal
@@ -13,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unlock_lens.core.variant import Variant
-from unlock_lens.errors import InvalidInput
+from unlock_lens.errors import InvalidInput, caution
 from unlock_lens.hosts import Backend
 
 logger = logging.getLogger(__name__)
@@ -73,10 +72,9 @@ def check_last_token(variant: Variant) -> None:
 def warn_of_last_token(variant: Variant) -> None:
     """Warn if prompts end with a special token, after which a model may write anything."""
     if token := _special_at_the_end(variant, every=False):
-        warnings.warn(
+        caution(
             f"prompts end with the special token {token!r}, which is then the last prompt token, where edits are made; "
-            "leave it out, unless the model expects it there",
-            stacklevel=3,
+            "leave it out, unless the model expects it there"
         )
 
 

@@ -296,6 +296,7 @@ class Inputs(_Strict):
     problems: Text
     calibration: str | None = None
     unrelated: str | None = None
+    pairs: dict[str, str] | None = None
     library: str | None = None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unlock_lens.errors import InvalidInput, UnsupportedModel
+from unlock_lens.errors import InvalidInput, UnsupportedModel, caution
 from unlock_lens.hosts.decoding import Writer, begins_at_the_end, completed_arms
 from unlock_lens.hosts.endings import StopCriterion
 from unlock_lens.hosts.guard import running
@@ -335,9 +334,8 @@ class Backend(Runs):
         ends = torch.tensor(self.end_tokens, dtype=torch.long)
         cut = any(new.shape[1] == room and not bool(torch.isin(new, ends).any(dim=1).all()) for new in found)
         if room < how.max_new_tokens and cut:
-            warnings.warn(
-                f"completions were cut after {room} new tokens: {self.identity.name} has {self._positions} learned positions",
-                stacklevel=4,
+            caution(
+                f"completions were cut after {room} new tokens: {self.identity.name} has {self._positions} learned positions"
             )
         return found
 
@@ -350,6 +348,8 @@ class Backend(Runs):
             and how.use_cache
             and not how.temperature
             and batch.masked
+            and int(batch.mask.sum(1).min()) > 1  # of a single token nothing is read before the last
+            and not self._rope_looks_beyond(length + how.max_new_tokens)
             and all(map(begins_at_the_end, arms))
             and self._untouched
             and self._cache_holds(length + how.max_new_tokens)
@@ -479,9 +479,12 @@ class Backend(Runs):
         )
 
     def _rope_allows(self, batch: Batch) -> bool:
-        uneven = not bool(batch.mask.all())
+        return bool(batch.mask.all()) or not self._rope_looks_beyond(batch.ids.shape[1])
+
+    def _rope_looks_beyond(self, length: int) -> bool:
+        """Whether rotary positions change, and a cache with them, in sequences of that length."""
         config = getattr(self.root, "config", None)
-        return not (uneven and config is not None and rope_looks_at_the_longest(config.get_text_config(), batch.ids.shape[1]))
+        return config is not None and rope_looks_at_the_longest(config.get_text_config(), length)
 
     def _cache_holds(self, length: int) -> bool:
         """Whether a KV cache gives what the whole sequence gives, for sequences of that length."""

@@ -72,8 +72,8 @@ def _span(spec: Mapping[str, Any], values: Sequence[float]) -> tuple[float, floa
         return float(low), float(high)
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if spec.get("rangemode") == "tozero":
-        low = min(0.0, low)
-        return low, high + 0.06 * (high - low) or 1.0
+        low, high = min(0.0, low), max(0.0, high)
+        return low, high + 0.06 * (high - low) if high > low else 1.0
     if low == high:
         return low - (abs(low) / 2 or ALONE), high + (abs(high) / 2 or ALONE)
     return low - 0.05 * (high - low), high + 0.05 * (high - low)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unlock_lens.core.files import replacing
-from unlock_lens.core.writing import write_whole
+from unlock_lens.core.writing import discard, write_whole
 
 logger = logging.getLogger(__name__)
 FOLDER = "captures"
@@ -33,9 +33,8 @@ class Captures:
     def __init__(self, folder: Path, inputs: str) -> None:
         self.folder, self._made_from = folder, _short(inputs)
         if folder.is_dir():
-            for stale in folder.iterdir():
-                if not stale.name.startswith(self._made_from):
-                    stale.unlink()
+            for stale in (file for file in folder.iterdir() if not file.name.startswith(self._made_from)):
+                discard(stale)
 
     def tensor(self, key: object, make: Callable[[], Tensor]) -> Tensor:
         """The kept tensor of a key, or what `make` returns, which is kept from then on."""
@@ -46,9 +45,12 @@ class Captures:
             except (SafetensorError, OSError, KeyError) as error:
                 logger.warning("%s is not used, and made again: %s", file, error)
         made = make()
-        if self._has_room(made.numel() * made.element_size()):
+
+        def write() -> None:
             with replacing(file) as temporary:
                 save_file({"kept": made.contiguous()}, temporary)
+
+        self._keep(file, made.numel() * made.element_size(), write)
         return made
 
     def texts(self, key: object, make: Callable[[], list[str]]) -> list[str]:
@@ -61,8 +63,7 @@ class Captures:
                 logger.warning("%s is not used, and made again: %s", file, error)
         made = make()
         content = json.dumps({"kept": made}).encode()
-        if self._has_room(len(content)):
-            write_whole(file, content)
+        self._keep(file, len(content), lambda: write_whole(file, content))
         return made
 
     def clear(self) -> None:
@@ -72,13 +73,15 @@ class Captures:
     def _file(self, key: object, kind: str) -> Path:
         return self.folder / f"{self._made_from}-{_short(repr(key))}.{kind}"
 
-    def _has_room(self, size: int) -> bool:
-        """Whether the disk has; a full one costs the next resumption its time, and this run nothing."""
-        self.folder.mkdir(exist_ok=True)
-        if shutil.disk_usage(self.folder).free > _SPARE * size:
-            return True
-        logger.warning("%s has no room for %.1f GB: a resumed sweep will read its models again", self.folder, size / 1e9)
-        return False
+    def _keep(self, file: Path, size: int, write: Callable[[], None]) -> None:
+        """Write a file if the disk has room. A disk that refuses costs the next resumption its time, and this run nothing."""
+        try:
+            self.folder.mkdir(exist_ok=True)
+            if shutil.disk_usage(self.folder).free <= _SPARE * size:
+                raise OSError(f"there is no room for {size / 1e9:.1f} GB")
+            write()
+        except (OSError, SafetensorError) as error:
+            logger.warning("%s is not kept, so a resumed sweep will read its models again: %s", file, error)
 
 
 def _short(text: str) -> str:

@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from unlock_lens.core.inputs import read_pairs
 from unlock_lens.evidence.diagnosis import Diagnosis, diagnose
 from unlock_lens.evidence.evaluation import evaluate, sample
 from unlock_lens.evidence.sweep.config import Setting
@@ -25,11 +26,13 @@ def inputs(material: Material) -> dict[str, Any]:
     for capability in (config.capability, *config.others):
         named[f"{capability.name}, source unlocked"] = capability.source_unlocked
         named[f"{capability.name}, target unlocked"] = capability.target_unlocked
+    pairs = {each.name: read_pairs(each.pairs) for each in (config.capability, *config.others) if each.pairs}
     return {
         "models": {side: str(backend_of(material.model(name)).identity) for side, name in named.items() if name},
         "problems": {name: getattr(material.splits, name).hash for name in ("extract", "train", "test")},
         "calibration": hash_of(material.texts),
         "unrelated": hash_of(material.unrelated),
+        "pairs": {name: hash_of([*locked, *unlocked]) for name, (locked, unlocked) in pairs.items()},
         "library": version("unlock-lens"),
     }
 

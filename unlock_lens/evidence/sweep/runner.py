@@ -296,7 +296,7 @@ def _check_inputs(file: Path, now: Mapping[str, Any], begun: bool) -> None:
     content = json.dumps(now, indent=1) + "\n"
     held = results.read_description(file) if begun else None
     if held is not None:
-        held.setdefault("library", now["library"])  # older folders do not say it
+        held = {name: held.get(name, value) for name, value in now.items()}  # older folders lack some
         if changed := difference(json.dumps(held, indent=1) + "\n", content):
             told = "was started with other models, problems or texts, or another version of the library; give a new folder"
             raise InvalidInput(f"{file.parent} {told}:\n{changed}")
