@@ -26,7 +26,7 @@ GRID = recipes.smallest().model_dump(mode="json")["grid"]
         ({"grid": {**GRID, "alpha": 0.1}}, "grid.alpha", "a list"),
         ({"grid": {**GRID, "alpha": [-1]}}, "grid.alpha.0", "more than 0"),
         ({"grid": {**GRID, "n": [1.5]}}, "grid.n.0", "a whole number"),
-        ({"dtype": "float64"}, "dtype", "'float32'"),
+        ({"dtype": "float8"}, "dtype", "'float32'"),
         ({"remote": 3}, "remote", "true or false"),
         ({"controls": ["radom"]}, "controls.0", "did you mean random"),
         ({"source": None}, "source", "expected text"),

@@ -348,7 +348,6 @@ class Backend(Runs):
             and how.use_cache
             and not how.temperature
             and batch.masked
-            and int(batch.mask.sum(1).min()) > 1  # of a single token nothing is read before the last
             and not self._rope_looks_beyond(length + how.max_new_tokens)
             and all(map(begins_at_the_end, arms))
             and self._untouched

@@ -100,7 +100,8 @@ def sharing_is_generating(
     `shared` takes ids, mask, and what the last row writes first; it gives the logits of each row's first token and of the last
     row's second, once the others have left.
     """
-    rows = two_rows(tokenizer)
+    long, single = ordinary_tokens(tokenizer, sum(CACHED)).split(CACHED)
+    rows = long, single  # of the second, nothing is read before its last token
     ids, mask = together(rows, tokenizer.pad_token_id or 0)
     alone = [decode(row.unsqueeze(0), None, True) for row in rows]
     try:
