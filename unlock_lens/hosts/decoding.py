@@ -128,7 +128,9 @@ class Writer:
     def read(self, ids: Int[Tensor, "row token"], mask: Int[Tensor, "row token"]) -> Rows:
         """Prompts of which all tokens but the last are read."""
         ids, mask = ids.to(self.root.device), mask.to(self.root.device)
-        found = self._run(Rows(ids[:, :-1], mask[:, :-1]), 1)
+        seen = mask[:, :-1].clone()
+        seen[:, -1] = 1  # a row of a single token would read nothing; it reads padding, which is masked from then on
+        found = self._run(Rows(ids[:, :-1], seen), 1)
         return Rows(ids, mask, found.past_key_values)
 
     def step(self, rows: Rows, tokens: int, **asked: Any) -> tuple[Rows, Any]:
