@@ -98,7 +98,7 @@ fuzz: $(VENV)/ready  ## 23,700 damaged files and server answers, in about ten mi
 test-crash: $(VENV)/ready  ## kill sweeps and saves, fill the disk, take the folder away, and compare what is left (ten minutes on 2 cores)
 	$(VENV)/bin/python -m tests.crash
 
-test-state: $(VENV)/ready  ## 250 random programs of steering, errors and interrupts in each host: nothing stays behind (ten minutes)
+test-state: $(VENV)/ready  ## 250 random programs of steering, errors and interrupts in each host: nothing stays behind (5 minutes)
 	UNLOCK_LENS_PROGRAMS=$(or $(PROGRAMS),250) $(VENV)/bin/pytest -q tests/hosts/test_state.py
 
 check: $(VENV)/ready  ## what pre-commit checks: lint, format, types, settings, workflows (without git: lint, format, types)
