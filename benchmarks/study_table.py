@@ -30,12 +30,11 @@ def write(config: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None
     """Write all of it into the study's page of docs/, and the main study's short form into the README."""
     arms, settings = tested(config, lines)
     document = DOCS / config["page"]
-    whole, of_noise = "\n".join(table(config, arms, settings, lines)), "\n".join(nulls(config, lines))
-    written_between(document, "study", whole)
+    written_between(document, "study", "\n".join(table(config, arms, settings, lines)))
     written_between(document, "choosing", "\n".join(choosing(lines)))
     if config["files"] != "study":
         return
-    written_between(document, "nulls", of_noise)
+    written_between(document, "nulls", "\n".join(nulls(config, lines)))
     written_between(document, "lengths", "\n".join(by_length(arms)))
     written_between(document, "forecast", "\n".join(forecasts(lines)))
     written_between(DOCS.parent / "README.md", "study", "\n".join(in_short(config, arms)))

@@ -64,7 +64,7 @@ def steer(
     """
     asked = read_texts(prompts, prompting.field)
     how: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seed": seed, "stop": stop}
-    check_how(max_new_tokens, stop, temperature, top_p)
+    check_how(max_new_tokens, stop, temperature, top_p, seed)
     settings = operation, positions, parse_layers(layers), check_model
     hooks = _hooks(direction, alpha, settings) if key is None else [_key(key, direction, alpha, settings)]
     running.check()

@@ -115,14 +115,12 @@ def complete(
     seed: int | None = None,
 ) -> list[Completion]:
     """`generate`, which also says which completions were cut."""
-    check_how(max_new_tokens, stop, temperature, top_p)
-    if seed is not None and not temperature:
-        raise InvalidInput(f"seed={seed} was given at temperature 0, which draws nothing; give a temperature above 0 to sample")
+    check_how(max_new_tokens, stop, temperature, top_p, seed)
     backend, where = variant.backend, remote_of(variant.remote)
     check_resumable(where is not None, resume, wait)
     how = Generation(max_new_tokens, use_cache, temperature, stop=tuple(stop), top_p=top_p)
     if not where:
-        with _seeded(seed):
+        with seeded(seed):
             return _of_arms(variant, [steer], how, batch_size, progress)[0]
     server, edits = backend.on(where), _edits(variant, steer)
     if temperature:  # torch.manual_seed here decides there
@@ -188,7 +186,7 @@ def _in_order(variant: Variant, order: Sequence[Tensor], written: Sequence[Tenso
 
 
 @contextmanager
-def _seeded(seed: int | None) -> Generator[None, None, None]:
+def seeded(seed: int | None) -> Generator[None, None, None]:
     """Random numbers from a seed, without a trace afterwards; the usual ones without it."""
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
@@ -196,7 +194,9 @@ def _seeded(seed: int | None) -> Generator[None, None, None]:
         yield
 
 
-def check_how(max_new_tokens: int, stop: Sequence[str], temperature: float = 0.0, top_p: float = 1.0) -> None:
+def check_how(
+    max_new_tokens: int, stop: Sequence[str], temperature: float = 0.0, top_p: float = 1.0, seed: int | None = None
+) -> None:
     """Raise InvalidInput unless completions can be made like this: numbers in range, and no stop string that is empty."""
     if max_new_tokens < 1 or not temperature >= 0:
         raise InvalidInput(
@@ -207,6 +207,8 @@ def check_how(max_new_tokens: int, stop: Sequence[str], temperature: float = 0.0
             f"top_p {top_p} was given with temperature {temperature}; it is a share above 0, at most 1, and greedy "
             "completions (temperature 0) take none"
         )
+    if seed is not None and not temperature:
+        raise InvalidInput(f"seed={seed} was given at temperature 0, which draws nothing; give a temperature above 0 to sample")
     if isinstance(stop, str):
         raise InvalidInput(f"stop={stop!r} is one text; give a list of stop strings, stop=[{stop!r}]")
     for each in stop:

@@ -10,9 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import torch
-
-from unlock_lens.core.generation import Completion, Steer, complete, complete_arms
+from unlock_lens.core.generation import Completion, Steer, complete, complete_arms, seeded
 from unlock_lens.core.progress import shown
 from unlock_lens.core.steering import SteeringHook
 from unlock_lens.core.variant import Variant, variant_of
@@ -151,9 +149,9 @@ def evaluate(
         >>> evaluation.evaluate(zoo.load("small-base"), task, task.think, max_new_tokens=12).outcome.accuracy
         1.0
     """
-    return evaluate_arms(model, task, prompts, [steer], max_new_tokens, batch_size, add_special_tokens, progress, remote, stop)[
-        0
-    ]
+    how = (max_new_tokens, batch_size, add_special_tokens, progress, remote, stop)
+    (found,) = evaluate_arms(model, task, prompts, [steer], *how)
+    return found
 
 
 def evaluate_arms(
@@ -237,8 +235,7 @@ def sample(
         raise InvalidInput(f"{samples} samples were asked for; at least 1 is needed")
     asked = variant_of(model, prompts, add_special_tokens, remote)
     rounds: list[list[str]] = []
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         for _ in shown(range(samples), "sampling", progress):
             found = complete(asked, None, max_new_tokens, batch_size, temperature=temperature, progress=False, stop=stop)
             rounds.append([each.text for each in found])
